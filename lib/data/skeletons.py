@@ -1,0 +1,86 @@
+"""Joint names, limbs and left/right partners of the skeletons that occur in the PYSKL pickles and in MotionBERT."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A named joint layout.
+
+    limbs: pairs (start, end) of joint indices, one limb heatmap each.
+    left, right: joint indices, partner by partner, which a horizontal flip exchanges.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    limbs: tuple[tuple[int, int], ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+
+    @cached_property
+    def flip_order(self) -> np.ndarray:
+        """Permutation (V,) int64 with left and right exchanged: `keypoint[..., flip_order, :]`."""
+        order = np.arange(len(self.joints))
+        order[[*self.left, *self.right]] = [*self.right, *self.left]
+        return order
+
+
+COCO17 = Skeleton(
+    name='COCO-17',
+    joints=(
+        'nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear', 'left_shoulder', 'right_shoulder', 'left_elbow',
+        'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle',
+        'right_ankle',
+    ),
+    # PYSKL's order, which is the order of the limb channels.
+    limbs=(
+        (0, 1), (0, 2), (1, 3), (2, 4), (0, 5), (5, 7), (7, 9), (0, 6), (6, 8), (8, 10), (5, 11), (11, 13), (13, 15),
+        (6, 12), (12, 14), (14, 16), (11, 12),
+    ),
+    left=(1, 3, 5, 7, 9, 11, 13, 15),
+    right=(2, 4, 6, 8, 10, 12, 14, 16),
+)  # fmt: skip
+
+NTU25 = Skeleton(
+    name='NTU-25',  # Kinect v2
+    joints=(
+        'spine_base', 'spine_mid', 'neck', 'head', 'left_shoulder', 'left_elbow', 'left_wrist', 'left_hand',
+        'right_shoulder', 'right_elbow', 'right_wrist', 'right_hand', 'left_hip', 'left_knee', 'left_ankle',
+        'left_foot', 'right_hip', 'right_knee', 'right_ankle', 'right_foot', 'spine_shoulder', 'left_hand_tip',
+        'left_thumb', 'right_hand_tip', 'right_thumb',
+    ),
+    limbs=(
+        (0, 1), (1, 20), (20, 2), (2, 3), (20, 4), (4, 5), (5, 6), (6, 7), (20, 8), (8, 9), (9, 10), (10, 11),
+        (0, 12), (12, 13), (13, 14), (14, 15), (0, 16), (16, 17), (17, 18), (18, 19), (7, 21), (7, 22), (11, 23),
+        (11, 24),
+    ),
+    left=(4, 5, 6, 7, 12, 13, 14, 15, 21, 22),
+    right=(8, 9, 10, 11, 16, 17, 18, 19, 23, 24),
+)  # fmt: skip
+
+H36M17 = Skeleton(
+    name='H36M-17',
+    joints=(
+        'root', 'right_hip', 'right_knee', 'right_ankle', 'left_hip', 'left_knee', 'left_ankle', 'belly', 'neck',
+        'nose', 'head', 'left_shoulder', 'left_elbow', 'left_wrist', 'right_shoulder', 'right_elbow', 'right_wrist',
+    ),
+    limbs=(
+        (0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (5, 6), (0, 7), (7, 8), (8, 9), (9, 10), (8, 11), (11, 12), (12, 13),
+        (8, 14), (14, 15), (15, 16),
+    ),
+    left=(4, 5, 6, 11, 12, 13),
+    right=(1, 2, 3, 14, 15, 16),
+)  # fmt: skip
+
+PICKLE_SKELETONS = {17: COCO17, 25: NTU25}
+
+
+def skeleton_of(num_joints: int) -> Skeleton:
+    """The layout of a PYSKL pickle, by its joint count. Raises ValueError for a count that no known layout has."""
+    if num_joints not in PICKLE_SKELETONS:
+        known = ', '.join(f'{s.name} ({v} joints)' for v, s in PICKLE_SKELETONS.items())
+        raise ValueError(f'no skeleton with {num_joints} joints is known; known are {known}')
+    return PICKLE_SKELETONS[num_joints]
