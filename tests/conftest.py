@@ -1,6 +1,7 @@
-"""Fixtures for recorded references and real motion: skipped where the folder is not given, failing where it is broken."""
+"""Fixtures for recorded references and real motion: skipped where the folder is not given, failing if it is broken."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,15 @@ def motion():
         return file
 
     return path
+
+
+@pytest.fixture
+def write_pickle(tmp_path):
+    """write_pickle(data, name='set.pkl', protocol=4) -> its path."""
+
+    def write(data: object, name: str = 'set.pkl', protocol: int = 4) -> Path:
+        path = tmp_path / name
+        path.write_bytes(pickle.dumps(data, protocol))
+        return path
+
+    return write

@@ -1,0 +1,160 @@
+"""What happens to coordinates between the pickle and the heatmap, vectorised over a batch of clips.
+
+PYSKL's pipeline (Duan et al., CVPR 2022): compaction to the box around the person, resize, random resized crop, resize,
+flip. All of it is one affine map per clip and axis, so only the map is composed stage by stage, and the keypoints are
+touched once. A coordinate of exactly zero means "missing", x and y apart, and takes a path of its own.
+
+N clips, P persons of all clips together (person rows), L frames, V joints. Images are (h, w), points (x, y), in pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from lib.data.sampling import ClipRandom
+
+BOX_PADDING = 0.25  # of the box, all around
+BOX_MINIMUM = 10  # px; a smaller box is left alone
+SHORT_EDGE = 64  # px before the random crop
+CROP_ATTEMPTS = 10
+
+
+@dataclass
+class AffineMap:
+    """x -> scale * x + shift for coordinates that are there, x -> missing for those that are zero.
+
+    scale, shift, missing: (N, 2) float64, (x, y). shape: (N, 2) int64, the image after the map, (h, w).
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+    missing: np.ndarray
+    shape: np.ndarray
+
+    @classmethod
+    def identity(cls, shape: np.ndarray) -> Self:
+        return cls(np.ones(shape.shape), np.zeros(shape.shape), np.zeros(shape.shape), shape)
+
+    def compact(self, box: np.ndarray) -> Self:
+        """Cuts the image down to `box` (N, 4) int, x1 y1 x2 y2. Missing coordinates stay where they are."""
+        return AffineMap(self.scale, self.shift - box[:, :2], self.missing, _box_shape(box))
+
+    def crop(self, box: np.ndarray) -> Self:
+        """As `compact`, but missing coordinates move too, as PYSKL's random crop has it."""
+        return AffineMap(self.scale, self.shift - box[:, :2], self.missing - box[:, :2], _box_shape(box))
+
+    def resize(self, shape: np.ndarray) -> Self:
+        """Scales the image to `shape` (N, 2) or (2,), (h, w)."""
+        shape = np.broadcast_to(shape, self.shape.shape)
+        factor = (shape / self.shape).astype(np.float32)[:, ::-1]
+        return AffineMap(self.scale * factor, self.shift * factor, self.missing * factor, shape)
+
+    def flip(self, flipped: np.ndarray) -> Self:
+        """Mirrors x of the clips chosen by `flipped` (N,) bool. Left and right joints are not exchanged here."""
+        width = np.where(flipped, self.shape[:, 1], 0.0)
+        sign = np.where(flipped, -1.0, 1.0)
+        missing_x = np.where(self.missing[:, 0] != 0, width + sign * self.missing[:, 0], 0.0)
+        return AffineMap(
+            np.stack([self.scale[:, 0] * sign, self.scale[:, 1]], 1),
+            np.stack([self.shift[:, 0] * sign + width, self.shift[:, 1]], 1),
+            np.stack([missing_x, self.missing[:, 1]], 1),
+            self.shape,
+        )
+
+    def apply(self, keypoint: np.ndarray, clip_of: np.ndarray) -> np.ndarray:
+        """Moves keypoint (P, L, V, 2); person row p belongs to clip clip_of[p]. Returns float32."""
+        scale, shift, missing = (
+            np.tile(part.astype(np.float32)[clip_of], keypoint.shape[2])[:, None]  # (P, 1, V * 2): long inner loops
+            for part in (self.scale, self.shift, self.missing)
+        )
+        flat = keypoint.reshape(*keypoint.shape[:2], -1)
+        moved = flat * scale
+        moved += shift
+        np.copyto(moved, missing, where=flat == 0)
+        return moved.reshape(keypoint.shape)
+
+
+def _box_shape(box: np.ndarray) -> np.ndarray:
+    return np.stack([box[:, 3] - box[:, 1], box[:, 2] - box[:, 0]], 1)
+
+
+def extent(keypoint: np.ndarray, num_persons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest coordinate of each clip that is not missing, (N, 2) float32 each.
+
+    keypoint: (P, L, V, 2) float32, the persons of a clip one after the other. num_persons: (N,), at least 1.
+    Where nothing is there: (inf, -inf).
+    """
+    present = keypoint.reshape(*keypoint.shape[:2], -1)  # (P, L, V * 2)
+    absent = present == 0
+    first_row = np.cumsum(num_persons) - num_persons
+
+    def reduced(ufunc: np.ufunc, nothing: float) -> np.ndarray:
+        over_frames = ufunc.reduce(np.where(absent, np.float32(nothing), present), axis=1)
+        over_joints = ufunc.reduce(over_frames.reshape(len(keypoint), -1, 2), axis=1)
+        return ufunc.reduceat(over_joints, first_row, axis=0)
+
+    return reduced(np.minimum, np.inf), reduced(np.maximum, -np.inf)
+
+
+def compact_box(lowest: np.ndarray, highest: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
+    """PYSKL's PoseCompact: the square box around `lowest`..`highest` (N, 2), padded, (N, 4) int64, x1 y1 x2 y2.
+
+    It may reach over the border of the image. Where the points span less than BOX_MINIMUM on an axis: the image itself.
+    """
+    too_small = (highest - lowest < BOX_MINIMUM).any(axis=1)
+    lowest, highest = (np.where(too_small[:, None], 0, edge) for edge in (lowest, highest))
+    # The sum and difference in float32, the rest in float64: what NumPy 1 made of PYSKL's scalars.
+    centre = (highest + lowest).astype(np.float64) / 2
+    half = ((highest - lowest).astype(np.float64) / 2 * (1 + BOX_PADDING)).max(axis=1, keepdims=True)
+    box = np.concatenate([centre - half, centre + half], axis=1).astype(np.int64)  # truncates toward zero, as int()
+    whole_image = np.concatenate([np.zeros_like(img_shape), img_shape[:, ::-1]], axis=1)
+    return np.where(too_small[:, None], whole_image, box)
+
+
+def short_edge_shape(shape: np.ndarray, short_edge: int = SHORT_EDGE) -> np.ndarray:
+    """The image shape (N, 2) after scaling its short edge to `short_edge`, in whole pixels."""
+    factor = short_edge / shape.min(axis=1, keepdims=True)
+    return (shape * factor + 0.5).astype(np.int64)
+
+
+def crop_size(
+    shape: np.ndarray,
+    ratio_draws: np.ndarray,
+    area_draws: np.ndarray,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> np.ndarray:
+    """Width and height (N, 2) int64 of PYSKL's random resized crop: the first of the attempts that fits the image.
+
+    ratio_draws, area_draws: (N, CROP_ATTEMPTS) in [0, 1). Zero where none fits (`crop_box` then takes the middle).
+    """
+    low, high = np.log(ratio)
+    aspect = np.exp(low + (high - low) * ratio_draws)
+    wanted = (area[0] + (area[1] - area[0]) * area_draws) * shape.prod(axis=1, keepdims=True)
+    size = np.round(np.sqrt(np.stack([wanted * aspect, wanted / aspect], axis=2))).astype(np.int64)  # (N, attempts, 2)
+    fits = (size <= shape[:, None, ::-1]).all(axis=2)
+    chosen = np.take_along_axis(size, fits.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+    return np.where(fits.any(axis=1, keepdims=True), chosen, 0)
+
+
+def crop_box(shape: np.ndarray, size: np.ndarray, offset_draws: np.ndarray) -> np.ndarray:
+    """Places crops of `size` (N, 2), (w, h), anywhere in the images; (N, 4) int64, x1 y1 x2 y2.
+
+    offset_draws: (N, 2) in [0, 1). Where size is zero: the largest square in the middle, as PYSKL falls back.
+    """
+    free = shape[:, ::-1] - size
+    corner = (offset_draws * (free + 1)).astype(np.int64)
+    square = np.broadcast_to(shape.min(axis=1, keepdims=True), size.shape)
+    found = (size > 0).all(axis=1, keepdims=True)
+    corner = np.where(found, corner, (shape[:, ::-1] - square) // 2)
+    return np.concatenate([corner, corner + np.where(found, size, square)], axis=1)
+
+
+def random_crop_box(
+    shape: np.ndarray, random: ClipRandom, area: tuple[float, float], ratio: tuple[float, float]
+) -> np.ndarray:
+    """Random resized crop boxes (N, 4) int64 for images of `shape` (N, 2); see `crop_size` and `crop_box`."""
+    draws = random.uniform(2 * CROP_ATTEMPTS + 2)
+    size = crop_size(shape, draws[:, :CROP_ATTEMPTS], draws[:, CROP_ATTEMPTS:-2], area, ratio)
+    return crop_box(shape, size, draws[:, -2:])

@@ -1,0 +1,95 @@
+"""Which frames of a clip are taken, and where random numbers come from.
+
+N clips, T frames of a clip, L clip_len. Uniform sampling is PoseC3D's (Duan et al., CVPR 2022), as PYSKL has it.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+TEST_SEED = 255  # PYSKL's: test frames depend on T, L and the number of clips alone
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class ClipRandom:
+    """Uniform numbers for a batch of clips: a pure function of (seed, epoch, clip, number of the draw).
+
+    What a clip draws depends neither on the rest of its batch nor on what was drawn before it in the run, so loader
+    workers, ranks and interruptions change nothing. SplitMix64 (Steele et al., OOPSLA 2014) in counter mode.
+
+    seed, epoch: any int. clip: (N,) int, the clips' numbers in the set.
+    """
+
+    def __init__(self, seed: int, epoch: int, clip: np.ndarray) -> None:
+        key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + np.array([epoch % 2**64], np.uint64))
+        self._start = _mix(key + clip.astype(np.uint64) * _GOLDEN)[:, None]
+        self._drawn = 0
+
+    def uniform(self, count: int) -> np.ndarray:
+        """The next `count` draws of every clip, (N, count) float64 in [0, 1)."""
+        counter = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
+        self._drawn += count
+        return (_mix(self._start + counter * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order (count,) in which epoch `epoch` visits its clips."""
+    return np.random.default_rng([seed % 2**64, epoch]).permutation(count)
+
+
+def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> np.ndarray:
+    """Uniform sampling of a batch in training: one frame at random from each of L equal parts of the clip.
+
+    Clips shorter than 2 L skip T - L frames chosen at random; clips shorter than L start anywhere and wrap around.
+    total_frames: (N,) int. draws: (N, L + 1) in [0, 1). Returns (N, L) int64.
+    """
+    T, part = total_frames[:, None].astype(np.int64), np.arange(clip_len)
+    start = (draws[:, :1] * T).astype(np.int64)
+    wrapped = (start + part) % T
+
+    skipped = np.zeros(draws.shape, np.int64)
+    np.put_along_axis(skipped, np.argsort(draws, axis=1), np.arange(clip_len + 1) < T - clip_len, axis=1)
+    skipping = part + np.cumsum(skipped, axis=1)[:, :clip_len]
+
+    first, last = part * T // clip_len, (part + 1) * T // clip_len
+    one_per_part = first + (draws[:, :clip_len] * (last - first)).astype(np.int64)
+    return np.where(clip_len > T, wrapped, np.where(2 * clip_len > T, skipping, one_per_part))
+
+
+def clip_frames(
+    total_frames: int, clip_len: int, num_clips: int, random: np.random.RandomState, test: bool
+) -> np.ndarray:
+    """PYSKL's UniformSample for one annotation, draw for draw: (num_clips * L,) int64, clip after clip.
+
+    In test mode PYSKL seeds the generator with TEST_SEED inside the call; `evaluation_frames` does so.
+    """
+    T, L = total_frames, clip_len
+    clips = []
+    for i in range(num_clips):
+        random.rand()  # the interval's ratio, without effect at PYSKL's p_interval = 1
+        if T < L:
+            start = (i if num_clips > T else i * T // num_clips) if test else random.randint(0, T)
+            frames = start + np.arange(L)
+        elif T < 2 * L:
+            skipped = np.zeros(L + 1, np.int64)
+            skipped[random.choice(L + 1, T - L, replace=False)] = 1
+            frames = np.arange(L) + np.cumsum(skipped)[:L]
+        else:
+            edges = np.arange(L + 1) * T // L
+            frames = edges[:L] + random.randint(np.diff(edges))
+        clips.append(frames % T)
+    return np.concatenate(clips)
+
+
+@lru_cache(maxsize=4096)
+def evaluation_frames(total_frames: int, clip_len: int, num_clips: int = 1) -> np.ndarray:
+    """Frames of a test clip, (num_clips * L,) int64, read-only: computed once for each length T."""
+    frames = clip_frames(total_frames, clip_len, num_clips, np.random.RandomState(TEST_SEED), test=True)
+    frames.flags.writeable = False
+    return frames
