@@ -1,0 +1,67 @@
+"""Layers and argument checks that DSTformer and the vanilla transformer share.
+
+N clips, L tokens, C channels, H heads, D channels per head.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two linear layers with one exact GELU between them: (..., C) -> (..., C)."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention among the tokens of each row: (N,L,C) -> (N,L,C).
+
+    qk_scale: factor on the products of queries and keys, D**-0.5 where it is None.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        assert dim % num_heads == 0, f'{dim} channels do not divide into {num_heads} heads'
+        self.num_heads = num_heads
+        self.qk_scale = qk_scale
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), 'n l (qkv h d) -> qkv n h l d', qkv=3, h=self.num_heads).unbind()
+        dropout = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.qk_scale)
+        return self.proj_drop(self.proj(rearrange(x, 'n h l d -> n l (h d)')))
+
+
+def check_sizes(**sizes: float) -> None:
+    """Raise ValueError naming the first key of the config's section `model` that is not positive."""
+    for key, size in sizes.items():
+        if not size > 0:
+            raise ValueError(f'model.{key} is {size}, but must be positive')
+
+
+def check_rates(**rates: float) -> None:
+    """Raise ValueError naming the first key of the config's section `model` that is no dropout rate."""
+    for key, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f'model.{key} is {rate}, but must be at least 0 and below 1')

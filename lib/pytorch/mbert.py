@@ -1,0 +1,185 @@
+"""MotionBERT for actions: an action head on DSTformer, and the model as section `model` of a config builds it.
+
+ActionNet and its heads follow https://github.com/Walter0807/MotionBERT (Apache-2.0; Zhu et al., ICCV 2023), whose
+constructor arguments and state-dict names they keep.
+
+N clips, M persons, T frames, V joints, C channels, H, W height and width of a heatmap (px).
+"""
+
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from lib.pytorch.dstformer import DSTformer
+from lib.pytorch.layers import check_rates, check_sizes
+
+
+class ActionHeadClassification(nn.Module):
+    """Class scores from the mean over persons and frames: (N,M,T,V,C) -> (N,num_classes)."""
+
+    def __init__(
+        self,
+        dropout_ratio: float = 0.0,
+        dim_rep: int = 512,
+        num_classes: int = 60,
+        num_joints: int = 17,
+        hidden_dim: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_ratio)
+        self.fc1 = nn.Linear(num_joints * dim_rep, hidden_dim)
+        self.bn = nn.BatchNorm1d(hidden_dim, momentum=0.1)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc2 = nn.Linear(hidden_dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = reduce(self.dropout(features), 'n m t v c -> n (v c)', 'mean')
+        return self.fc2(self.relu(self.bn(self.fc1(pooled))))
+
+
+class ActionHeadEmbed(nn.Module):
+    """Embeddings of unit length from the mean over persons and frames: (N,M,T,V,C) -> (N,hidden_dim)."""
+
+    def __init__(
+        self, dropout_ratio: float = 0.0, dim_rep: int = 512, num_joints: int = 17, hidden_dim: int = 2048
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_ratio)
+        self.fc1 = nn.Linear(num_joints * dim_rep, hidden_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = reduce(self.dropout(features), 'n m t v c -> n (v c)', 'mean')
+        return F.normalize(self.fc1(pooled), dim=-1)
+
+
+class ActionNet(nn.Module):
+    """A DSTformer and an action head: (N,M,T,V,C) -> (N,num_classes), or (N,hidden_dim) of length 1 for 'embed'.
+
+    version: 'class' or 'embed'. hidden_dim is the embedding's width; the class head's hidden layer is 2048 wide, as in
+    MotionBERT, whatever it says. The backbone's pose head is frozen. Raises ValueError for another version.
+    """
+
+    def __init__(
+        self,
+        backbone: DSTformer,
+        dim_rep: int = 512,
+        num_classes: int = 60,
+        dropout_ratio: float = 0.0,
+        version: str = 'class',
+        hidden_dim: int = 2048,
+        num_joints: int = 17,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # Scores are computed from the representation, so MotionBERT's pose head gets no gradient. It stays in the state
+        # dict and the published parameter counts; frozen, it is out of the optimizer and of what DDP waits for.
+        self.backbone.head.requires_grad_(False)
+        if version == 'class':
+            self.head = ActionHeadClassification(dropout_ratio, dim_rep, num_classes, num_joints)
+        elif version == 'embed':
+            self.head = ActionHeadEmbed(dropout_ratio, dim_rep, num_joints, hidden_dim)
+        else:
+            raise ValueError(f"version is {version!r}, but must be 'class' or 'embed'")
+
+    def forward(self, x: Tensor) -> Tensor:
+        representation = self.backbone.get_representation(rearrange(x, 'n m t v c -> (n m) t v c'))
+        return self.head(rearrange(representation, '(n m) t v c -> n m t v c', n=len(x)))
+
+
+class MotionBERT(ActionNet):
+    """Class scores of heatmap volumes or keypoints; its arguments are the keys of a config's section `model`.
+
+    dim_in: channels of a joint in a frame, H * W of its heatmap or C of a keypoint.
+    maxlen: the longest clip, in frames. dropout_ratio acts before the head, drop_path_rate in the blocks.
+    The defaults are the row that was published at 87.8 top-1. Raises ValueError, naming the key, for a value out of
+    range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_joints: int = 17,
+        maxlen: int = 48,
+        dim_in: int = 3136,
+        dim_feat: int = 512,
+        dim_rep: int = 512,
+        depth: int = 5,
+        num_heads: int = 8,
+        mlp_ratio: float = 2,
+        dropout_ratio: float = 0.5,
+        drop_path_rate: float = 0.0,
+        num_classes: int = 60,
+    ) -> None:
+        check_sizes(
+            num_joints=num_joints,
+            maxlen=maxlen,
+            dim_in=dim_in,
+            dim_feat=dim_feat,
+            dim_rep=dim_rep,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            num_classes=num_classes,
+        )
+        check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
+        if dim_feat % num_heads:
+            raise ValueError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+        backbone = DSTformer(
+            dim_in=dim_in,
+            dim_out=dim_in,
+            dim_feat=dim_feat,
+            dim_rep=dim_rep,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            num_joints=num_joints,
+            maxlen=maxlen,
+            drop_path_rate=drop_path_rate,
+        )
+        super().__init__(backbone, dim_rep, num_classes, dropout_ratio, num_joints=num_joints)
+        self.num_joints = num_joints
+        self.maxlen = maxlen
+        self.dim_in = dim_in
+
+    def check_input(self, *, clip_len: int, channels: int, size: int) -> None:
+        """Raise ValueError, naming the keys, where the heatmap volumes of this config do not fit the model.
+
+        channels: maps per frame, which `heatmap.kind` and the skeleton decide. size: `heatmap.size`, in px.
+        """
+        if clip_len > self.maxlen:
+            raise ValueError(
+                f'data.clip_len {clip_len} is over model.maxlen {self.maxlen}: '
+                f'set data.clip_len to {self.maxlen} or less, or model.maxlen to {clip_len}'
+            )
+        if channels != self.num_joints:
+            raise ValueError(
+                f'model.num_joints is {self.num_joints}, '
+                f'but data.ann_file and heatmap.kind give {channels} maps per frame: set model.num_joints to {channels}'
+            )
+        if size * size != self.dim_in:
+            raise ValueError(
+                f'model.dim_in is {self.dim_in}, '
+                f'but heatmap.size {size} gives {size} * {size} = {size * size}: set model.dim_in to {size * size}'
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A volume (N,T,V,H,W) or a keypoint batch (N,M,T,V,C) -> (N,num_classes).
+
+        Keypoints if the last axis is dim_in long, a volume if the last two together are. The rule cannot tell the two
+        apart in maps one pixel high, which the renderer's square maps are only for dim_in 1: these count as keypoints.
+        Raises ValueError for any other shape, and as DSTformer does.
+        """
+        if x.ndim != 5:
+            raise ValueError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
+        height, width = x.shape[-2:]
+        if width == self.dim_in:
+            keypoint = x
+        elif height * width == self.dim_in:
+            # The map has merged the persons, so that M = 1.
+            keypoint = rearrange(x, 'n t v h w -> n 1 t v (h w)')
+        else:
+            raise ValueError(
+                f'the input is {tuple(x.shape)}: neither its last axis, of keypoints, nor its last two together, '
+                f'of a volume, make model.dim_in {self.dim_in}'
+            )
+        return super().forward(keypoint)
