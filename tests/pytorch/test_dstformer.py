@@ -164,6 +164,12 @@ def test_dropped_path_leaves_a_clip_as_it_was():
     assert torch.equal(block(x), x)
 
 
+def test_paths_are_dropped_clip_by_clip():
+    block = small_model(drop_path_rate=0.5).blocks_st[-1].train()
+    same_clips = torch.randn(1, 6, 5, 16).expand(16, -1, -1, -1)
+    assert len(block(same_clips).unique(dim=0)) > 1
+
+
 @pytest.mark.parametrize('rate', ['drop_rate', 'attn_drop_rate'])
 def test_dropout_acts_in_training_alone(rate):
     model = small_model(**{rate: 0.5})
