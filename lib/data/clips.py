@@ -89,9 +89,26 @@ class Clips:
         return len(self.clips)
 
     @property
+    def clips_per_epoch(self) -> int:
+        """Clips that an epoch visits: all of the split, or one less (see __len__)."""
+        return min(self.num_clips, len(self) * self.batch_size)
+
+    @property
     def classes(self) -> np.ndarray:
         """The labels that occur in the split, rising."""
         return np.unique(self.store.label[self.clips])
+
+    @property
+    def description(self) -> str:
+        """Which set this is and what is made of it, for the log."""
+        joints = skeleton_of(self.num_joints).name
+        return f'{self.store.ann_file}, {joints}, {self.clip_len} frames of {self.size}x{self.size} px'
+
+    @property
+    def split_description(self) -> str:
+        """Which list of the set this is, for the log."""
+        count = len(self.classes)
+        return f'{self.list_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%})'
 
     def check_labels(self, num_classes: int) -> None:
         """Raises ValueError, naming the clip, for a label that a model of `num_classes` cannot learn."""

@@ -1,0 +1,72 @@
+"""The command line that the three training scripts share, and what a user sees when something is wrong."""
+
+import argparse
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75  # exit codes
+
+
+def parse_args(doc: str, default_config: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags as MotionBERT's users know them; `doc` is the script's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
+    parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there goes on')
+    parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to go on from, into an empty folder')
+    parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint to evaluate, instead of training')
+    parser.add_argument('-freq', '--print_freq', type=int, default=50, metavar='STEPS', help='(default: %(default)s)')
+    parser.add_argument('--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key')
+    args = parser.parse_args(argv)
+    if args.print_freq < 1:
+        parser.error('--print_freq must be at least 1')
+    if args.evaluate:
+        if args.resume:
+            parser.error('--evaluate and --resume exclude each other')
+    elif not args.checkpoint:
+        parser.error('name the folder for checkpoints and logs: --checkpoint FOLDER')
+    if not args.evaluate:
+        args.config = args.config or default_config
+    return args
+
+
+def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Calls main(args) and turns mistakes of the user into a message. Returns the exit code.
+
+    What our own code raises as ValueError or OSError is about files and values that the user gave. The same errors out
+    of a library are bugs, and keep their traceback.
+    """
+    logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stdout)
+    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        print(f'\nstopped. {_what_next(args)}', file=sys.stderr)
+        return STOPPED
+    except FloatingPointError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return FAILED
+    except (ValueError, OSError) as error:
+        if not _raised_by_us(error):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return USER_ERROR
+    return DONE
+
+
+def _what_next(args: argparse.Namespace) -> str:
+    if args.evaluate:
+        return 'Nothing was written.'
+    latest = sorted(Path(args.checkpoint).glob('latest_epoch.*[nz]'))
+    if not latest:
+        return 'No epoch was finished, so the same command starts anew.'
+    return f'The same command goes on from {latest[0]}.'
+
+
+def _raised_by_us(error: Exception) -> bool:
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    here = Path(__file__).resolve().parent
+    return isinstance(error, OSError) or here in raised_in.parents or raised_in.parent == here.parent

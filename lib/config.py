@@ -1,0 +1,160 @@
+"""YAML configs: a section is the keyword arguments of one callable, which thereby is the section's schema.
+
+A keyword-only parameter is a key; its annotation is the key's type; without a default the key must be there. So a name
+that nothing reads, a value of another type or a forgotten key ends a run before it has touched any data.
+"""
+
+import contextlib
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from easydict import EasyDict
+
+Sections = Mapping[str, Callable[..., Any]]
+
+
+def load_config(path: str | Path, sections: Sections, overrides: Iterable[str] = ()) -> EasyDict:
+    """Reads a config, changes it by `overrides` ('section.key=value') and checks it against `sections`.
+
+    Returns every key of every section, defaults filled in. Raises OSError or ValueError naming file and key.
+    """
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: there is no such config.') from None
+    try:
+        config = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f'{path} is not sound YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+        raise ValueError(
+            f'{path}: a config is sections of keys ({", ".join(sections)}), each `section: {{key: value}}`.'
+        )
+    return resolve_config(config, sections, overrides, str(path))
+
+
+def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: Iterable[str], where: str) -> EasyDict:
+    """As `load_config`, for a config that is already read; `where` names it in errors."""
+    config = {section: dict(keys) for section, keys in config.items()}
+    for override in overrides:
+        name, equals, value = override.partition('=')
+        section, dot, key = name.partition('.')
+        if not (equals and dot and key):
+            raise ValueError(f'--set {override}: write --set section.key=value.')
+        try:
+            config.setdefault(section, {})[key] = yaml.load(value, _Loader)
+        except yaml.YAMLError:
+            raise ValueError(f'--set {override}: {value!r} is not sound YAML.') from None
+    for section in config:
+        if section not in sections:
+            raise ValueError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
+    return EasyDict({name: _bind(config.get(name, {}), call, f'{where}: {name}') for name, call in sections.items()})
+
+
+def differences(one: Mapping[str, dict], other: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
+    """{'section.key': (value in one, value in other)} for all keys that differ; None stands for absent."""
+    names = {(section, key) for config in (one, other) for section, keys in config.items() for key in keys}
+    values = {f'{s}.{k}': (one.get(s, {}).get(k), other.get(s, {}).get(k)) for s, k in sorted(names)}
+    return {name: (a, b) for name, (a, b) in values.items() if a != b}
+
+
+def plain(config: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
+    """A config as plain dicts and lists, for YAML files and checkpoints."""
+    return {
+        section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
+        for section, keys in config.items()
+    }
+
+
+def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
+    """The keyword arguments of `call`, checked, with defaults."""
+    hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
+    parameters = inspect.signature(call).parameters.values()
+    keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for key in given:
+        if key not in keys:
+            raise ValueError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
+    bound = {}
+    for key, parameter in keys.items():
+        if key in given:
+            _check_type(given[key], hints[key], f'{where}.{key}')
+            bound[key] = given[key]
+        elif parameter.default is parameter.empty:
+            raise ValueError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
+        else:
+            bound[key] = parameter.default
+    return plain({'': bound})['']
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if not _fits(value, hint):
+        advice = ''
+        if isinstance(value, str) and float in _options(hint):
+            with contextlib.suppress(ValueError):
+                advice = f' YAML reads {value} as text; write {float(value):.1e}.'
+        raise ValueError(f'{where} must be {_name(hint)}, found {value!r}.{advice}')
+
+
+def _options(hint: Any) -> tuple:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    assert isinstance(hint, type), f'config keys of type {hint} are not supported'
+    return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    names = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', types.NoneType: 'null'}
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return ' or '.join(map(_name, args))
+    if origin is typing.Literal:
+        return 'one of ' + ', '.join(map(str, args))
+    if origin is tuple:
+        return f'[{", ".join(map(_name, args))}]'
+    if origin is list:
+        return f'[{_name(args[0])}, ...]'
+    return names[hint]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f' Did you mean {close[0]}?' if close else f' Known are {", ".join(known)}.'
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, which plain YAML loaders settle silently."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key, (key_node, _) in zip(keys, node.value, strict=True):
+        if not isinstance(key, str) or keys.count(key) > 1:
+            problem = f'the key {key!r} stands here twice' if isinstance(key, str) else f'the key {key!r} is not text'
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

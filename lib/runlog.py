@@ -1,0 +1,103 @@
+"""What a run tells: lines on the screen, progress, TensorBoard, metrics.jsonl, timing.jsonl."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that at any moment either the old or the new one is there."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    with temporary.open('w') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunLog:
+    """The log of a training run in its checkpoint folder.
+
+    metrics.jsonl has one line per epoch and no clock in it: equal runs have equal files. It is written anew from the
+    history that the checkpoint keeps, so the two never disagree. Times and speeds are in timing.jsonl.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, dict[str, Any]], history: Sequence[dict[str, Any]]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / 'config.yaml', yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=120))
+        self._write_metrics(history)
+        self._board = SummaryWriter(str(folder / 'logs'), purge_step=len(history) + 1)
+        self._train_seconds = math.nan  # of the last epoch
+
+    def progress(self, title: str, num_clips: int) -> tqdm:
+        """A progress bar over the clips of an epoch. Where there is no terminal, `report` prints it as lines."""
+        form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
+        screen = sys.stderr if sys.stderr.isatty() else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
+        return tqdm(desc=title, total=num_clips, unit='clips', bar_format=form, leave=False, file=screen)
+
+    def report(self, bar: tqdm, text: str) -> None:
+        """Adds a text to the progress bar: what is known of the epoch so far."""
+        bar.set_postfix_str(text)
+        self._train_seconds = bar.format_dict['elapsed']
+        if not sys.stderr.isatty():
+            say(str(bar))
+
+    def epoch(self, history: Sequence[dict[str, Any]], *, epochs: int, best: dict[str, Any], num_clips: int) -> None:
+        """Tells the last line of `history`: {'epoch': ..., 'lr': ..., 'train': {...}, 'val': {...}}."""
+        line = history[-1]
+        self._write_metrics(history)
+        clips_per_second = num_clips / self._train_seconds
+        timing = {'epoch': line['epoch'], 'train_seconds': self._train_seconds, 'clips_per_second': clips_per_second}
+        with (self.folder / 'timing.jsonl').open('a') as file:
+            file.write(json.dumps(timing) + '\n')
+        for split in ('train', 'val'):
+            for name, value in line[split].items():
+                self._board.add_scalar(f'{split}/{name}', value, line['epoch'])
+        self._board.add_scalar('lr', line['lr'], line['epoch'])
+        self._board.add_scalar('clips_per_second', clips_per_second, line['epoch'])
+        self._board.flush()
+        train, val = line['train'], line['val']
+        say(
+            f'epoch {line["epoch"]}/{epochs}  train loss {train["loss"]:.4f} top1 {train["top1"]:6.2%}  '
+            f'val loss {val["loss"]:.4f} top1 {val["top1"]:6.2%} top5 {val["top5"]:6.2%} '
+            f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]})  '
+            f'{clips_per_second:.1f} clips/s'
+        )
+
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """Puts a picture (3, H, W), uint8, on TensorBoard."""
+        self._board.add_image(name, image)
+        self._board.flush()
+
+    def _write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
+        write_text(self.folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in history))
+
+
+def say(text: str) -> None:
+    """Prints a line above a progress bar that may be running."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def say_facts(facts: dict[str, str]) -> None:
+    """Prints a run's facts, a line each."""
+    for name, fact in facts.items():
+        say(f'{name:<12}{fact}')
+
+
+def metrics_line(metrics: dict[str, Any]) -> str:
+    """The line that an evaluation prints."""
+    return (
+        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
+        f'MeanClass {100 * metrics["mean_class"]:.2f}'
+    )
