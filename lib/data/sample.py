@@ -32,7 +32,7 @@ XSUB_TRAIN_PERSONS = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 
 XVIEW_TRAIN_CAMERAS = (2, 3)
 CAMERA_ANGLES = {1: -np.pi / 4, 2: 0.0, 3: np.pi / 4}  # about the vertical axis, seen from the stage
 NUM_SETUPS = 17
-ACTIONS_LEFT_OUT = 3  # by each person, in turn: keeps the set small
+ACTIONS_LEFT_OUT = 2  # by each person, in turn: keeps the set small
 
 # Clip lengths in frames and how often each range occurs: below, within and above one to two times a clip_len of 48.
 CLIP_LENGTHS = (((24, 47), 0.2), ((48, 95), 0.35), ((96, 200), 0.45))
@@ -94,7 +94,7 @@ def make_person(rng: np.random.Generator) -> Person:
 #   nod, tilt, turn    of the head, the same on top of the chest's
 #   travel, lift       metres by which the whole figure (walk) or figure and feet (jump) are moved forward and up
 #   goal, goal_weight  a point in metres from where the figure starts (left, up, forward), and how far the hand obeys it
-REST_HAND = (0.46, -0.93, 0.12)
+REST_HAND = (0.44, -1.0, 0.10)
 STILL = (0.0, 0.0, 0.0)
 REST = {
     'hand': REST_HAND, 'other_hand': REST_HAND, 'elbow': 0.0, 'other_elbow': 0.0,
@@ -103,8 +103,8 @@ REST = {
     'travel': 0.0, 'lift': 0.0, 'goal': STILL, 'goal_weight': 0.0,
 }  # fmt: skip
 SWAY = {  # standard deviation of the slow movement that never stops, in the channel's unit
-    'hand': 0.015, 'other_hand': 0.015, 'pelvis': (0.010, 0.002, 0.008),
-    'lean': 0.015, 'side': 0.012, 'twist': 0.025, 'nod': 0.04, 'tilt': 0.02, 'turn': 0.07,
+    'hand': 0.015, 'other_hand': 0.015, 'pelvis': (0.015, 0.002, 0.010),
+    'lean': 0.02, 'side': 0.015, 'twist': 0.04, 'nod': 0.05, 'tilt': 0.03, 'turn': 0.1,
 }  # fmt: skip
 SWAY_PERIOD = 0.8  # seconds
 
@@ -150,14 +150,22 @@ def make_pose(person: Person, keys: Keys, times: np.ndarray, rng: np.random.Gene
     for name, size in SWAY.items():
         width = pose[name].shape[1]
         pose[name] = pose[name] + size * smooth_noise(rng, len(times), (width,), SWAY_PERIOD * FPS)
-    pose['hand'] = pose['hand'] + person.hand_offset[0]
-    pose['other_hand'] = pose['other_hand'] + person.hand_offset[1]
+    for name, offset in zip(('hand', 'other_hand'), person.hand_offset, strict=True):
+        hangs = np.clip(-0.6 - 1.6 * pose[name][:, 1:2], 0, 1)  # a hand that does something goes where it is needed
+        pose[name] = pose[name] + hangs * offset
     pose['lean'] = pose['lean'] + person.lean
     pose['nod'] = pose['nod'] + person.nod
     return pose
 
 
 # ---------------------------------------------------------------------------------------- poses to joints
+ANKLE_HEIGHT = 0.045  # of the body's height
+FACE = {  # points of the face from the head's middle, in body heights: (left, up, forward)
+    NOSE: (0, -0.005, 0.058), LEFT_EYE: (0.018, 0.014, 0.046), RIGHT_EYE: (-0.018, 0.014, 0.046),
+    LEFT_EAR: (0.042, 0.002, 0.0), RIGHT_EAR: (-0.042, 0.002, 0.0),
+}  # fmt: skip
+
+
 def rotation(pitch: np.ndarray, yaw: np.ndarray, roll: np.ndarray) -> np.ndarray:
     """(T, 3, 3): forward by `pitch`, to the left by `yaw`, onto the right side by `roll`; each (T, 1)."""
     (cx, sx), (cy, sy), (cz, sz) = ((np.cos(a[:, 0]), np.sin(a[:, 0])) for a in (pitch, yaw, roll))
@@ -174,17 +182,16 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def bend_limb(
-    root: np.ndarray, target: np.ndarray, upper: float, lower: float, bend: Callable[[np.ndarray], np.ndarray]
+    root: np.ndarray, target: np.ndarray, upper: float, lower: float, aside: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and end joint, each (T, 3), of a limb of two bones from `root` towards `target`.
+    """Middle and end joint, each (T, 3), of a limb of two bones from `root` towards `target`, as far as it reaches.
 
-    bend: gives, for the direction root -> end, the direction into which the middle joint gives way.
+    aside: (T, 3), the direction into which the middle joint gives way.
     """
     direction = unit(target - root)
     distance = np.linalg.norm(target - root, axis=-1, keepdims=True)
-    distance = np.clip(distance, 1.05 * abs(upper - lower) + 0.3 * lower, 0.998 * (upper + lower))
+    distance = np.clip(distance, 0.35 * lower, 0.998 * (upper + lower))
     along = (upper**2 + distance**2 - lower**2) / (2 * distance)
-    aside = bend(direction)
     aside = unit(aside - (aside * direction).sum(-1, keepdims=True) * direction)
     middle = root + along * direction + np.sqrt(np.maximum(upper**2 - along**2, 0)) * aside
     return middle, root + distance * direction
@@ -192,88 +199,82 @@ def bend_limb(
 
 def figure_joints(person: Person, pose: Pose) -> np.ndarray:
     """Points (T, 30, 3) of the figure, in metres from where it starts on the floor. Bone lengths never change."""
-    height, leg, arm = person.height, person.leg, person.arm
-    ankle_height = 0.045 * height
-    num_frames = len(pose['lean'])
-    points = np.zeros((num_frames, NUM_KINECT_JOINTS + 5, 3))
-
-    def turned(frame: np.ndarray, *offset: float) -> np.ndarray:
-        return frame @ np.array(offset)
-
-    hips = rotation(0.45 * pose['lean'], 0.35 * pose['twist'], 0.3 * pose['side'])
-    waist = rotation(0.75 * pose['lean'], 0.6 * pose['twist'], 0.6 * pose['side'])
+    height = person.height
+    hips = rotation(0.6 * pose['lean'], 0.35 * pose['twist'], 0.3 * pose['side'])
+    waist = rotation(0.85 * pose['lean'], 0.6 * pose['twist'], 0.6 * pose['side'])
     chest = rotation(pose['lean'], pose['twist'], pose['side'])
     # The neck takes back part of a deep bend, so that the eyes keep to the action.
     head = rotation(0.7 * pose['lean'] + pose['nod'], 0.6 * pose['twist'] + pose['turn'], pose['side'] + pose['tilt'])
 
-    # Feet first: they stand where the pose says, and the pelvis comes down as far as they need.
-    ankles = {}
-    for name, sign in (('foot', -1), ('other_foot', 1)):
-        standing = np.array([sign * (person.hip + person.stance * leg), ankle_height, 0])
-        ankles[name] = standing + pose[name] * leg * (sign, 1, 1) + pose['lift'] * (0, 1, 0)
-    base = pose['pelvis'] * leg + (0, ankle_height + 0.98 * leg, 0)
-    base[:, 1:2] += pose['lift']
-    base[:, 2:] += pose['travel']
-    base[:, 1] -= _drop_to_reach(base, hips, person, pose, ankles)
+    ankles = {'foot': stand(person, pose, 'foot', -1), 'other_foot': stand(person, pose, 'other_foot', 1)}
+    base = pose['pelvis'] * person.leg + (0, ANKLE_HEIGHT * height + 0.993 * person.leg, 0)
+    base = base + pose['lift'] * (0, 1, 0) + pose['travel'] * (0, 0, 1)
+    base[:, 1] -= needed_drop(person, pose, base, hips, ankles)
+    spine_mid = base + hips @ (0, 0.52 * person.trunk, 0)
+    shoulders = spine_mid + waist @ (0, 0.48 * person.trunk, 0)
+    neck = shoulders + chest @ (0, 0.045 * height, 0.005 * height)
+    skull = neck + head @ (0, 0.080 * height, 0.010 * height)
 
-    spine_mid = base + turned(hips, 0, 0.52 * person.trunk, 0)
-    shoulders = spine_mid + turned(waist, 0, 0.48 * person.trunk, 0)
-    neck = shoulders + turned(chest, 0, 0.045 * height, 0.005 * height)
-    skull = neck + turned(head, 0, 0.080 * height, 0.010 * height)
+    points = np.empty((len(base), NUM_KINECT_JOINTS + len(FACE), 3))
     points[:, [0, 1, 20, 2, 3]] = np.stack([base, spine_mid, shoulders, neck, skull], 1)
-    for point, offset in (
-        (NOSE, (0, -0.005, 0.058)), (LEFT_EYE, (0.018, 0.014, 0.046)), (RIGHT_EYE, (-0.018, 0.014, 0.046)),
-        (LEFT_EAR, (0.042, 0.002, 0.0)), (RIGHT_EAR, (-0.042, 0.002, 0.0)),
-    ):  # fmt: skip
-        points[:, point] = skull + turned(head, *(height * np.array(offset)))
-
-    for sign, hip_index, name in ((1, 12, 'other_foot'), (-1, 16, 'foot')):
-        hip = base + turned(hips, sign * person.hip, 0, 0)
-        sideways = turned(hips, 1, 0, -0.25 * sign)  # the knee's hinge, turned out a little
-        knee, ankle = bend_limb(hip, ankles[name], 0.5 * leg, 0.5 * leg, lambda along, s=sideways: np.cross(along, s))
-        shin = unit(ankle - knee)
-        flat = np.array([0.25 * sign, -0.45, 1.0])
-        hanging = unit(np.cross(shin, sideways)) + 0.5 * shin
-        raised = np.clip((pose[name][:, 1:2] * leg + pose['lift']) / 0.15, 0, 1)
-        toes = ankle + 0.085 * height * unit(unit(flat) * (1 - raised) + hanging * raised)
-        points[:, hip_index : hip_index + 4] = np.stack([hip, knee, ankle, toes], 1)
-
-    for sign, shoulder_index, tip_index, name, elbow in (
-        (1, 4, 21, 'other_hand', 'other_elbow'),
-        (-1, 8, 23, 'hand', 'elbow'),
-    ):
-        shoulder = shoulders + turned(chest, sign * person.shoulder, -0.015 * height, 0)
-        target = shoulders + np.einsum('tij,tj->ti', chest, pose[name] * (sign, 1, 1)) * arm
-        if name == 'hand':
-            target = target + pose['goal_weight'] * (pose['goal'] - target)
-        hanging, outward = turned(chest, 0.35 * sign, -1, -0.5), turned(chest, sign, -0.2, 0)
-        aside = hanging + pose[elbow] * (outward - hanging)
-        bend_elbow, wrist = bend_limb(shoulder, target, 0.53 * arm, 0.47 * arm, lambda along, a=aside: a)
-        forearm = unit(wrist - bend_elbow)
-        hand = wrist + 0.045 * height * forearm
-        inward = turned(chest, -sign, 0.3, 0.3)
-        inward = unit(inward - (inward * forearm).sum(-1, keepdims=True) * forearm)
-        points[:, shoulder_index : shoulder_index + 4] = np.stack([shoulder, bend_elbow, wrist, hand], 1)
-        points[:, tip_index] = hand + 0.045 * height * forearm
-        points[:, tip_index + 1] = hand + 0.03 * height * inward
-
-    if person.left_handed:
-        points = points[:, MIRROR_ORDER] * (-1, 1, 1)
-    return points
+    for point, offset in FACE.items():
+        points[:, point] = skull + head @ (height * np.array(offset))
+    points[:, 12:16] = leg_joints(person, pose, 'other_foot', 1, base, hips, ankles['other_foot'])
+    points[:, 16:20] = leg_joints(person, pose, 'foot', -1, base, hips, ankles['foot'])
+    points[:, [4, 5, 6, 7, 21, 22]] = arm_joints(person, pose, 'other_hand', 1, shoulders, chest)
+    points[:, [8, 9, 10, 11, 23, 24]] = arm_joints(person, pose, 'hand', -1, shoulders, chest)
+    return points[:, MIRROR_ORDER] * (-1, 1, 1) if person.left_handed else points
 
 
-def _drop_to_reach(
-    base: np.ndarray, hips: np.ndarray, person: Person, pose: Pose, ankles: dict[str, np.ndarray]
+def stand(person: Person, pose: Pose, foot: str, sign: int) -> np.ndarray:
+    """Where the ankle (T, 3) of a foot is; sign: 1 on the left, -1 on the right."""
+    standing = np.array([sign * (person.hip + person.stance * person.leg), ANKLE_HEIGHT * person.height, 0])
+    return standing + pose[foot] * person.leg * (sign, 1, 1) + pose['lift'] * (0, 1, 0)
+
+
+def needed_drop(
+    person: Person, pose: Pose, base: np.ndarray, hips: np.ndarray, ankles: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Metres (T,) by which the pelvis must sink for both standing feet to be within reach; raised feet do not count."""
     drops = []
-    for name, sign in (('foot', -1), ('other_foot', 1)):
-        hip = base + hips @ np.array([sign * person.hip, 0, 0])
-        across = hip[:, [0, 2]] - ankles[name][:, [0, 2]]
-        tallest = ankles[name][:, 1] + np.sqrt(np.maximum((0.99 * person.leg) ** 2 - (across**2).sum(-1), 0.01))
-        stands = 1 - np.clip(pose[name][:, 1] / 0.12, 0, 1)
-        drops.append(np.maximum(hip[:, 1] - tallest, 0) * stands)
+    for foot, sign in (('foot', -1), ('other_foot', 1)):
+        hip, ankle = base + hips @ (sign * person.hip, 0, 0), ankles[foot]
+        across = ((hip - ankle)[:, [0, 2]] ** 2).sum(-1)
+        highest = ankle[:, 1] + np.sqrt(np.maximum((0.996 * person.leg) ** 2 - across, 0.01))
+        stands = 1 - np.clip(pose[foot][:, 1] / 0.12, 0, 1)
+        drops.append(np.maximum(hip[:, 1] - highest, 0) * stands)
     return np.maximum(*drops)
+
+
+def leg_joints(
+    person: Person, pose: Pose, foot: str, sign: int, base: np.ndarray, hips: np.ndarray, ankle: np.ndarray
+) -> np.ndarray:
+    """Hip, knee, ankle and toes (T, 4, 3)."""
+    hip, hinge = base + hips @ (sign * person.hip, 0, 0), hips @ (1, 0, -0.25 * sign)  # knees turn out a little
+    knee, ankle = bend_limb(hip, ankle, 0.5 * person.leg, 0.5 * person.leg, np.cross(unit(ankle - hip), hinge))
+    shin = unit(ankle - knee)
+    flat, hanging = unit(np.array([0.25 * sign, -0.45, 1.0])), unit(np.cross(shin, hinge)) + 0.5 * shin
+    raised = np.clip((pose[foot][:, 1:2] * person.leg + pose['lift']) / 0.15, 0, 1)
+    toes = ankle + 0.085 * person.height * unit(flat * (1 - raised) + hanging * raised)
+    return np.stack([hip, knee, ankle, toes], 1)
+
+
+def arm_joints(
+    person: Person, pose: Pose, name: str, sign: int, shoulders: np.ndarray, chest: np.ndarray
+) -> np.ndarray:
+    """Shoulder, elbow, wrist, hand, hand tip and thumb (T, 6, 3)."""
+    shoulder = shoulders + chest @ (sign * person.shoulder, -0.015 * person.height, 0)
+    target = shoulders + np.einsum('tij,tj->ti', chest, pose[name] * (sign, 1, 1)) * person.arm
+    if name == 'hand':
+        target = target + pose['goal_weight'] * (pose['goal'] - target)
+    hanging, outward = chest @ (0.35 * sign, -1, -0.5), chest @ (sign, -0.2, 0)
+    aside = hanging + pose[name.replace('hand', 'elbow')] * (outward - hanging)
+    elbow, wrist = bend_limb(shoulder, target, 0.53 * person.arm, 0.47 * person.arm, aside)
+    forearm, inward = unit(wrist - elbow), chest @ (-sign, 0.3, 0.3)
+    inward = unit(inward - (inward * forearm).sum(-1, keepdims=True) * forearm)
+    hand = wrist + 0.045 * person.height * forearm
+    tip, thumb = hand + 0.045 * person.height * forearm, hand + 0.03 * person.height * inward
+    return np.stack([shoulder, elbow, wrist, hand, tip, thumb], 1)
 
 
 # ---------------------------------------------------------------------------------------- actions of one person
@@ -283,8 +284,8 @@ def drink(me: Person, rng: np.random.Generator) -> Keys:
     sip = rng.uniform(0.5, 1.2)
     return {
         'hand': [
-            (0, REST_HAND), (0.35, (0.36, -0.55, 0.45)), (0.8, (0.17, 0.12, 0.40)), (1.0, (0.16, 0.20, 0.37)),
-            (1.0 + sip, (0.15, 0.25, 0.37)), (1.3 + sip, (0.18, 0.10, 0.42)), (2.0 + sip, REST_HAND),
+            (0, REST_HAND), (0.35, (0.36, -0.55, 0.45)), (0.8, (0.20, 0.10, 0.37)), (1.0, (0.18, 0.18, 0.32)),
+            (1.0 + sip, (0.17, 0.24, 0.31)), (1.3 + sip, (0.20, 0.08, 0.40)), (2.0 + sip, REST_HAND),
         ],
         'elbow': [(0, 0), (0.8, 0.25), (1.0 + sip, 0.4), (2.0 + sip, 0)],
         'nod': [(0, 0), (0.7, 0.08), (1.0, -0.22), (1.0 + sip, -0.35), (1.5 + sip, 0)],
@@ -293,10 +294,13 @@ def drink(me: Person, rng: np.random.Generator) -> Keys:
 
 
 def pick_up(me: Person, rng: np.random.Generator) -> Keys:
-    down, knees = rng.uniform(0.85, 1.2), rng.uniform(0.25, 0.45)
-    reach = (0.18, -0.50, 0.90)
+    down, knees = rng.uniform(1.15, 1.5), rng.uniform(0.25, 0.5)
+    low, reach = (0.0, -knees, -0.22), (0.25, -0.50, 0.85)
+    floor = (rng.uniform(-0.25, 0.05), 0.14, rng.uniform(0.3, 0.45))
     return {
-        'pelvis': [(0, STILL), (0.9, (0.02, -knees, -0.18)), (1.15, (0.02, -knees, -0.18)), (2.0, STILL)],
+        'goal': [(0, floor)],
+        'goal_weight': [(0, 0), (0.4, 0), (0.95, 1), (1.15, 1), (1.5, 0)],
+        'pelvis': [(0, STILL), (0.9, low), (1.15, low), (2.0, STILL)],
         'lean': [(0, 0), (0.9, down), (1.15, down), (2.0, -0.03), (2.2, 0)],
         'side': [(0, 0), (0.9, 0.12), (1.15, 0.12), (1.9, 0)],
         'nod': [(0, 0), (0.4, 0.3), (1.2, 0.1), (2.0, 0)],
@@ -363,12 +367,12 @@ def clap(me: Person, rng: np.random.Generator) -> Keys:
 
 
 def wave(me: Person, rng: np.random.Generator) -> Keys:
-    up, swing, beat = rng.uniform(0.15, 0.5), 0.16 * me.amplitude, rng.uniform(0.24, 0.36)
-    waves = int(rng.integers(2, 5))
+    up, swing, beat = rng.uniform(0.35, 0.7), 0.26 * me.amplitude, rng.uniform(0.22, 0.34)
+    waves = int(rng.integers(2, 6))
     hand = [(0.0, REST_HAND), (0.3, (0.62, -0.4, 0.35))]
     for k in range(waves):
-        hand.append((0.6 + 2 * k * beat, (0.60 + swing, up - 0.05, 0.3)))
-        hand.append((0.6 + (2 * k + 1) * beat, (0.60 - swing, up, 0.3)))
+        hand.append((0.6 + 2 * k * beat, (0.72 + swing, up - 0.1, 0.25)))
+        hand.append((0.6 + (2 * k + 1) * beat, (0.72 - swing, up, 0.25)))
     end = 0.6 + 2 * waves * beat
     hand += [(end + 0.1, (0.62, up - 0.2, 0.3)), (end + 0.7, REST_HAND)]
     return {
@@ -421,7 +425,7 @@ def jump(me: Person, rng: np.random.Generator) -> Keys:
 
 
 def salute(me: Person, rng: np.random.Generator) -> Keys:
-    held, brow = rng.uniform(0.6, 1.4), (0.36, rng.uniform(0.26, 0.34), 0.26)
+    held, brow = rng.uniform(0.6, 1.4), (0.37, rng.uniform(0.26, 0.36), 0.17)
     return {
         'hand': [(0, REST_HAND), (0.25, (0.55, -0.4, 0.4)), (0.6, brow), (0.6 + held, brow),
                  (0.8 + held, (0.5, -0.3, 0.4)), (1.2 + held, REST_HAND)],
@@ -470,7 +474,7 @@ def punch(me: Person, other: Person, distance: float, rng: np.random.Generator) 
 
 
 def kick_other(me: Person, other: Person, distance: float, rng: np.random.Generator) -> tuple[Keys, Keys]:
-    attack = kick_keys(me, rise=rng.uniform(0.3, 0.55), reach=min((distance - 0.2) / me.leg, 0.8))
+    attack = kick_keys(me, rise=rng.uniform(0.3, 0.55), reach=min((distance - 0.2) / me.leg, 0.9))
     guard = (0.22, -0.75, 0.5)
     recoil = {
         'pelvis': [(0, STILL), (0.68, STILL), (0.95, (0, -0.08, -0.2)), (1.15, (0, -0.08, -0.2)), (1.9, STILL)],
@@ -524,8 +528,8 @@ def walk_keys(me: Person, distance: float, delay: float, rng: np.random.Generato
         travel.append((end, distance * min(k + 0.55, steps) / steps if k < steps else distance))
         if k < steps:  # the arm opposite to the swinging leg comes forward
             arm, other_arm = ('other_hand', 'hand') if swings == 'foot' else ('hand', 'other_hand')
-            hands[arm].append((end, (0.44, -0.88, 0.12 + swing)))
-            hands[other_arm].append((end, (0.46, -0.90, 0.12 - swing)))
+            hands[arm].append((end, (0.42, -0.94, 0.10 + swing)))
+            hands[other_arm].append((end, (0.44, -0.94, 0.10 - swing)))
             twist.append((end, 0.12 if swings == 'foot' else -0.12))
     last = delay + (steps + 1.3) * beat
     for track in hands.values():
@@ -563,7 +567,7 @@ ACTIONS = (
     Action(27, 'jump up', jump),
     Action(38, 'salute', salute, max_repeats=2),
     Action(50, 'punching other person', punch, distance=(0.75, 0.95)),
-    Action(51, 'kicking other person', kick_other, distance=(0.95, 1.15)),
+    Action(51, 'kicking other person', kick_other, distance=(0.85, 1.05)),
     Action(58, 'handshaking', shake_hands, max_repeats=2, distance=(0.85, 1.05), favours_hand=False),
     Action(59, 'walking towards each other', walk_towards, max_repeats=1, distance=(2.6, 3.6)),
 )
@@ -693,7 +697,7 @@ def detect_2d(points: np.ndarray, covered: np.ndarray, rng: np.random.Generator)
     num_persons, num_frames = pixels.shape[:2]
     size = np.ptp(pixels[..., 1], axis=2)[..., None]  # px, the person's height in the image
     drift = smooth_noise(rng, num_frames, (num_persons, 17, 2), 12).swapaxes(0, 1)
-    error = 0.004 * drift + 0.002 * rng.normal(size=pixels.shape)
+    error = 0.005 * drift + 0.003 * rng.normal(size=pixels.shape)
     pixels = pixels + error * size[..., None] * (1 + 4 * covered[..., None])
 
     drift = smooth_noise(rng, num_frames, (num_persons, 17), 10).swapaxes(0, 1)

@@ -1,0 +1,263 @@
+"""The generated sample set: form of NTU60's pickles, NTU's rules for ids and splits, figures that move as bodies."""
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.data import sample
+from lib.data.skeletons import NTU25
+
+PERSONS = (1, 2, 3, 6, 7, 8)  # three on each side of the cross-subject split
+ROOT = Path(__file__).parents[2]
+TWO_PERSON_ACTIONS = {50, 51, 58, 59}
+ID = re.compile(r'S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})')
+
+
+@pytest.fixture(scope='module')
+def pickles():
+    return sample.make_sample(0, PERSONS)
+
+
+def clean(number: int, seed: int = 0, num_frames: int = 120) -> np.ndarray:
+    """Points (M, T, 30, 3) of one performance without any noise, in metres."""
+    rng = np.random.default_rng(seed)
+    action = next(a for a in sample.ACTIONS if a.number == number)
+    return sample.perform(action, [sample.make_person(rng), sample.make_person(rng)], num_frames, rng)
+
+
+ALL_ACTIONS = pytest.mark.parametrize('number', [a.number for a in sample.ACTIONS])
+
+
+def ids(frame_dir: str) -> tuple[int, ...]:
+    """(setup, camera, person, replication, action)."""
+    match = ID.fullmatch(frame_dir)
+    assert match, frame_dir
+    return tuple(int(group) for group in match.groups())
+
+
+# ---------------------------------------------------------------------------------------- form
+def test_annotations_have_the_form_of_ntu60(pickles):
+    two, three = pickles
+    for content in pickles:
+        assert set(content) == {'split', 'annotations'}
+        assert set(content['split']) == {'xsub_train', 'xsub_val', 'xview_train', 'xview_val'}
+        assert all(type(name) is str for names in content['split'].values() for name in names)
+    for a in two['annotations']:
+        assert set(a) == {
+            'frame_dir', 'label', 'total_frames', 'img_shape', 'original_shape', 'keypoint', 'keypoint_score'
+        }  # fmt: skip
+        persons = a['keypoint'].shape[0]
+        assert a['keypoint'].shape == (persons, a['total_frames'], 17, 2)
+        assert a['keypoint_score'].shape == (persons, a['total_frames'], 17)
+        assert a['img_shape'] == a['original_shape'] == (1080, 1920)
+        assert type(a['img_shape']) is tuple
+        assert a['keypoint'].dtype == a['keypoint_score'].dtype == np.float16
+    for a in three['annotations']:
+        assert set(a) == {'frame_dir', 'label', 'total_frames', 'keypoint'}
+        assert a['keypoint'].shape == (a['keypoint'].shape[0], a['total_frames'], 25, 3)
+        assert a['keypoint'].dtype == np.float16
+    for a in two['annotations'] + three['annotations']:
+        assert (type(a['frame_dir']), type(a['label']), type(a['total_frames'])) == (str, int, int)
+        assert np.isfinite(a['keypoint']).all()
+
+
+def test_both_pickles_list_the_same_clips(pickles):
+    two, three = pickles
+    assert two['split'] == three['split']
+    for a, b in zip(two['annotations'], three['annotations'], strict=True):
+        assert [a[k] for k in ('frame_dir', 'label', 'total_frames')] == [
+            b[k] for k in ('frame_dir', 'label', 'total_frames')
+        ]
+        assert len(a['keypoint']) == len(b['keypoint'])
+
+
+def test_2d_is_the_projection_of_3d(pickles):
+    """x grows to the image's left, y up, z forward, and both pickles show the same figure."""
+    two, three = pickles
+    errors = []
+    for a, b in zip(two['annotations'], three['annotations'], strict=True):
+        pixels = sample.project(np.maximum(b['keypoint'].astype(float), -9)[:, 0, [4, 8, 13, 17]])
+        errors.append(np.abs(pixels - a['keypoint'].astype(float)[:, 0, [5, 6, 13, 14]]).max(-1).ravel())
+    assert np.median(np.concatenate(errors)) < 10
+
+
+def test_labels_and_persons_follow_the_id(pickles):
+    names = set()
+    for a in pickles[0]['annotations']:
+        _, camera, person, replication, action = ids(a['frame_dir'])
+        assert a['label'] == action - 1
+        assert camera in (1, 2, 3)
+        assert person in PERSONS
+        assert replication in (1, 2)
+        assert len(a['keypoint']) == (2 if action in TWO_PERSON_ACTIONS else 1)
+        names.add(a['frame_dir'])
+    assert len(names) == len(pickles[0]['annotations'])
+    assert {a['label'] + 1 for a in pickles[0]['annotations']} == {a.number for a in sample.ACTIONS}
+
+
+def test_splits_follow_ntus_rules(pickles):
+    split = pickles[0]['split']
+    every = {a['frame_dir'] for a in pickles[0]['annotations']}
+    train_persons = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}
+    assert set(split['xsub_train']) == {name for name in every if ids(name)[2] in train_persons}
+    assert set(split['xview_train']) == {name for name in every if ids(name)[1] in (2, 3)}
+    for benchmark in ('xsub', 'xview'):
+        train, val = split[f'{benchmark}_train'], split[f'{benchmark}_val']
+        assert train
+        assert val
+        assert sorted(train + val) == sorted(every)  # no clip twice, none left out
+
+
+def test_every_performance_is_seen_by_three_cameras(pickles):
+    views = {}
+    for a in pickles[0]['annotations']:
+        setup, camera, person, replication, action = ids(a['frame_dir'])
+        views.setdefault((setup, person, replication, action), []).append((camera, a['total_frames']))
+    for seen in views.values():
+        assert [camera for camera, _ in seen] == [1, 2, 3]
+        assert len({frames for _, frames in seen}) == 1
+
+
+def test_all_sampling_regimes_occur_in_train_and_val(pickles):
+    frames = {a['frame_dir']: a['total_frames'] for a in pickles[0]['annotations']}
+    for names in pickles[0]['split'].values():
+        lengths = np.array([frames[name] for name in names])
+        assert lengths.min() >= 20
+        assert lengths.max() <= 200
+        for regime in (lengths < 48, (lengths >= 48) & (lengths < 96), lengths >= 96):
+            assert regime.mean() > 0.1
+
+
+# ---------------------------------------------------------------------------------------- determinism
+def test_same_seed_same_bytes_other_seed_other_bytes():
+    first, again, other = (pickle.dumps(sample.make_sample(seed, PERSONS[:1])) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_a_subset_of_persons_is_a_part_of_the_whole(pickles):
+    for part, whole in zip(sample.make_sample(0, PERSONS[1:2]), pickles, strict=True):
+        clips = {a['frame_dir']: a for a in whole['annotations']}
+        for a in part['annotations']:
+            np.testing.assert_array_equal(a['keypoint'], clips[a['frame_dir']]['keypoint'])
+
+
+# ---------------------------------------------------------------------------------------- detector
+def test_missing_joints_are_zero_with_score_zero(pickles):
+    lost_persons = 0
+    for a in pickles[0]['annotations']:
+        missing = a['keypoint_score'] == 0
+        np.testing.assert_array_equal(missing, (a['keypoint'] == 0).all(-1))
+        lost_persons += missing.all(-1).any()
+        assert not missing[:, 0].all()
+    assert lost_persons > 0
+
+
+def test_scores_are_high_when_seen_and_low_when_hidden(pickles):
+    scores = np.concatenate([a['keypoint_score'].ravel() for a in pickles[0]['annotations']]).astype(float)
+    assert 0.88 < np.median(scores) < 0.96
+    assert 0.03 < (scores < 0.65).mean() < 0.35
+    assert scores.max() <= 1
+
+
+def test_a_joint_behind_the_trunk_is_hidden():
+    points = np.full((1, 1, 30, 3), [0, 0, 3.0])  # everything on the optical axis, 3 m away
+    points[0, 0, 20] = (0, 0.5, 3.0)
+    points[0, 0, 10] = (0, 0.25, 3.3)  # the right wrist: behind the spine
+    points[0, 0, 6] = (0, 0.25, 2.7)  # the left one: before it
+    covered = sample.hidden(points)[0, 0]
+    assert covered[10] == 1
+    assert covered[6] == 0
+
+
+# ---------------------------------------------------------------------------------------- movement
+@ALL_ACTIONS
+def test_bones_keep_their_length(number):
+    starts, ends = np.array(NTU25.limbs).T
+    for seed in range(3):
+        points = clean(number, seed)
+        lengths = np.linalg.norm(points[:, :, starts] - points[:, :, ends], axis=-1)
+        assert np.ptp(lengths, axis=1).max() < 1e-9
+        assert lengths.min() > 0.02
+
+
+@ALL_ACTIONS
+def test_standing_feet_do_not_slide_and_nothing_sinks_into_the_floor(number):
+    for seed in range(5):
+        points = clean(number, seed)
+        ankles = points[:, :, [14, 18]]
+        ground = ankles[..., 1].min(axis=1, keepdims=True)
+        on_ground = ankles[..., 1] < ground + 0.002
+        step = np.linalg.norm(np.diff(ankles[..., [0, 2]], axis=1), axis=-1)
+        assert step[on_ground[:, 1:] & on_ground[:, :-1]].max() < 0.01
+        assert on_ground.mean() > 0.4
+        assert points[..., 1].min() > -0.02
+
+
+@ALL_ACTIONS
+def test_knees_bend_forward(number):
+    for seed in range(3):
+        points = clean(number, seed)
+        across = points[:, :, 12] - points[:, :, 16]
+        for hip, knee, ankle in ((12, 13, 14), (16, 17, 18)):
+            axis = np.cross(points[:, :, knee] - points[:, :, hip], points[:, :, ankle] - points[:, :, knee])
+            assert ((axis * across).sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ('number', 'mine', 'reach'),
+    [(50, (11, 10), 0.30), (51, (15, 14), 0.30), (58, (11,), 0.12)],
+)
+def test_two_persons_reach_each_other(number, mine, reach):
+    for seed in range(5):
+        points = clean(number, seed)
+        assert len(points) == 2
+        limbs = [*mine, *[NTU25.flip_order[j] for j in mine]]  # whichever hand they favour
+        gap = points[0][:, limbs, None] - points[1][:, None, :25]
+        assert np.linalg.norm(gap, axis=-1).min() < reach
+        assert not np.allclose(*(np.linalg.norm(p[0, 13] - p[0, 14]) for p in points))  # distinct bodies
+
+
+def test_actions_are_what_their_names_say():
+    """One number for each: metres that only the right movement gives."""
+    for seed in range(5):
+        height = lambda number, point, s=seed: clean(number, s, 150)[0, :, point, 1]  # noqa: E731
+        assert height(8, 0)[0] - height(8, 0)[-1] > 0.25
+        assert height(9, 0)[-1] - height(9, 0)[0] > 0.25
+        assert np.ptp(clean(27, seed, 150)[0, :, [14, 18], 1], axis=1).min() > 0.08
+        assert np.minimum(height(6, 10), height(6, 6)).min() < 0.45
+        hands = clean(10, seed, 150)[0][:, [7, 11]]
+        assert np.linalg.norm(hands[:, 0] - hands[:, 1], axis=-1).min() < 0.15
+        assert max(np.ptp(height(24, 14)), np.ptp(height(24, 18))) > 0.15
+        gap = clean(59, seed, 150)[:, :, 0]
+        gap = np.linalg.norm(gap[0] - gap[1], axis=-1)
+        assert gap[0] - gap[-1] > 1.0
+        for near_the_head in (1, 38):
+            points = clean(near_the_head, seed, 150)[0]
+            distance = np.linalg.norm(points[:, [6, 10]] - points[:, 3:4], axis=-1)
+            assert distance.min() < 0.3
+
+
+# ---------------------------------------------------------------------------------------- files
+def test_files_are_written_whole(tmp_path):
+    written = sample.write_sample(tmp_path / 'new', seed=1, persons=PERSONS[:1])
+    assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == ['sample_3danno.pkl', 'sample_hrnet.pkl']
+    for path, content in written.items():
+        loaded = pickle.loads(path.read_bytes())
+        assert loaded['split'] == content['split']
+        assert len(loaded['annotations']) == len(content['annotations'])
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    result = subprocess.run(
+        [sys.executable, '-m', 'lib.data.sample', '--out', tmp_path / 'file'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert str(tmp_path / 'file') in result.stderr
