@@ -603,11 +603,10 @@ def perform(action: Action, cast: list[Person], num_frames: int, rng: np.random.
     """Clean points (M, T, 30, 3) in metres; the stage's middle is at 0 and a single figure faces forward."""
     if not action.favours_hand:
         cast = [replace(person, left_handed=False) for person in cast]
-    if action.distance is None:
-        distance, move = 0.0, lambda: (action.move(cast[0], rng),)
-    else:
-        distance = rng.uniform(*action.distance)
-        move = lambda: action.move(*cast, distance, rng)  # noqa: E731
+    distance = 0.0 if action.distance is None else rng.uniform(*action.distance)
+
+    def move() -> tuple[Keys, ...]:
+        return (action.move(cast[0], rng),) if action.distance is None else action.move(*cast, distance, rng)
 
     tempo, seconds = cast[0].tempo, num_frames / FPS
     figures, length = repeat(move, 1 + int(rng.integers(action.max_repeats)), seconds * tempo, rng)
@@ -817,6 +816,8 @@ def main() -> int:
     parser.add_argument('--out', type=Path, required=True, help='folder for sample_hrnet.pkl and sample_3danno.pkl')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    if args.seed < 0:
+        parser.error(f'--seed {args.seed}: must not be negative')
     try:
         written = write_sample(args.out, args.seed)
     except OSError as error:

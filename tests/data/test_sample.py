@@ -76,8 +76,15 @@ def test_both_pickles_list_the_same_clips(pickles):
         assert len(a['keypoint']) == len(b['keypoint'])
 
 
+def test_camera_axes():
+    """x grows to the image's left, y up, z away from the camera."""
+    np.testing.assert_allclose(sample.project(np.array([[0, 0, 3.0], [0.3, 0.6, 3.0]])), [[960, 540], [854, 328]])
+    camera = sample.Camera(angle=0.5, distance=3.0, height=1.0, aim=1.0)
+    in_view = camera.view(np.array([[0, 1, 0], [0, 1.2, 0], [np.cos(0.5), 1, -np.sin(0.5)]]))
+    np.testing.assert_allclose(in_view, [[0, 0, 3], [0, 0.2, 3], [-1, 0, 3]], atol=1e-12)
+
+
 def test_2d_is_the_projection_of_3d(pickles):
-    """x grows to the image's left, y up, z forward, and both pickles show the same figure."""
     two, three = pickles
     errors = []
     for a, b in zip(two['annotations'], three['annotations'], strict=True):
@@ -111,6 +118,15 @@ def test_splits_follow_ntus_rules(pickles):
         assert train
         assert val
         assert sorted(train + val) == sorted(every)  # no clip twice, none left out
+
+
+def test_the_two_persons_of_a_clip_differ_in_body(pickles):
+    shin_and_thigh = []
+    for a in pickles[1]['annotations']:
+        if len(a['keypoint']) == 2:
+            legs = np.diff(a['keypoint'][:, :, [12, 13, 14]].astype(float), axis=2)
+            shin_and_thigh.append(np.median(np.linalg.norm(legs, axis=-1).sum(-1), axis=1))
+    assert np.median(np.abs(np.diff(shin_and_thigh))) > 0.02  # m
 
 
 def test_every_performance_is_seen_by_three_cameras(pickles):
@@ -184,6 +200,21 @@ def test_bones_keep_their_length(number):
         lengths = np.linalg.norm(points[:, :, starts] - points[:, :, ends], axis=-1)
         assert np.ptp(lengths, axis=1).max() < 1e-9
         assert lengths.min() > 0.02
+
+
+@pytest.mark.parametrize('number', [1, 6, 8, 9, 10, 23, 38, 58])
+def test_feet_of_actions_without_steps_never_move(number):
+    for seed in range(5):
+        assert np.ptp(clean(number, seed)[:, :, [14, 18]], axis=1).max() < 1e-9
+
+
+@pytest.mark.parametrize('number', [a.number for a in sample.ACTIONS if a.number != 8])
+def test_they_end_on_their_feet(number):
+    for seed in range(5):
+        last = clean(number, seed, 200)[:, -1]
+        ankles = last[:, [14, 18]]
+        assert np.abs(last[:, 0] - ankles.mean(1))[:, [0, 2]].max() < 0.08
+        assert np.ptp(ankles[..., 1]) < 0.03
 
 
 @ALL_ACTIONS
