@@ -95,7 +95,7 @@ def _draw_joint(image: np.ndarray, point: np.ndarray, value: np.float32, sigma: 
         return
     cols = _window(point[0], point[0], sigma, image.shape[1])
     rows = _window(point[1], point[1], sigma, image.shape[0])
-    y, x = np.ogrid[rows, cols]
+    x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
     distance2 = (x - np.float64(point[0])) ** 2 + (y - np.float64(point[1])) ** 2
     _draw(image[rows, cols], value, distance2, sigma)
 
@@ -114,7 +114,7 @@ def _draw_limb(
     right, bottom = np.maximum(start, end)
     cols = _window(left, right, sigma, image.shape[1])
     rows = _window(top, bottom, sigma, image.shape[0])
-    y, x = np.ogrid[rows, cols]
+    x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
     start, along = start.astype(np.float64), end.astype(np.float64) - start
     # The point of the segment that is nearest to each pixel: its share of the way from start to end.
     share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / np.sum(along**2), 0, 1)

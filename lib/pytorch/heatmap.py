@@ -4,13 +4,15 @@ The maps are those of lib/data/heatmap.py (PYSKL's GeneratePoseTarget), which sa
 Axes: N clips, M persons, T frames, V joints, L limbs, H = W = size; all lengths in pixels of the map.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lib.data.heatmap import MIN_SCORE
-from lib.data.skeletons import skeleton_of
+from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
 
 Kind = Literal['joint', 'limb', 'both']
 
@@ -18,6 +20,7 @@ Kind = Literal['joint', 'limb', 'both']
 class HeatmapRenderer(nn.Module):
     """Keypoints to 3D heatmap volumes: one Gaussian map per joint and frame, or per limb and frame.
 
+    Its buffers hold indices only: move it to the keypoints' device, or every call copies them.
     size: H = W in pixels. sigma: of the Gaussian, in pixels.
     kind: 'joint' gives V channels, 'limb' one per limb of the skeleton with V joints, 'both' joints, then limbs.
     Raises ValueError for values out of range.
@@ -34,6 +37,13 @@ class HeatmapRenderer(nn.Module):
         self.size = size
         self.sigma = float(sigma)
         self.kind = kind
+        # K, the most pixels that a joint's window has along an axis. Rounding adds one where 6 sigma is nearly whole.
+        reach = min(math.floor(6 * self.sigma + 1e-3) + 2, size)
+        row, col = torch.cartesian_prod(torch.arange(reach), torch.arange(reach)).float().unbind(1)
+        self.register_buffer('tap_row', row.contiguous(), persistent=False)
+        self.register_buffer('tap_col', col.contiguous(), persistent=False)
+        for num_joints, skeleton in PICKLE_SKELETONS.items():
+            self.register_buffer(f'limbs_{num_joints}', torch.tensor(skeleton.limbs), persistent=False)
 
     def num_channels(self, num_joints: int) -> int:
         """Channels of the volume of a skeleton with V = num_joints. Raises ValueError where its limbs are not known."""
@@ -51,23 +61,38 @@ class HeatmapRenderer(nn.Module):
                 f'keypoint is {tuple(keypoint.shape)} and score {tuple(score.shape)}; '
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )
+        num_clips, _, num_frames, num_joints, _ = keypoint.shape
+        self.num_channels(num_joints)  # raises where limbs are asked for and not known
         if self.kind == 'joint':
-            return self._joints(keypoint, score)
-        if self.kind == 'limb':
-            return self._limbs(keypoint, score)
-        return torch.cat([self._joints(keypoint, score), self._limbs(keypoint, score)], dim=2)
+            volume = keypoint.new_zeros(num_clips, num_frames, num_joints, self.size, self.size)
+        else:
+            volume = self._limbs(keypoint, score)
+        if self.kind == 'both':
+            volume = functional.pad(volume, (0, 0, 0, 0, num_joints, 0))
+        if self.kind != 'limb':
+            self._draw_joints(volume[:, :, :num_joints], keypoint, score)
+        return volume
 
-    def _joints(self, keypoint: Tensor, score: Tensor) -> Tensor:
-        # A Gaussian around a joint is the outer product of one along x and one along y.
-        pixels = self._pixels(keypoint)
-        gaussian = torch.exp(-((pixels - keypoint[..., None]) ** 2) / (2 * self.sigma**2))
-        profile = torch.where(self._inside(keypoint, keypoint), gaussian, 0)  # (N,M,T,V,2,size)
-        along_x, along_y = profile.unbind(-2)
-        along_y = along_y * torch.where(score < MIN_SCORE, 0, score)[..., None]
-        return (along_y[..., :, None] * along_x[..., None, :]).amax(1)
+    def _draw_joints(self, volume: Tensor, keypoint: Tensor, score: Tensor) -> None:
+        """Draws into volume (N,T,V,H,W), which is zero.
+
+        Only the K * K pixels in reach of a joint are computed and written: beside the pass over the volume that sets
+        it to zero they cost little, and no temporary is as large as the volume.
+        """
+        keypoint = keypoint.permute(0, 2, 3, 1, 4).contiguous()[..., None]  # (N,T,V,M,2,1)
+        score = score.permute(0, 2, 3, 1).contiguous()[..., None]  # (N,T,V,M,1)
+        first, last = self._window(keypoint, keypoint)
+        (x, y), (left, top), (right, bottom) = keypoint.unbind(-2), first.unbind(-2), last.unbind(-2)
+        col, row = left + self.tap_col.to(keypoint.device), top + self.tap_row.to(keypoint.device)  # (N,T,V,M,K*K)
+        value = score * torch.exp(((col - x) ** 2 + (row - y) ** 2) * (-0.5 / self.sigma**2))
+        # A pixel outside the window stays, with the value 0, which changes nothing wherever it is put.
+        value = torch.where((col <= right) & (row <= bottom) & (score >= MIN_SCORE), value, 0)
+        index = row.clamp(max=self.size - 1).long() * self.size + col.clamp(max=self.size - 1).long()
+        volume.flatten(3).scatter_reduce_(3, index.flatten(3), value.flatten(3), 'amax')
 
     def _limbs(self, keypoint: Tensor, score: Tensor) -> Tensor:
-        limbs = torch.tensor(skeleton_of(keypoint.shape[-2]).limbs, device=keypoint.device)
+        """The limb channels (N,T,L,H,W)."""
+        limbs = getattr(self, f'limbs_{keypoint.shape[-2]}').to(keypoint.device)
         start, end = keypoint[..., limbs[:, 0], :], keypoint[..., limbs[:, 1], :]  # (N,M,T,L,2)
         start_score, end_score = score[..., limbs[:, 0]], score[..., limbs[:, 1]]
         value = torch.minimum(start_score, end_score)
@@ -77,33 +102,37 @@ class HeatmapRenderer(nn.Module):
         short = ((end - start) ** 2).sum(-1) < 1
         end = torch.where(short[..., None], start, end)
         value = torch.where(shown, torch.where(short, start_score, value), 0)
+        first, last = self._window(torch.minimum(start, end), torch.maximum(start, end))
 
-        # Coordinates along and across the limb. Their origin is the map's, and what is far away is subtracted
-        # in float64, for the difference of two large float32 is too coarse for a Gaussian.
+        # The limb's line in the coordinates (along it, across it), turned about the map's corner. In float64, for
+        # what is left of the difference of two large float32 numbers is too coarse for a Gaussian.
         start64, end64 = start.double(), end.double()
-        step = end64 - start64
-        length = step.norm(dim=-1, keepdim=True)
-        direction = torch.where(length > 0, step / length.clamp(min=1), step.new_tensor([1.0, 0.0]))
-        across = torch.stack([-direction[..., 1], direction[..., 0]], dim=-1)
-        begin = (start64 * direction).sum(-1).float()[..., None, None]
-        stop = (end64 * direction).sum(-1).float()[..., None, None]
-        level = (start64 * across).sum(-1).float()[..., None, None]
+        step_x, step_y = (end64 - start64).unbind(-1)
+        length = torch.hypot(step_x, step_y)
+        ux = torch.where(short, 1, step_x / length)
+        uy = torch.where(short, 0, step_y / length)
+        begin = start64[..., 0] * ux + start64[..., 1] * uy
+        level = start64[..., 1] * ux - start64[..., 0] * uy
+        # One tensor of all that describes a limb, so that the compiler computes it once and not for every pixel.
+        limb = (ux, uy, begin, begin + length, level, value, *first.unbind(-1), *last.unbind(-1))
+        limb = torch.stack([number.float() for number in limb])[..., None, None]  # (10,N,M,T,L,1,1)
+        ux, uy, begin, stop, level, value, left, top, right, bottom = limb.unbind()
 
-        x, y = self._pixels(keypoint), self._pixels(keypoint)[:, None]
-        ux, uy = (u[..., None, None] for u in direction.float().unbind(-1))
-        place = x * ux + y * uy
-        beyond = torch.maximum(begin - place, place - stop).clamp(min=0)
+        x = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
+        y = x[:, None]
+        along = x * ux + y * uy
+        # Distance to the segment: how far before its begin or past its stop, and how far aside.
+        beyond = torch.maximum(begin - along, along - stop).clamp(min=0)
         aside = y * ux - x * uy - level
-        gaussian = torch.exp(-(beyond**2 + aside**2) / (2 * self.sigma**2))
-        inside_x, inside_y = self._inside(torch.minimum(start, end), torch.maximum(start, end)).unbind(-2)
-        inside = inside_y[..., :, None] & inside_x[..., None, :]
-        return torch.where(inside, gaussian * value[..., None, None], 0).amax(1)
+        gaussian = torch.exp((beyond**2 + aside**2) * (-0.5 / self.sigma**2))
+        inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+        return torch.where(inside, gaussian * value, 0).amax(1)
 
-    def _pixels(self, like: Tensor) -> Tensor:
-        return torch.arange(self.size, device=like.device, dtype=like.dtype)
+    def _window(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the last pixel within 3 sigma of [low, high] along an axis, decided in float32 by trunc().
 
-    def _inside(self, low: Tensor, high: Tensor) -> Tensor:
-        """(...) and (...) to (...,size): the pixels within 3 sigma of [low, high], as float32 and trunc() decide."""
-        pixels = self._pixels(low)
-        first, last = (low - 3 * self.sigma).trunc(), (high + 3 * self.sigma).trunc()
-        return (pixels >= first[..., None]) & (pixels <= last[..., None])
+        Outside the map the last is below the first.
+        """
+        first = (low - 3 * self.sigma).trunc().clamp(min=0)
+        last = (high + 3 * self.sigma).trunc().clamp(max=self.size - 1)
+        return first, last

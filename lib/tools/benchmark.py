@@ -1,0 +1,157 @@
+"""Measures how fast the parts of this project run on this machine.
+
+python -m lib.tools.benchmark render                      # heatmap drawing: compiled, eager, NumPy, against a fill
+python -m lib.tools.benchmark render --batch 64 --persons 1 --kind both --device cuda --json
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+FRAMES, JOINTS, SIZE, SIGMA = 48, 17, 56, 0.6  # the volumes of row 1 of the README's table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    report = args.run(args)
+    print(json.dumps(report, indent=2) if args.json else as_text(report))
+
+
+def parse_args(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog='python -m lib.tools.benchmark'
+    )
+    parts = parser.add_subparsers(required=True, metavar='PART')
+    render = parts.add_parser('render', help='heatmap volumes drawn from keypoints, clips/s')
+    render.set_defaults(run=benchmark_render)
+    render.add_argument('--batch', type=positive, default=16, help='clips per batch (default: %(default)s)')
+    render.add_argument('--persons', type=positive, default=2, help='persons per clip (default: %(default)s)')
+    render.add_argument('--kind', choices=('joint', 'limb', 'both'), default='joint')
+    render.add_argument(
+        '--pairs', type=positive, default=15, help='timed runs of each candidate (default: %(default)s)'
+    )
+    render.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1 ... (default: %(default)s)')
+    render.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{number} is not 1 or more')
+    return number
+
+
+def benchmark_render(args: argparse.Namespace) -> dict:
+    """Clips/s of the torch renderer, and of filling the same volume with a constant: the limit that memory sets.
+
+    Both sides allocate their result on each call, as a training step does. The NumPy reference draws one clip.
+    """
+    import torch
+
+    from lib.data.heatmap import joint_heatmaps, limb_heatmaps
+    from lib.pytorch.heatmap import HeatmapRenderer
+
+    device = torch.device(args.device)
+    keypoint, score = walking_skeletons(args.batch, args.persons)
+    inputs = torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)
+    renderer = HeatmapRenderer(size=SIZE, sigma=SIGMA, kind=args.kind).to(device)
+    compiled = torch.compile(renderer, fullgraph=True)
+    shape = (args.batch, FRAMES, renderer.num_channels(JOINTS), SIZE, SIZE)
+    draw_in_numpy = {'joint': [joint_heatmaps], 'limb': [limb_heatmaps], 'both': [joint_heatmaps, limb_heatmaps]}
+
+    def oracle() -> None:
+        for draw in draw_in_numpy[args.kind]:
+            draw(keypoint[0], score[0], img_shape=(SIZE, SIZE), sigma=SIGMA)
+
+    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    candidates = {
+        'fill': lambda: torch.full(shape, 0.5, device=device),
+        'compiled': lambda: compiled(*inputs),
+        'eager': lambda: renderer(*inputs),
+        'oracle': oracle,
+    }
+    with torch.inference_mode():
+        seconds = time_in_turn(candidates, args.pairs, synchronize)
+    clips = {name: 1 if name == 'oracle' else args.batch for name in candidates}
+    rates = {name: clips[name] / np.array(times) for name, times in seconds.items()}
+    return {
+        'title': f'render {args.kind}: volumes {shape}, {args.persons} persons',
+        'unit': 'clips/s',
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'pairs': args.pairs,
+        'rates': {name: summary(rate) for name, rate in rates.items()},
+        'ratios': {
+            'compiled/fill': summary(rates['compiled'] / rates['fill']),
+            'eager/fill': summary(rates['eager'] / rates['fill']),
+            'compiled/oracle': summary(rates['compiled'] / rates['oracle']),
+        },
+    }
+
+
+def walking_skeletons(num_clips: int, num_persons: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N,M,T,V,2), in pixels of the map, and scores (N,M,T,V): persons who swing and drift, always the same.
+
+    Some joints leave the map, and one in fifty is missing: score and coordinates zero.
+    """
+    rng = np.random.default_rng(0)
+    shape = (num_clips, num_persons, 1, 1)
+    time_axis, body_height = np.arange(FRAMES)[:, None], np.linspace(-20, 20, JOINTS)  # from nose to ankles
+    swing = np.sin(time_axis * 0.4 + rng.uniform(0, 2 * np.pi, (*shape[:2], 1, JOINTS)))
+    x = rng.uniform(12, 44, shape) + rng.uniform(-0.3, 0.3, shape) * time_axis + rng.normal(0, 5, (1, 1, 1, JOINTS))
+    x = x + 3 * swing
+    y = rng.uniform(24, 32, shape) + body_height + rng.normal(0, 0.3, (*shape[:2], FRAMES, JOINTS))
+    score = rng.uniform(0.3, 1, x.shape)
+    score[rng.random(x.shape) < 0.02] = 0
+    keypoint = np.stack([x, y], axis=-1) * (score > 0)[..., None]
+    return keypoint.astype(np.float32), score.astype(np.float32)
+
+
+def time_in_turn(
+    candidates: dict[str, Callable[[], object]], rounds: int, synchronize: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round, after two calls to warm up.
+
+    Every round runs all of them, in alternating order, so that what else the machine does weighs on all alike and the
+    ratios of one round's times can be trusted more than the times.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(2):
+        for run in candidates.values():
+            run()
+    for i in range(rounds):
+        for name in list(candidates) if i % 2 == 0 else reversed(candidates):
+            synchronize()
+            start = time.perf_counter()
+            candidates[name]()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """Median, quartiles and extremes of one measurement's rounds."""
+    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return {'median': median, 'lower': lower, 'upper': upper, 'min': float(values.min()), 'max': float(values.max())}
+
+
+def as_text(report: dict) -> str:
+    """The report as a table: medians, then the middle half and the extremes of the rounds."""
+    columns = ('median', 'lower', 'upper', 'min', 'max')
+    setting = ', '.join(f'{name} {report[name]}' for name in ('device', 'threads', 'torch', 'pairs'))
+    lines = [report['title'], setting, '']
+    for heading, rows, digits in ((report['unit'], report['rates'], 1), ('ratio', report['ratios'], 3)):
+        lines.append(f'{heading:<16}' + ''.join(f'{column:>10}' for column in columns))
+        for name, numbers in rows.items():
+            lines.append(f'{name:<16}' + ''.join(f'{numbers[column]:>10.{digits}f}' for column in columns))
+        lines.append('')
+    return '\n'.join(lines).rstrip()
+
+
+if __name__ == '__main__':
+    main()

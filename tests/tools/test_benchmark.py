@@ -1,0 +1,60 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lib.tools import benchmark
+
+
+def test_render_reports_rates_and_ratios(capsys):
+    benchmark.main(['render', '--batch', '2', '--persons', '1', '--pairs', '3', '--json'])
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {'title', 'unit', 'device', 'threads', 'torch', 'pairs', 'rates', 'ratios'}
+    assert set(report['rates']) == {'fill', 'compiled', 'eager', 'oracle'}
+    assert set(report['ratios']) == {'compiled/fill', 'eager/fill', 'compiled/oracle'}
+    for numbers in (*report['rates'].values(), *report['ratios'].values()):
+        assert 0 < numbers['min'] <= numbers['lower'] <= numbers['median'] <= numbers['upper'] <= numbers['max']
+
+    table = benchmark.as_text(report)
+    for name in (*report['rates'], *report['ratios'], 'clips/s', f'threads {report["threads"]}'):
+        assert name in table
+
+
+def test_candidates_are_timed_in_alternating_order():
+    calls = []
+    candidates = {name: lambda name=name: calls.append(name) for name in 'ab'}
+    seconds = benchmark.time_in_turn(candidates, 3, lambda: None)
+    assert ''.join(calls) == 'abab' + 'abbaab'
+    assert {name: len(times) for name, times in seconds.items()} == {'a': 3, 'b': 3}
+
+
+def test_skeletons_are_plausible():
+    keypoint, score = benchmark.walking_skeletons(8, 2)
+    assert keypoint.shape == (8, 2, 48, 17, 2)
+    assert score.shape == (8, 2, 48, 17)
+    assert keypoint.dtype == score.dtype == np.float32
+    inside = ((keypoint >= 0) & (keypoint < 56)).all(-1)
+    assert 0.7 < inside.mean() < 1
+    assert 0 < (score == 0).mean() < 0.05
+    assert score.max() <= 1
+    assert not keypoint[score == 0].any()
+    np.testing.assert_array_equal(keypoint, benchmark.walking_skeletons(8, 2)[0])
+
+
+@pytest.mark.parametrize('arguments', [['render', '--batch', '0'], ['render', '--kind', 'bones'], []])
+def test_wrong_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        benchmark.main(arguments)
+    assert 'error' in capsys.readouterr().err
+
+
+def test_help_imports_no_framework():
+    code = (
+        'import sys; from lib.tools import benchmark\n'
+        'try: benchmark.main(["render", "--help"])\n'
+        'finally: assert not {"torch", "tensorflow"} & set(sys.modules)'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert '--persons' in result.stdout
