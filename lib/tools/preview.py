@@ -75,13 +75,13 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from torchvision.io import write_png
+    from torchvision.utils import save_image
 
     from lib.pytorch.heatmap import HeatmapRenderer
 
     clips = Clips('val', ann_file=args.ann_file, benchmark=args.benchmark, clip_len=args.clip_len, batch_size=1, seed=0)
     name, picture = draw_clip(clips, HeatmapRenderer(kind=args.kind), args.clip)
-    write_png(torch.from_numpy(picture), args.out)
+    save_image(torch.from_numpy(picture) / 255, args.out)
     print(f'{args.out}: {name.removeprefix("heatmap/")}, {args.kind} maps')
 
 
