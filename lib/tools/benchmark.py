@@ -2,10 +2,15 @@
 
 python -m lib.tools.benchmark render                      # heatmap drawing: compiled, eager, NumPy, against a fill
 python -m lib.tools.benchmark render --batch 64 --persons 1 --kind both --device cuda --json
+python -m lib.tools.benchmark data                        # training clips/s of Clips on one core, NTU60-sized store
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import pickle
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -35,6 +40,13 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     )
     render.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1 ... (default: %(default)s)')
     render.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    data = parts.add_parser('data', help='batches of training clips, clips/s on one core; opening a large store')
+    data.set_defaults(run=benchmark_data)
+    data.add_argument('--clips', type=positive, default=60_000, help='clips in the store (default: %(default)s)')
+    data.add_argument('--batch', type=positive, default=32, help='clips per batch (default: %(default)s)')
+    data.add_argument('--rounds', type=positive, default=15, help='timed runs (default: %(default)s)')
+    data.add_argument('--folder', help='where 20 kB per clip are written meanwhile (default: a temporary folder)')
+    data.add_argument('--json', action='store_true', help='print JSON instead of a table')
     return parser.parse_args(arguments)
 
 
@@ -81,10 +93,12 @@ def benchmark_render(args: argparse.Namespace) -> dict:
     return {
         'title': f'render {args.kind}: volumes {shape}, {args.persons} persons',
         'unit': 'clips/s',
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-        'pairs': args.pairs,
+        'setting': {
+            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
+            'threads': torch.get_num_threads(),
+            'torch': torch.__version__,
+            'pairs': args.pairs,
+        },
         'rates': {name: summary(rate) for name, rate in rates.items()},
         'ratios': {
             'compiled/fill': summary(rates['compiled'] / rates['fill']),
@@ -92,6 +106,90 @@ def benchmark_render(args: argparse.Namespace) -> dict:
             'compiled/oracle': summary(rates['compiled'] / rates['oracle']),
         },
     }
+
+
+def benchmark_data(args: argparse.Namespace) -> dict:
+    """Clips/s of Clips alone, held on one core, and what opening its store costs in seconds and private memory."""
+    from lib.data.clips import Clips
+    from lib.data.store import open_store
+
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        ann_file = os.path.join(folder, 'benchmark.pkl')
+        # In a process of its own, so that neither its memory nor its warm arrays count here.
+        packing = multiprocessing.get_context('spawn').Process(target=pack_made_up_clips, args=(ann_file, args.clips))
+        packing.start()
+        packing.join()
+        assert packing.exitcode == 0, 'packing failed, see above'
+        opening = []
+        before = private_bytes()
+        for _ in range(args.rounds):
+            start = time.perf_counter()
+            store = open_store(ann_file)
+            opening.append(time.perf_counter() - start)
+        options = {'ann_file': ann_file, 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': args.batch, 'seed': 0}
+        clips = {split: Clips(split, **options) for split in ('train', 'val')}
+        private = private_bytes() - before
+        batches = min(64, *(part.num_clips // args.batch for part in clips.values()))
+
+        def load(split: str) -> None:
+            for b in range(batches):
+                clips[split][0, b]
+
+        seconds = time_in_turn({split: lambda split=split: load(split) for split in clips}, args.rounds, lambda: None)
+        setting = {
+            'clips': args.clips,
+            'two persons': f'{(store.num_persons[:] == 2).mean():.0%}',
+            'batch': args.batch,
+            'rounds': args.rounds,
+        }
+        size = store.keypoint.nbytes + store.score.nbytes
+    return {
+        'title': f'data: batches of {FRAMES} frames from a store of {size / 1e6:,.0f} MB, on one core',
+        'unit': 'clips/s',
+        'setting': setting,
+        'rates': {split: summary(batches * args.batch / np.array(times)) for split, times in seconds.items()},
+        'opening': {'milliseconds': summary(1e3 * np.array(opening)), 'private MB': summary(np.array([private / 1e6]))},
+    }
+
+
+def pack_made_up_clips(ann_file: str, num_clips: int) -> None:
+    """Writes a pickle of NTU60's proportions (20 to 300 frames, a fifth with two persons) and packs it."""
+    from lib.data.store import open_store
+
+    rng = np.random.default_rng(0)
+    pool = rng.uniform(300, 1500, (600, JOINTS, 2)).astype(np.float16)
+    scores = rng.uniform(0.3, 1, (600, JOINTS)).astype(np.float16)
+    annotations = []
+    for i, (total, persons) in enumerate(
+        zip(rng.integers(20, 301, num_clips), rng.random(num_clips) < 0.2, strict=True)
+    ):
+        rows, shape = slice(0, (persons + 1) * total), (persons + 1, total, JOINTS)
+        annotations.append(
+            {
+                'frame_dir': f'clip{i:06d}',
+                'label': i % 60,
+                'total_frames': int(total),
+                'img_shape': (1080, 1920),
+                'keypoint': pool[rows].reshape(*shape, 2),
+                'keypoint_score': scores[rows].reshape(shape),
+            }
+        )
+    names = [annotation['frame_dir'] for annotation in annotations]
+    split = {'xsub_train': names[: num_clips * 7 // 10], 'xsub_val': names[num_clips * 7 // 10 :]}
+    with open(ann_file, 'wb') as file:
+        pickle.dump({'split': split, 'annotations': annotations}, file)
+    open_store(ann_file)
+
+
+def private_bytes() -> int:
+    """Memory that this process alone has written: Private_Dirty and swap. 0 where the system does not tell."""
+    try:
+        with open('/proc/self/smaps_rollup') as file:
+            return 1024 * sum(int(line.split()[1]) for line in file if line.startswith(('Private_Dirty', 'Swap:')))
+    except FileNotFoundError:
+        return 0
 
 
 def walking_skeletons(num_clips: int, num_persons: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +241,15 @@ def summary(values: np.ndarray) -> dict[str, float]:
 def as_text(report: dict) -> str:
     """The report as a table: medians, then the middle half and the extremes of the rounds."""
     columns = ('median', 'lower', 'upper', 'min', 'max')
-    setting = ', '.join(f'{name} {report[name]}' for name in ('device', 'threads', 'torch', 'pairs'))
-    lines = [report['title'], setting, '']
-    for heading, rows, digits in ((report['unit'], report['rates'], 1), ('ratio', report['ratios'], 3)):
+    lines = [report['title'], ', '.join(f'{name} {value}' for name, value in report['setting'].items()), '']
+    tables = (
+        (report['unit'], report['rates'], 1),
+        ('ratio', report.get('ratios'), 3),
+        ('opening', report.get('opening'), 2),
+    )
+    for heading, rows, digits in tables:
+        if not rows:
+            continue
         lines.append(f'{heading:<16}' + ''.join(f'{column:>10}' for column in columns))
         for name, numbers in rows.items():
             lines.append(f'{name:<16}' + ''.join(f'{numbers[column]:>10.{digits}f}' for column in columns))

@@ -11,15 +11,27 @@ from lib.tools import benchmark
 def test_render_reports_rates_and_ratios(capsys):
     benchmark.main(['render', '--batch', '2', '--persons', '1', '--pairs', '3', '--json'])
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {'title', 'unit', 'device', 'threads', 'torch', 'pairs', 'rates', 'ratios'}
+    assert set(report) == {'title', 'unit', 'setting', 'rates', 'ratios'}
+    assert set(report['setting']) == {'device', 'threads', 'torch', 'pairs'}
     assert set(report['rates']) == {'fill', 'compiled', 'eager', 'oracle'}
     assert set(report['ratios']) == {'compiled/fill', 'eager/fill', 'compiled/oracle'}
     for numbers in (*report['rates'].values(), *report['ratios'].values()):
         assert 0 < numbers['min'] <= numbers['lower'] <= numbers['median'] <= numbers['upper'] <= numbers['max']
 
     table = benchmark.as_text(report)
-    for name in (*report['rates'], *report['ratios'], 'clips/s', f'threads {report["threads"]}'):
+    for name in (*report['rates'], *report['ratios'], 'clips/s', f'threads {report["setting"]["threads"]}'):
         assert name in table
+
+
+def test_data_reports_rates_and_what_opening_costs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('os.sched_setaffinity', lambda *_: None, raising=False)  # pytest keeps its cores
+    benchmark.main(['data', '--clips', '200', '--batch', '8', '--rounds', '2', '--folder', str(tmp_path), '--json'])
+    report = json.loads(capsys.readouterr().out)
+    assert set(report['rates']) == {'train', 'val'}
+    assert report['rates']['train']['min'] > 0
+    assert 0 < report['opening']['milliseconds']['median'] < 1000
+    assert not list(tmp_path.iterdir())
+    assert 'private MB' in benchmark.as_text(report)
 
 
 def test_candidates_are_timed_in_alternating_order():
