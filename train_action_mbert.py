@@ -34,8 +34,8 @@ SECTIONS = {
 }
 
 
-def build(config, *splits: str) -> tuple[HeatmapRenderer, MotionBERT, list[Clips]]:
-    """The parts of a run, checked against each other."""
+def build(config, device: torch.device, *splits: str) -> tuple[HeatmapRenderer, MotionBERT, list[Clips]]:
+    """The parts of a run, checked against each other, on the device."""
     clips = [Clips(split, config.heatmap.size, **config.data) for split in splits]
     render = HeatmapRenderer(**config.heatmap)
     torch.manual_seed(config.train.seed)
@@ -44,7 +44,7 @@ def build(config, *splits: str) -> tuple[HeatmapRenderer, MotionBERT, list[Clips
     model.check_input(clip_len=config.data.clip_len, channels=channels, size=config.heatmap.size)
     for part in clips:
         part.check_labels(config.model.num_classes)
-    return render, model, clips
+    return render.to(device), model.to(device), clips
 
 
 def train(args: argparse.Namespace) -> None:
@@ -53,8 +53,7 @@ def train(args: argparse.Namespace) -> None:
     path, saved = checkpoint.find(args.checkpoint, args.resume, KIND)
     changed = checkpoint.check_same_run(path, saved['config'], config) if saved else {}
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    render, model, (train_clips, val_clips) = build(config, 'train', 'val')
-    model.to(device)
+    render, model, (train_clips, val_clips) = build(config, device, 'train', 'val')
     optimizer = engine.make_optimizer(model, **config.optimizer)
     start, best, history = 0, {'top1': -1.0, 'epoch': 0}, []
     if saved:
@@ -116,9 +115,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.config:
         checkpoint.check_evaluation(path, saved['config'], load_config(args.config, SECTIONS, args.set))
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    render, model, (val_clips,) = build(config, 'val')
+    render, model, (val_clips,) = build(config, device, 'val')
     checkpoint.load_weights(model, saved['model'], path)
-    model.to(device)
     say_facts(
         {
             'data': val_clips.description,

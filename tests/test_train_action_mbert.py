@@ -264,7 +264,7 @@ def test_the_published_row_trains_at_full_size(write_pickle):
     config = load_config(
         ROOT / 'configs' / 'action' / 'MB_train.yaml', script.SECTIONS, [f'data.ann_file={path}', 'data.batch_size=2']
     )
-    render, model, (clips,) = script.build(config, 'train')
+    render, model, (clips,) = script.build(config, CPU, 'train')
     assert sum(p.numel() for p in model.parameters()) == 63_532_678
     optimizer = engine.make_optimizer(model, **config.optimizer)
     before = [p.detach().clone() for p in model.parameters()]
@@ -292,7 +292,7 @@ def test_learns_on_real_motion(motion, config, tmp_path, name, classes):
         'heatmap.size=24', 'model.dim_in=576', 'data.clip_len=12', 'model.maxlen=12', 'model.dropout_ratio=0.0',
         'data.crop_area=[1.0, 1.0]', 'data.crop_ratio=[1.0, 1.0]', 'data.flip_ratio=0.0',
     ]  # fmt: skip
-    render, model, (clips,) = script.build(load_config(config, script.SECTIONS, overrides), 'train')
+    render, model, (clips,) = script.build(load_config(config, script.SECTIONS, overrides), CPU, 'train')
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(8):

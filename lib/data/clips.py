@@ -46,7 +46,8 @@ class Clips:
         flip_ratio: float = 0.5,
         store_dir: str | None = None,
     ) -> None:
-        assert split in ('train', 'val'), split
+        if split not in ('train', 'val'):
+            raise ValueError(f"split is {split!r}; it must be 'train' or 'val'.")
         for key, value in {'clip_len': clip_len, 'batch_size': batch_size, 'max_persons': max_persons}.items():
             if value < 1:
                 raise ValueError(f'data.{key} is {value}; it must be at least 1.')

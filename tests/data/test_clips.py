@@ -175,6 +175,11 @@ def test_mistakes_are_named(mixed, changes, message):
         clips('val', mixed, **changes)
 
 
+def test_an_unknown_split_is_refused(mixed):
+    with pytest.raises(ValueError, match="split is 'test'"):
+        clips('test', mixed)
+
+
 def test_lists_may_be_named(write_pickle):
     data = make_annotations([20] * 6)
     names = [a['frame_dir'] for a in data['annotations']]
