@@ -16,6 +16,8 @@ from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
 
 Kind = Literal['joint', 'limb', 'both']
 
+LOG_TINY = -87.0  # what is below is 0: exp() would give a denormal number, and on a CPU takes 50 times as long
+
 
 class HeatmapRenderer(nn.Module):
     """Keypoints to 3D heatmap volumes: one Gaussian map per joint and frame, or per limb and frame.
@@ -101,7 +103,9 @@ class HeatmapRenderer(nn.Module):
         # A limb shorter than a pixel is drawn as its start: a limb of length 0, in any direction, with start's score.
         short = ((end - start) ** 2).sum(-1) < 1
         end = torch.where(short[..., None], start, end)
-        value = torch.where(shown, torch.where(short, start_score, value), 0)
+        # The maximum over persons is taken of logarithms, so that a pixel costs one exp().
+        log_value = torch.where(short, start_score, value).clamp(min=MIN_SCORE).log()
+        log_value = torch.where(shown, log_value, -math.inf)
         first, last = self._window(torch.minimum(start, end), torch.maximum(start, end))
 
         # The limb's line in the coordinates (along it, across it), turned about the map's corner. In float64, for
@@ -114,9 +118,9 @@ class HeatmapRenderer(nn.Module):
         begin = start64[..., 0] * ux + start64[..., 1] * uy
         level = start64[..., 1] * ux - start64[..., 0] * uy
         # One tensor of all that describes a limb, so that the compiler computes it once and not for every pixel.
-        limb = (ux, uy, begin, begin + length, level, value, *first.unbind(-1), *last.unbind(-1))
+        limb = (ux, uy, begin, begin + length, level, log_value, *first.unbind(-1), *last.unbind(-1))
         limb = torch.stack([number.float() for number in limb])[..., None, None]  # (10,N,M,T,L,1,1)
-        ux, uy, begin, stop, level, value, left, top, right, bottom = limb.unbind()
+        ux, uy, begin, stop, level, log_value, left, top, right, bottom = limb.unbind()
 
         x = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
         y = x[:, None]
@@ -124,9 +128,10 @@ class HeatmapRenderer(nn.Module):
         # Distance to the segment: how far before its begin or past its stop, and how far aside.
         beyond = torch.maximum(begin - along, along - stop).clamp(min=0)
         aside = y * ux - x * uy - level
-        gaussian = torch.exp((beyond**2 + aside**2) * (-0.5 / self.sigma**2))
-        inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
-        return torch.where(inside, gaussian * value, 0).amax(1)
+        log_maps = log_value - (beyond**2 + aside**2) * (0.5 / self.sigma**2)
+        margin = torch.minimum(torch.minimum(x - left, right - x), torch.minimum(y - top, bottom - y))
+        log_maps = torch.where(margin >= 0, log_maps, -math.inf).amax(1)
+        return torch.where(log_maps > LOG_TINY, log_maps.clamp(min=LOG_TINY).exp(), 0)
 
     def _window(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the last pixel within 3 sigma of [low, high] along an axis, decided in float32 by trunc().
