@@ -50,7 +50,8 @@ def build(config, device: torch.device, *splits: str) -> tuple[HeatmapRenderer, 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, SECTIONS, args.set)
     options = engine.TrainOptions(**config.train)
-    path, saved = checkpoint.find(args.checkpoint, args.resume, KIND)
+    folder = Path(args.checkpoint)
+    path, saved = checkpoint.find(folder, args.resume, KIND)
     changed = checkpoint.check_same_run(path, saved['config'], config) if saved else {}
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     render, model, (train_clips, val_clips) = build(config, device, 'train', 'val')
@@ -59,10 +60,11 @@ def train(args: argparse.Namespace) -> None:
     if saved:
         checkpoint.load_weights(model, saved['model'], path)
         checkpoint.load_optimizer(optimizer, saved['optimizer'])
-        start, best, history = saved['epoch'], saved['best'], saved['history']
+        start, history = saved['epoch'], saved['history']
+        if (folder / checkpoint.BEST).is_file():  # another folder, given a file to go on from, finds a best of its own
+            best = saved['best']
     forward = engine.make_forward(render, model, options.compile)
 
-    folder = Path(args.checkpoint)
     log = RunLog(folder, plain(config), history)
     say_facts(
         {
@@ -70,7 +72,7 @@ def train(args: argparse.Namespace) -> None:
             'train': train_clips.split_description,
             'val': val_clips.split_description,
             'model': f'MotionBERT, {sum(p.numel() for p in model.parameters()):,} parameters',
-            'run': f'epoch {start + 1} to {options.epochs}, {len(train_clips)} steps an epoch, on {device}',
+            'run': f'{options.epochs} epochs, {start} of them done, {len(train_clips)} steps each, on {device}',
             'output': f'{folder}: checkpoints, metrics.jsonl, config.yaml; tensorboard --logdir {folder / "logs"}',
         }
     )

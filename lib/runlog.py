@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ class RunLog:
         """A progress bar over the clips of an epoch. Where there is no terminal, `report` prints it as lines."""
         form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
         screen = sys.stderr if sys.stderr.isatty() else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
-        return tqdm(desc=title, total=num_clips, unit='clips', bar_format=form, leave=False, file=screen)
+        width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals that do not tell theirs
+        return tqdm(desc=title, total=num_clips, unit=' clips', bar_format=form, leave=False, file=screen, ncols=width)
 
     def report(self, bar: tqdm, text: str) -> None:
         """Adds a text to the progress bar: what is known of the epoch so far."""

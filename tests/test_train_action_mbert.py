@@ -71,7 +71,7 @@ def test_trains_then_evaluates(config, tmp_path, capsys):
     assert call('--config', config, '-c', run, '-freq', 2) == 0
     told = capsys.readouterr().out
     for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
-                 'epoch 1 to 2, 3 steps an epoch', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
+                 '2 epochs, 0 of them done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
         assert part in told, part
     assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.bin', 'best_epoch.bin', 'logs'} == {
         path.name for path in run.iterdir()
@@ -110,6 +110,7 @@ def test_another_folder_can_go_on_from_a_file(config, tmp_path):
         assert call('--config', config, '-c', tmp_path / name, '--set', f'train.epochs={2 if name == "a" else 1}') == 0
     assert call('--config', config, '-c', tmp_path / 'c', '-r', tmp_path / 'b' / 'latest_epoch.bin') == 0
     assert_same_run(tmp_path / 'a', tmp_path / 'c')
+    assert (tmp_path / 'c' / 'best_epoch.bin').is_file()
     before = files(tmp_path / 'a')
     assert call('--config', config, '-c', tmp_path / 'a', '-r', tmp_path / 'b' / 'latest_epoch.bin') == 2
     assert files(tmp_path / 'a') == before

@@ -49,9 +49,9 @@ def load(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     return content
 
 
-def find(folder: str | os.PathLike, resume: str | None, kind: str) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
+def find(folder: Path, resume: str | None, kind: str) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
     """The checkpoint that a run in `folder` goes on from: the folder's latest, or `resume` for an empty folder."""
-    latest = Path(folder) / LATEST
+    latest = folder / LATEST
     if latest.is_file():
         if resume and not latest.samefile(resume):
             raise ValueError(
