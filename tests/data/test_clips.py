@@ -142,6 +142,9 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
     batch, unflipped = first_persons(), first_persons(flip_ratio=0.0)
     mirrored = np.abs(unflipped - batch).max((1, 2, 3)) > 1e-3
     assert 0.42 < mirrored.mean() < 0.58
+    scores = [clips('train', path, batch_size=402, flip_ratio=ratio)[0, 0]['score'][:, 0] for ratio in (0.5, 0.0)]
+    np.testing.assert_array_equal(scores[0][mirrored], scores[1][mirrored][:, :, COCO17.flip_order])
+    np.testing.assert_array_equal(scores[0][~mirrored], scores[1][~mirrored])
     restored = 56 - batch[mirrored][:, :, list(COCO17.right), 0]
     np.testing.assert_allclose(unflipped[mirrored][:, :, list(COCO17.left), 0], restored, atol=1e-3)
 
