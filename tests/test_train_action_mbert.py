@@ -126,13 +126,13 @@ def test_a_finished_run_is_left_as_it_is(config, tmp_path, capsys):
 
 
 def test_ctrl_c_in_an_epoch_then_the_same_command(config, tmp_path):
-    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=20') == 0
-    again = command('--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=20', '-freq', 1)
+    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=10') == 0
+    again = command('--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=10', '-freq', 1)
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     # A shell's background job ignores SIGINT, and so would its children.
     with subprocess.Popen(again, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         for line in process.stdout:
-            if line.startswith('epoch 3/20  ') and 'clips,' in line:  # in the middle of the third epoch
+            if line.startswith('epoch 3/10  ') and 'clips,' in line:  # in the middle of the third epoch
                 process.send_signal(signal.SIGINT)
                 break
         _, told = process.communicate()
