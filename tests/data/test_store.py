@@ -134,6 +134,7 @@ def test_of_many_processes_one_packs(write_pickle):
         process.start()
     for process in processes:
         process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]  # else the queue would wait forever
     assert sorted(queue.get() for _ in processes) == [0, 0, 0, 1]
 
 
