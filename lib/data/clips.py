@@ -109,7 +109,9 @@ class Clips:
     def split_description(self) -> str:
         """Which list of the set this is, for the log."""
         count = len(self.classes)
-        return f'{self.list_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%})'
+        crowded = int((self.store.num_persons[self.clips] > self.max_persons).sum())
+        left_out = f'; {crowded:,} have over {self.max_persons} persons, of whom the first are taken' if crowded else ''
+        return f'{self.list_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){left_out}'
 
     def check_labels(self, num_classes: int) -> None:
         """Raises ValueError, naming the clip, for a label that a model of `num_classes` cannot learn."""

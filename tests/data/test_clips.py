@@ -159,6 +159,8 @@ def test_persons_beyond_the_limit_are_left_out(write_pickle):
     three, two = (clips('val', path, max_persons=m, flip_ratio=0)[0, 0] for m in (3, 2))
     assert three['keypoint'].shape[1] == 3
     assert two['score'].all()
+    assert clips('val', path).split_description.endswith('; 2 have over 2 persons, of whom the first are taken')
+    assert 'persons' not in clips('val', path, max_persons=3).split_description
 
 
 @pytest.mark.parametrize(
