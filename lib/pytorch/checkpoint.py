@@ -68,8 +68,7 @@ def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, di
     Returns what else differs, {'section.key': (saved, given)}.
     """
     changed = differences(saved, given)
-    fixed = [k for k in changed if k.split('.')[0] in ('data', 'heatmap', 'model') and k not in FREE_KEYS]
-    if fixed:
+    if fixed := _fixed(changed, FREE_KEYS):
         listed = '; '.join(f'{key}: {changed[key][0]} there, {changed[key][1]} in this command' for key in fixed)
         raise ValueError(f'{path} is of another model or other data ({listed}). Name another folder as --checkpoint.')
     return {key: pair for key, pair in changed.items() if key not in FREE_KEYS}
@@ -77,16 +76,16 @@ def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, di
 
 def check_evaluation(path: Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> None:
     """Raises ValueError where an evaluation of the checkpoint is asked for under another model or other data."""
-    fixed = [
-        key
-        for key in differences(saved, given)
-        if key.split('.')[0] in ('data', 'heatmap', 'model') and key not in EVALUATION_KEYS
-    ]
-    if fixed:
+    if fixed := _fixed(differences(saved, given), EVALUATION_KEYS):
         raise ValueError(
             f'{path} was trained with other values of {", ".join(fixed)}, and is evaluated with its own config. Leave '
             f'--config away; --set may change {", ".join(EVALUATION_KEYS)}.'
         )
+
+
+def _fixed(changed: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
+    """Those of the changed keys that make it another model or other data."""
+    return [key for key in changed if key.split('.')[0] in ('data', 'heatmap', 'model') and key not in free]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
