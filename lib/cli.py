@@ -18,14 +18,18 @@ def parse_args(doc: str, default_config: str, argv: Sequence[str] | None = None)
     parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there goes on')
     parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to go on from, into an empty folder')
     parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint to evaluate, instead of training')
+    parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='weights to begin with (train.finetune true)')
+    parser.add_argument(
+        '-ms', '--selection', default='latest_epoch.bin', metavar='FILE', help='which file there (default: %(default)s)'
+    )
     parser.add_argument('-freq', '--print_freq', type=int, default=50, metavar='STEPS', help='(default: %(default)s)')
     parser.add_argument('--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key')
     args = parser.parse_args(argv)
     if args.print_freq < 1:
         parser.error('--print_freq must be at least 1')
     if args.evaluate:
-        if args.resume:
-            parser.error('--evaluate and --resume exclude each other')
+        if args.resume or args.pretrained:
+            parser.error('--evaluate excludes --resume and --pretrained')
     elif not args.checkpoint:
         parser.error('name the folder for checkpoints and logs: --checkpoint FOLDER')
     if not args.evaluate:

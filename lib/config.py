@@ -2,6 +2,9 @@
 
 A keyword-only parameter is a key; its annotation is the key's type; without a default the key must be there. So a name
 that nothing reads, a value of another type or a forgotten key ends a run before it has touched any data.
+
+Some keys say nothing under the others (what is cropped where nothing is drawn?). A callable that has such keys names
+them: `unread(**keys) -> {key: reason}`. They are refused, and left out of the resolved config.
 """
 
 import contextlib
@@ -48,10 +51,19 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
         section, dot, key = name.partition('.')
         if not (equals and dot and key):
             raise ValueError(f'--set {override}: write --set section.key=value.')
+        keys = config.setdefault(section, {})
         try:
-            config.setdefault(section, {})[key] = yaml.load(value, _Loader)
+            parsed = yaml.load(value, _Loader)
         except yaml.YAMLError:
             raise ValueError(f'--set {override}: {value!r} is not sound YAML.') from None
+        if parsed is None and key in keys:
+            del keys[key]  # its default stands
+        else:
+            keys[key] = parsed
+    if (shown := config.get('data', {}).get('input', 'heatmap')) != 'heatmap':
+        sections = {name: call for name, call in sections.items() if name != 'heatmap'}
+        if 'heatmap' in config:
+            raise ValueError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
     for section in config:
         if section not in sections:
             raise ValueError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
@@ -78,9 +90,15 @@ def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     parameters = inspect.signature(call).parameters.values()
     keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    unread = call.unread(**given) if hasattr(call, 'unread') else {}
     for key in given:
         if key not in keys:
             raise ValueError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
+        if key in unread:
+            raise ValueError(
+                f'{where}.{key} has no effect: {unread[key]}. Leave it away, or on the command line set it to null.'
+            )
+    keys = {name: parameter for name, parameter in keys.items() if name not in unread}
     bound = {}
     for key, parameter in keys.items():
         if key in given:

@@ -29,3 +29,17 @@ def make_annotations(
     names = [a['frame_dir'] for a in annotations]
     cut = len(names) * 2 // 3
     return {'split': {'xsub_train': names[:cut], 'xsub_val': names[cut:]}, 'annotations': annotations}
+
+
+def make_3d_annotations(lengths: list[int], *, persons: list[int] | None = None, num_classes: int = 4) -> dict:
+    """The same in the 3D form: 25 joints in metres, x, y and a depth of some three metres."""
+    data = make_annotations(lengths, persons=persons, num_classes=num_classes, joints=25)
+    random = np.random.default_rng(1)
+    for annotation in data['annotations']:
+        keypoint = annotation['keypoint'].astype(np.float32)
+        xy = (keypoint - [960, 540]) / [400, -400]
+        z = 3 + random.normal(0, 0.3, (*xy.shape[:-1], 1))
+        annotation['keypoint'] = np.concatenate([xy, z], axis=-1).astype(np.float16)
+        for key in ('keypoint_score', 'img_shape', 'original_shape'):
+            del annotation[key]
+    return data

@@ -32,6 +32,15 @@ SECTIONS = {'model': Model, 'train': Options}
 GOOD = 'model: {width: 3}\ntrain: {epochs: 2}\n'
 
 
+class Data:
+    def __init__(self, *, input: str = 'heatmap', crop: float = 1.0, move: bool = True) -> None:
+        pass
+
+    @staticmethod
+    def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
+        return {'move' if input == 'heatmap' else 'crop': f'{input} does not read it'}
+
+
 def load(tmp_path: Path, text: str, *overrides: str):
     path = tmp_path / 'c.yaml'
     path.write_text(text)
@@ -104,3 +113,31 @@ def test_a_missing_config_is_named(tmp_path):
 def test_differences():
     one, other = {'a': {'x': 1, 'y': 2}, 'b': {'z': 3}}, {'a': {'x': 1, 'y': 5}}
     assert differences(one, other) == {'a.y': (2, 5), 'b.z': (3, None)}
+
+
+def test_keys_without_effect_are_refused_and_left_out(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text('data: {crop: 0.5}')
+    sections = {'data': Data, 'heatmap': Options}
+    assert load_config(path, {'data': Data}).data == {'input': 'heatmap', 'crop': 0.5}
+    with pytest.raises(ValueError, match=r'data\.move has no effect: heatmap does not read it'):
+        load_config(path, {'data': Data}, ['data.move=false'])
+    with pytest.raises(ValueError, match=r'data\.crop has no effect: keypoint_2d does not read it'):
+        load_config(path, sections, ['data.input=keypoint_2d'])
+    config = load_config(path, sections, ['data.input=keypoint_2d', 'data.crop=null'])
+    assert config == {'data': {'input': 'keypoint_2d', 'move': True}}
+
+
+def test_the_section_heatmap_stands_only_with_heatmaps(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text('data: {input: keypoint_3d}\nheatmap: {epochs: 3}')
+    with pytest.raises(ValueError, match='keypoint_3d draws nothing, so that the section heatmap must go'):
+        load_config(path, {'data': Data, 'heatmap': Options})
+
+
+def test_null_on_the_command_line_brings_the_default_back_and_hides_no_typo(tmp_path):
+    assert load(tmp_path, 'model: {width: 3, rate: 0.5}\ntrain: {epochs: 2}', 'model.rate=null').model.rate == 0.1
+    with pytest.raises(ValueError, match=r'model\.width is missing'):
+        load(tmp_path, GOOD, 'model.width=null')
+    with pytest.raises(ValueError, match=r'model\.raet is not a known key'):
+        load(tmp_path, GOOD, 'model.raet=null')

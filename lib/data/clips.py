@@ -1,31 +1,95 @@
-"""Batches of clips: from the packed pickle to keypoints in heatmap pixels, ready to be drawn.
+"""Batches of clips: from the packed pickle to what a model's device is sent.
 
-N clips of a batch, M persons, P person rows (the persons of all clips, ragged), T = clip_len frames, V joints.
+N clips of a batch, K views of a clip, M persons, P person rows (the persons of all clips, ragged), T = clip_len frames,
+V joints.
 """
+
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
 
 import numpy as np
 
-from lib.data.geometry import AffineMap, compact_box, extent, random_crop_box, short_edge_shape
-from lib.data.sampling import ClipRandom, epoch_order, evaluation_frames, train_frames
-from lib.data.skeletons import skeleton_of
-from lib.data.store import open_store
+from lib.data.geometry import (
+    AffineMap,
+    compact_box,
+    extent,
+    jitter,
+    random_crop_box,
+    rotate,
+    short_edge_shape,
+    view,
+)
+from lib.data.keypoints import (
+    MOVES_2D,
+    MOVES_3D,
+    centre_and_scale,
+    coco_to_h36m,
+    crop_scale,
+    identity_swaps,
+    random_move,
+    to_camera,
+)
+from lib.data.sampling import (
+    ClipRandom,
+    epoch_order,
+    evaluation_frames,
+    resampled_frames,
+    shifted_frames,
+    train_frames,
+)
+from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
+from lib.data.store import Store, open_store
+
+Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']
+
+VIEW_ANGLE = 30.0  # degrees either way, where a 3D pickle is drawn
+TEST_SCALE = 2.0  # MotionBERT's: the window of a test clip, in lengths of the persons' box
+
+# The keys that only some inputs read.
+INPUT_KEYS = {
+    'heatmap': (
+        'crop_area',
+        'crop_ratio',
+        'flip_ratio',
+        'rotation',
+        'joint_noise',
+        'temporal_shift',
+        'view_angle',
+        'test_clips',
+        'test_flip',
+    ),
+    'keypoint_2d': ('random_move', 'scale_range'),
+    'keypoint_3d': ('random_move',),
+}
 
 
 class Clips:
     """The batches of one split: `clips[epoch, b]` for b in range(len(clips)).
 
-    A batch is {'keypoint': (N, M, T, V, 2) float32 in heatmap pixels, 'score': (N, M, T, V) float32,
-    'label': (N,) int64}; absent persons are zeros with score 0. It is a pure function of (seed, epoch, b): training
-    clips come in another order each epoch, validation clips always in the order of the file, and no number drawn
-    depends on other clips. A last short batch is kept, but for a training batch of one clip (batch norm).
+    A batch is a pure function of (seed, epoch, b): training clips come in another order each epoch, validation clips
+    always in the order of the file, and no number drawn depends on other clips. A last short batch is kept, but for a
+    training batch of one clip (batch norm). It holds 'label' (N,) int64, and according to `input`
+
+        heatmap      'keypoint' (N, M, T, V, 2) float32 in heatmap pixels and 'score' (N, M, T, V) float32, to be drawn.
+                     With test_clips or test_flip, validation clips are (N, K, M, T, V, ...): K views of each.
+        keypoint_2d  'keypoint' (N, M, T, 17, 3) float32: x, y and score of H36M's joints, as MotionBERT takes them.
+        keypoint_3d  'keypoint' (N, M, T, 25, 3) float32: x, y, z about the spine at the clip's start.
+
+    Absent persons are zeros (with keypoint_2d, zeros that have been scaled along with the rest, as in MotionBERT).
 
     split: 'train' or 'val'.                         size: edge of the heatmap in pixels.
-    ann_file: PYSKL pickle with 2D keypoints.        benchmark: 'xsub' for the lists xsub_train and xsub_val, 'xview'
+    ann_file: PYSKL pickle.                          benchmark: 'xsub' for the lists xsub_train and xsub_val, 'xview'
     clip_len: frames of a clip, T.                       likewise, or the names of the two lists [train, val].
     batch_size: clips of a batch.                    max_persons: M; further persons of a clip are left out.
-    crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop in training.
-    flip_ratio: share of training clips that are mirrored.
     store_dir: folder for the packed form of the pickle, by default the pickle's own.
+
+    Training on heatmaps: crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
+    flip_ratio: share of clips that are mirrored. rotation: rad, either way, about the middle of the persons.
+    joint_noise: deviation in diagonals of the person's box. temporal_shift: frames, either way.
+    view_angle: degrees, either way, from which a 3D pickle is drawn; null stands for 30, and for a 2D pickle.
+    Testing on heatmaps: test_clips: samples of each clip. test_flip: whether each is also shown mirrored.
+    Training on keypoints: random_move: whether rotation, scale and place drift over the clip. scale_range: the size of
+    the window, in lengths of the persons' box.
 
     Raises FileNotFoundError, OSError or ValueError for files, lists and values that cannot be used.
     """
@@ -35,6 +99,7 @@ class Clips:
         split: str,
         size: int = 56,
         *,
+        input: Input = 'heatmap',
         ann_file: str,
         benchmark: str | list[str],
         clip_len: int,
@@ -44,25 +109,42 @@ class Clips:
         crop_area: tuple[float, float] = (0.56, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip_ratio: float = 0.5,
+        rotation: float = 0.0,
+        joint_noise: float = 0.0,
+        temporal_shift: int = 0,
+        view_angle: float | None = None,
+        test_clips: int = 1,
+        test_flip: bool = False,
+        random_move: bool = True,
+        scale_range: tuple[float, float] = (1.0, 3.0),
         store_dir: str | None = None,
     ) -> None:
         if split not in ('train', 'val'):
             raise ValueError(f"split is {split!r}; it must be 'train' or 'val'.")
-        for key, value in {'clip_len': clip_len, 'batch_size': batch_size, 'max_persons': max_persons}.items():
-            if value < 1:
-                raise ValueError(f'data.{key} is {value}; it must be at least 1.')
-        if not 0 <= flip_ratio <= 1:
-            raise ValueError(f'data.flip_ratio is {flip_ratio}; it must lie between 0 and 1.')
-        if not 0 < crop_area[0] <= crop_area[1] <= 1:
-            raise ValueError(
-                f'data.crop_area is {list(crop_area)}; it must be two rising shares of the area, at most 1.'
-            )
-        if not 0 < crop_ratio[0] <= crop_ratio[1]:
-            raise ValueError(f'data.crop_ratio is {list(crop_ratio)}; it must be two rising positive ratios.')
+
+        def require(sound: bool, key: str, value: object, rule: str) -> None:
+            if not sound:
+                raise ValueError(f'data.{key} is {value}; it must be {rule}.')
+
+        require(input in get_args(Input), 'input', input, f'one of {", ".join(get_args(Input))}')
+        counts = {'clip_len': clip_len, 'batch_size': batch_size, 'max_persons': max_persons, 'test_clips': test_clips}
+        for key, value in counts.items():
+            require(value >= 1, key, value, 'at least 1')
+        for key, value in {'rotation': rotation, 'joint_noise': joint_noise, 'temporal_shift': temporal_shift}.items():
+            require(value >= 0, key, value, '0 or more')
+        require(0 <= flip_ratio <= 1, 'flip_ratio', flip_ratio, 'between 0 and 1')
+        require(view_angle is None or view_angle >= 0, 'view_angle', view_angle, '0 or more degrees, or null')
+        area, ratio, scale = list(crop_area), list(crop_ratio), list(scale_range)
+        require(0 < area[0] <= area[1] <= 1, 'crop_area', area, 'two rising shares of the area, at most 1')
+        require(0 < ratio[0] <= ratio[1], 'crop_ratio', ratio, 'two rising positive ratios')
+        require(0 < scale[0] <= scale[1], 'scale_range', scale, 'two rising positive lengths')
         self.training = split == 'train'
-        self.size, self.clip_len, self.batch_size, self.seed = size, clip_len, batch_size, seed
-        self.max_persons, self.flip_ratio = max_persons, flip_ratio
-        self.crop_area, self.crop_ratio = tuple(crop_area), tuple(crop_ratio)
+        self.input, self.size, self.clip_len, self.batch_size = input, size, clip_len, batch_size
+        self.seed, self.max_persons = seed, max_persons
+        self.crop_area, self.crop_ratio, self.flip_ratio = tuple(area), tuple(ratio), flip_ratio
+        self.rotation, self.joint_noise, self.temporal_shift = rotation, joint_noise, temporal_shift
+        self.test_clips, self.test_flip = test_clips, test_flip
+        self.random_move, self.scale_range = random_move, tuple(scale)
 
         self.store = open_store(ann_file, store_dir)
         self.list_name = _list_name(benchmark, split)
@@ -74,15 +156,45 @@ class Clips:
         self.clips = self.store.splits[self.list_name]
         if len(self.clips) <= self.training:
             raise ValueError(f'{ann_file}: the list {self.list_name} has {len(self.clips)} clips; that is too few.')
-        _, self.num_joints, coordinates = self.store.keypoint.shape
-        if coordinates != 2:
-            raise ValueError(
-                f'{ann_file} holds 3D keypoints, and heatmaps are drawn from 2D ones: name the 2D pickle (_hrnet.pkl).'
-            )
-        self.flip_order = skeleton_of(self.num_joints).flip_order
+        self.is_3d = self.store.keypoint.shape[2] == 3
+        self.skeleton = self._skeleton(view_angle)
+        self.view_angle = np.radians(VIEW_ANGLE if view_angle is None else view_angle)
         # One gather per frame is one contiguous copy.
         self._keypoint_rows = self.store.keypoint.reshape(len(self.store.keypoint), -1)
         self._order = (-1, self.clips)
+
+    @staticmethod
+    def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
+        """The keys that say nothing under the given ones, each with the reason."""
+        keys = {key for keys in INPUT_KEYS.values() for key in keys}
+        return dict.fromkeys(keys.difference(INPUT_KEYS.get(input, keys)), f'data.input {input} does not read it')
+
+    def _skeleton(self, view_angle: float | None) -> Skeleton:
+        """The joints that a batch holds. Raises ValueError where the pickle does not suit the input."""
+        skeleton = skeleton_of(self.store.keypoint.shape[1])
+        if self.input == 'keypoint_2d':
+            if self.is_3d or skeleton is not COCO17:
+                raise ValueError(
+                    f'{self.store.ann_file} holds {"3D" if self.is_3d else "2D"} keypoints of {skeleton.name}, and '
+                    'data.input keypoint_2d takes 2D ones of COCO-17: name the 2D pickle (_hrnet.pkl).'
+                )
+            return H36M17
+        if self.input == 'keypoint_3d' and not self.is_3d:
+            raise ValueError(
+                f'{self.store.ann_file} holds 2D keypoints, and data.input is keypoint_3d: name the 3D pickle '
+                '(_3danno.pkl).'
+            )
+        if self.input == 'heatmap' and view_angle is not None and not self.is_3d:
+            raise ValueError(
+                f'{self.store.ann_file} holds 2D keypoints, which are drawn as they are: leave data.view_angle '
+                f'({view_angle}) away.'
+            )
+        return skeleton
+
+    @property
+    def num_joints(self) -> int:
+        """Joints of a person in a batch, V."""
+        return len(self.skeleton.joints)
 
     @property
     def num_clips(self) -> int:
@@ -102,8 +214,13 @@ class Clips:
     @property
     def description(self) -> str:
         """Which set this is and what is made of it, for the log."""
-        joints = skeleton_of(self.num_joints).name
-        return f'{self.store.ann_file}, {joints}, {self.clip_len} frames of {self.size}x{self.size} px'
+        form = {
+            'heatmap': f'drawn {self.size}x{self.size} px',
+            'keypoint_2d': '(x, y, score)',
+            'keypoint_3d': '(x, y, z)',
+        }
+        views = '' if self.num_views == 1 else f', {self.num_views} views of each test clip'
+        return f'{self.store.ann_file}, {self.skeleton.name}, {self.clip_len} frames {form[self.input]}{views}'
 
     @property
     def split_description(self) -> str:
@@ -142,47 +259,162 @@ class Clips:
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
         clip = self.batch_clips(*key)
         random = ClipRandom(self.seed, key[0], clip) if self.training else None
-        frames = self._sample(clip, random)
-        num_persons = np.minimum(self.store.num_persons[clip], self.max_persons)
-        clip_of = np.repeat(np.arange(len(clip)), num_persons)  # (P,)
-        person_of = np.arange(len(clip_of)) - np.repeat(np.cumsum(num_persons) - num_persons, num_persons)
+        make = {'heatmap': self._heatmap, 'keypoint_2d': self._keypoint_2d, 'keypoint_3d': self._keypoint_3d}
+        return make[self.input](clip, random) | {'label': self.store.label[clip]}
 
-        first_row = self.store.first_row[clip][clip_of] + person_of * self.store.total_frames[clip][clip_of]
-        rows = first_row[:, None] + frames[clip_of]  # (P, T)
-        keypoint = self._keypoint_rows[rows].astype(np.float32).reshape(*rows.shape, self.num_joints, 2)
-        score = self.store.score[rows].astype(np.float32)
-
-        lowest, highest = extent(keypoint, num_persons)
-        img_shape = self.store.img_shape[clip].astype(np.int64)
-        affine = AffineMap.identity(img_shape).compact(compact_box(lowest, highest, img_shape))
-        if random is None:
-            affine = affine.resize((self.size, self.size))
-        else:
-            affine = affine.resize(short_edge_shape(affine.shape))
-            affine = affine.crop(random_crop_box(affine.shape, random, self.crop_area, self.crop_ratio))
-            flipped = random.uniform(1)[:, 0] < self.flip_ratio
-            affine = affine.resize((self.size, self.size)).flip(flipped)
-        keypoint = affine.apply(keypoint, clip_of)
+    def _heatmap(self, clip: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
+        persons = _Persons.of(self.store, clip, self.max_persons)
+        keypoint, score = self._read(persons, self._frames(clip, random))
+        if self.is_3d:
+            keypoint = view(keypoint, self._either_way(self.view_angle, random, len(clip))[persons.clip])
+        keypoint, score = keypoint.astype(np.float32), score.astype(np.float32)
         if random is not None:
-            mirrored = flipped[clip_of]
-            keypoint[mirrored] = keypoint[mirrored][:, :, self.flip_order]
-            score[mirrored] = score[mirrored][:, :, self.flip_order]
+            keypoint = self._augmented(persons, keypoint, random)
 
-        batch = {
-            'keypoint': np.zeros((len(clip), self.max_persons, *keypoint.shape[1:]), np.float32),
-            'score': np.zeros((len(clip), self.max_persons, *score.shape[1:]), np.float32),
-            'label': self.store.label[clip],
-        }
-        batch['keypoint'][clip_of, person_of] = keypoint
-        batch['score'][clip_of, person_of] = score
-        return batch
-
-    def _sample(self, clip: np.ndarray, random: ClipRandom | None) -> np.ndarray:
-        """Frame numbers (N, T)."""
-        total_frames = self.store.total_frames[clip]
+        img_shape = np.maximum(self.store.img_shape[clip].astype(np.int64), 1)  # a 3D pickle has none
+        box = compact_box(*extent(keypoint, persons.count), img_shape)
+        affine, edge = AffineMap.identity(img_shape).compact(box), (self.size, self.size)
         if random is None:
-            return np.stack([evaluation_frames(int(T), self.clip_len) for T in total_frames])
-        return train_frames(total_frames, self.clip_len, random.uniform(self.clip_len + 1))
+            affine = affine.resize(edge)
+            everyone = np.ones(len(clip), bool)
+            views = [self._placed(persons, keypoint, score, affine, ~everyone)]
+            if self.test_flip:
+                mirror = affine.flip(everyone, of_pixels=True)
+                views.append(self._placed(persons, keypoint, score, mirror, everyone))
+            return {name: self._views([seen[name] for seen in views]) for name in views[0]}
+        affine = affine.resize(short_edge_shape(affine.shape))
+        affine = affine.crop(random_crop_box(affine.shape, random, self.crop_area, self.crop_ratio))
+        flipped = random.uniform(1)[:, 0] < self.flip_ratio
+        return self._placed(persons, keypoint, score, affine.resize(edge).flip(flipped), flipped)
+
+    def _augmented(self, persons: '_Persons', keypoint: np.ndarray, random: ClipRandom) -> np.ndarray:
+        """Rotation and joint noise, on keypoint (P, T, V, 2)."""
+        if self.rotation:
+            angle = self._either_way(self.rotation, random, len(persons.count))
+            edges = extent(keypoint, persons.count)  # infinite where nothing is there
+            middle = sum(np.where(np.isfinite(edge), edge, 0) for edge in edges) / 2
+            keypoint = rotate(keypoint, angle[persons.clip], middle[persons.clip])
+        if self.joint_noise:
+            draws = random.uniform(self.max_persons * keypoint[0, ..., 0].size * 3)
+            draws = draws.reshape(len(persons.count), self.max_persons, *keypoint.shape[1:3], 3)
+            keypoint = jitter(keypoint, self.joint_noise, draws[persons.clip, persons.number])
+        return keypoint
+
+    def _placed(
+        self, persons: '_Persons', keypoint: np.ndarray, score: np.ndarray, affine: AffineMap, flipped: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Keypoints moved into the heatmap, left and right exchanged in the clips `flipped` (N,); (N, M, ...)."""
+        keypoint, mirrored = affine.apply(keypoint, persons.clip), flipped[persons.clip]
+        if mirrored.any():
+            order = self.skeleton.flip_order
+            keypoint[mirrored] = keypoint[mirrored][:, :, order]
+            score = np.where(mirrored[:, None, None], score[:, :, order], score)
+        return {'keypoint': persons.spread(keypoint), 'score': persons.spread(score)}
+
+    def _views(self, flips: list[np.ndarray]) -> np.ndarray:
+        """[(N, M, K * T, ...), its mirror image] -> (N, 2 * K, M, T, ...), without the axis of one view."""
+        if self.num_views == 1:
+            return flips[0]
+        n, m, _, *rest = flips[0].shape
+        views = [np.moveaxis(flip.reshape(n, m, -1, self.clip_len, *rest), 2, 1) for flip in flips]
+        return np.concatenate(views, axis=1)
+
+    @property
+    def num_views(self) -> int:
+        """Views of a validation clip, K."""
+        return self.test_clips * (1 + self.test_flip)
+
+    def _keypoint_2d(self, clip: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
+        persons = _Persons.of(self.store, clip, self.max_persons)
+        frames = self._frames(clip, random)
+        keypoint, score = self._read(persons, frames)
+        keypoint = to_camera(keypoint, self.store.img_shape[clip][persons.clip])
+        keypoint = self._tracked(persons.spread(keypoint), clip, frames)
+        keypoint = coco_to_h36m(keypoint).astype(np.float32)
+        ratio = np.full(len(clip), TEST_SCALE)
+        if random is not None:
+            if self.random_move:
+                keypoint = random_move(keypoint, random.uniform(2 * MOVES_2D).reshape(len(clip), MOVES_2D, 2))
+            ratio = self.scale_range[0] + np.ptp(self.scale_range) * random.uniform(1)[:, 0]
+        # MotionBERT's quirk: the scores stay in COCO's order, and with the person that they were given to.
+        score = persons.spread(score.astype(np.float32))[..., None]
+        return {'keypoint': crop_scale(np.concatenate([keypoint, score], axis=-1), ratio)}
+
+    def _keypoint_3d(self, clip: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
+        persons = _Persons.of(self.store, clip, self.max_persons)
+        frames = self._frames(clip, random)
+        keypoint = self._tracked(persons.spread(self._read(persons, frames)[0]), clip, frames).astype(np.float32)
+        present = (keypoint != 0).any(axis=-1)
+        keypoint = centre_and_scale(keypoint, present)
+        if self.random_move and random is not None:
+            keypoint = random_move(keypoint, random.uniform(2 * MOVES_3D).reshape(len(clip), MOVES_3D, 2))
+            keypoint *= present[..., None]
+        return {'keypoint': keypoint}
+
+    def _frames(self, clip: np.ndarray, random: ClipRandom | None) -> np.ndarray:
+        """Frame numbers (N, T); of validation clips with several samples (N, test_clips * T)."""
+        total_frames, T = self.store.total_frames[clip], self.clip_len
+        if self.input != 'heatmap':
+            return resampled_frames(total_frames, T, None if random is None else random.uniform(T))
+        if random is None:
+            return np.stack([evaluation_frames(int(count), T, self.test_clips) for count in total_frames])
+        frames = train_frames(total_frames, T, random.uniform(T + 1))
+        return shifted_frames(frames, self.temporal_shift, random.uniform(1)) if self.temporal_shift else frames
+
+    def _read(self, persons: '_Persons', frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints (P, T, V, C) and scores (P, T, V) of the chosen frames, as the store has them."""
+        rows = persons.first_row[:, None] + frames[persons.clip]
+        keypoint = self._keypoint_rows[rows].reshape(*rows.shape, *self.store.keypoint.shape[1:])
+        return keypoint, self.store.score[rows]
+
+    def _tracked(self, keypoint: np.ndarray, clip: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """Exchanges the first two persons of keypoint (N, M, T, V, C) where the file has mixed them up."""
+        pair = np.flatnonzero(self.store.num_persons[clip] >= 2)
+        if self.max_persons < 2 or not len(pair):
+            return keypoint
+        total_frames = self.store.total_frames[clip[pair]]
+        start = np.cumsum(total_frames) - total_frames
+        clip_of = np.repeat(np.arange(len(pair)), total_frames)  # of every frame of every pair
+        first_row = self.store.first_row[clip[pair]][clip_of] + np.arange(len(clip_of)) - start[clip_of]
+        tracks = [self.store.keypoint[first_row + person * total_frames[clip_of]] for person in (0, 1)]
+        if self.input == 'keypoint_2d':
+            tracks = [to_camera(track[:, None], self.store.img_shape[clip[pair]][clip_of])[:, 0] for track in tracks]
+        swapped = identity_swaps(*tracks, total_frames)[start[:, None] + frames[pair]]  # (pairs, T)
+        keypoint[pair, :2] = np.where(swapped[:, None, :, None, None], keypoint[pair, 1::-1], keypoint[pair, :2])
+        return keypoint
+
+    def _either_way(self, most: float, random: ClipRandom | None, count: int) -> np.ndarray:
+        """A number for each clip, (N,), between -most and most; 0 in validation."""
+        return np.zeros(count) if random is None else most * (2 * random.uniform(1)[:, 0] - 1)
+
+
+@dataclass(frozen=True)
+class _Persons:
+    """The persons of a batch, one row each: clip after clip, in it person after person.
+
+    count: (N,) of each clip. clip: (P,) place of a person's clip in the batch. number: (P,) of the person in its clip.
+    first_row: (P,) where the person begins in the store. limit: persons of a clip at most.
+    """
+
+    count: np.ndarray
+    clip: np.ndarray
+    number: np.ndarray
+    first_row: np.ndarray
+    limit: int
+
+    @classmethod
+    def of(cls, store: Store, clip: np.ndarray, limit: int) -> Self:
+        count = np.minimum(store.num_persons[clip], limit)
+        clip_of = np.repeat(np.arange(len(clip)), count)
+        number = np.arange(len(clip_of)) - np.repeat(np.cumsum(count) - count, count)
+        first_row = store.first_row[clip][clip_of] + number * store.total_frames[clip][clip_of]
+        return cls(count, clip_of, number, first_row, limit)
+
+    def spread(self, rows: np.ndarray) -> np.ndarray:
+        """(P, ...) -> (N, M, ...), zeros for absent persons."""
+        full = np.zeros((len(self.count), self.limit, *rows.shape[1:]), rows.dtype)
+        full[self.clip, self.number] = rows
+        return full
 
 
 def _list_name(benchmark: str | list[str], split: str) -> str:

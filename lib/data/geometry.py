@@ -4,6 +4,9 @@ PYSKL's pipeline (Duan et al., CVPR 2022): compaction to the box around the pers
 flip. All of it is one affine map per clip and axis, so only the map is composed stage by stage, and the keypoints are
 touched once. A coordinate of exactly zero means "missing", x and y apart, and takes a path of its own.
 
+What comes before the map moves joints themselves: the view of a 3D pickle, rotation, joint noise. A joint that is all
+zero is missing, and stays so.
+
 N clips, P persons of all clips together (person rows), L frames, V joints. Images are (h, w), points (x, y), in pixels.
 """
 
@@ -50,9 +53,13 @@ class AffineMap:
         factor = (shape / self.shape).astype(np.float32)[:, ::-1]
         return AffineMap(self.scale * factor, self.shift * factor, self.missing * factor, shape)
 
-    def flip(self, flipped: np.ndarray) -> Self:
-        """Mirrors x of the clips chosen by `flipped` (N,) bool. Left and right joints are not exchanged here."""
-        width = np.where(flipped, self.shape[:, 1], 0.0)
+    def flip(self, flipped: np.ndarray, of_pixels: bool = False) -> Self:
+        """Mirrors x of the clips chosen by `flipped` (N,) bool. Left and right joints are not exchanged here.
+
+        x becomes width - x, as PYSKL has it in training. of_pixels: width - 1 - x, which is where a joint lies in a
+        mirrored map, as PoseC3D's flip test has it.
+        """
+        width = np.where(flipped, self.shape[:, 1] - of_pixels, 0.0)
         sign = np.where(flipped, -1.0, 1.0)
         missing_x = np.where(self.missing[:, 0] != 0, width + sign * self.missing[:, 0], 0.0)
         return AffineMap(
@@ -158,3 +165,41 @@ def random_crop_box(
     draws = random.uniform(2 * CROP_ATTEMPTS + 2)
     size = crop_size(shape, draws[:, :CROP_ATTEMPTS], draws[:, CROP_ATTEMPTS:-2], area, ratio)
     return crop_box(shape, size, draws[:, -2:])
+
+
+def view(keypoint: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """A parallel projection of 3D joints (P, L, V, 3), metres, y up: (P, L, V, 2) float32, millimetres, y down.
+
+    angle: (P,) rad, by which the camera has gone around the vertical axis. Missing joints stay zero; a joint that falls
+    on an axis is moved off it by a thousandth of a millimetre, since zero means missing.
+    """
+    x, y, z = np.moveaxis(keypoint.astype(np.float32), -1, 0)
+    cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    seen = np.stack([x * cos + z * sin, -y], axis=-1) * np.float32(1000)
+    there = (keypoint != 0).any(axis=-1, keepdims=True)
+    return np.where(there & (seen == 0), np.float32(1e-3), seen * there)
+
+
+def rotate(keypoint: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Turns the joints (P, L, V, 2) by angle (P,) rad about centre (P, 2), x towards y."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], -2).astype(keypoint.dtype)  # (P, 2, 2)
+    centre = centre.astype(keypoint.dtype)[:, None, None]
+    turned = ((keypoint - centre).reshape(len(keypoint), -1, 2) @ matrix).reshape(keypoint.shape) + centre
+    return np.where((keypoint != 0).any(axis=-1, keepdims=True), turned, 0)
+
+
+def jitter(keypoint: np.ndarray, sigma: float, draws: np.ndarray) -> np.ndarray:
+    """Moves every joint (P, L, V, 2) on its own, in a direction of its own.
+
+    The distance is normally distributed; its deviation is sigma times the diagonal of the person's box in that frame.
+    draws: (P, L, V, 3) in [0, 1).
+    """
+    there = (keypoint != 0).any(axis=-1, keepdims=True)
+    lowest = np.where(there, keypoint, np.inf).min(axis=2, keepdims=True)
+    highest = np.where(there, keypoint, -np.inf).max(axis=2, keepdims=True)
+    diagonal = np.linalg.norm(np.where(lowest <= highest, highest - lowest, 0), axis=-1)  # (P, L, 1)
+    turn = (2 * np.pi) * draws[..., 1:]
+    distance = sigma * diagonal * np.sqrt(-2 * np.log1p(-draws[..., 0])) * np.cos(turn[..., 0])  # Box and Muller
+    moved = keypoint + distance[..., None] * np.stack([np.cos(turn[..., 1]), np.sin(turn[..., 1])], axis=-1)
+    return np.where(there, moved, 0).astype(keypoint.dtype)

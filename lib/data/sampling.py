@@ -1,6 +1,7 @@
 """Which frames of a clip are taken, and where random numbers come from.
 
-N clips, T frames of a clip, L clip_len. Uniform sampling is PoseC3D's (Duan et al., CVPR 2022), as PYSKL has it.
+N clips, T frames of a clip, L clip_len. Uniform sampling is PoseC3D's (Duan et al., CVPR 2022), as PYSKL has it;
+resampling, which keypoint inputs take, is MotionBERT's (Zhu et al., ICCV 2023).
 """
 
 from functools import lru_cache
@@ -62,6 +63,12 @@ def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> 
     return np.where(clip_len > T, wrapped, np.where(2 * clip_len > T, skipping, one_per_part))
 
 
+def shifted_frames(frames: np.ndarray, most: int, draws: np.ndarray) -> np.ndarray:
+    """Rolls the frames (N, L) of each clip along time, by up to `most` of them either way. draws: (N, 1) in [0, 1)."""
+    shift = (draws * (2 * most + 1)).astype(np.int64) - most
+    return np.take_along_axis(frames, (np.arange(frames.shape[1]) - shift) % frames.shape[1], axis=1)
+
+
 def clip_frames(
     total_frames: int, clip_len: int, num_clips: int, random: np.random.RandomState, test: bool
 ) -> np.ndarray:
@@ -93,3 +100,19 @@ def evaluation_frames(total_frames: int, clip_len: int, num_clips: int = 1) -> n
     frames = clip_frames(total_frames, clip_len, num_clips, np.random.RandomState(TEST_SEED), test=True)
     frames.flags.writeable = False
     return frames
+
+
+def resampled_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray | None) -> np.ndarray:
+    """MotionBERT's resample: L moments at equal distances over the clip, (N, L) int64.
+
+    total_frames: (N,) int, at least 1. draws: None at test, where the frame before each moment is taken; (N, L) in
+    [0, 1) in training, where a clip shorter than L takes the frame before or after, any other clip one frame at random
+    from each of its L parts.
+    """
+    T = total_frames[:, None].astype(np.int64)
+    moment = np.linspace(0, T[:, 0], clip_len, endpoint=False, axis=1)
+    if draws is None:
+        return moment.astype(np.int64)
+    either = np.sort(np.where(draws >= 0.5, np.floor(moment), np.ceil(moment)), axis=1)
+    inside = moment + draws * (T / clip_len)
+    return np.minimum(np.where(clip_len > T, either, inside), T - 1).astype(np.int64)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from lib.data.clips import Clips
+from lib.data.heatmap import joint_heatmaps
 from lib.data.sampling import evaluation_frames
 from lib.data.skeletons import COCO17
-from tests.annotations import make_annotations
+from tests.annotations import make_3d_annotations, make_annotations
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
 
@@ -69,7 +70,7 @@ def test_the_train_pipeline_replays_pyskls(golden, write_pickle, monkeypatch, ca
     path = write_pickle({'split': {'xsub_train': [case, 'other'], 'xsub_val': []},
                          'annotations': [annotation, {**annotation, 'frame_dir': 'other'}]})  # fmt: skip
     loaded = clips('train', path, clip_len=48, flip_ratio=float(g['flip']))
-    monkeypatch.setattr(Clips, '_sample', lambda self, clip, random: np.tile(g['frame_inds'], (len(clip), 1)))
+    monkeypatch.setattr(Clips, '_frames', lambda self, clip, random: np.tile(g['frame_inds'], (len(clip), 1)))
     monkeypatch.setattr('lib.data.clips.random_crop_box', lambda shape, *_: np.tile(g['crop_box'], (len(shape), 1)))
     batch = loaded[0, 0]
     persons = len(g['kp56'])
@@ -173,6 +174,10 @@ def test_persons_beyond_the_limit_are_left_out(write_pickle):
         ({'batch_size': 0}, r'data\.batch_size is 0'),
         ({'flip_ratio': 1.5}, r'data\.flip_ratio is 1\.5'),
         ({'crop_area': [0.9, 0.5]}, r'data\.crop_area'),
+        ({'rotation': -0.1}, r'data\.rotation is -0\.1; it must be 0 or more'),
+        ({'test_clips': 0}, r'data\.test_clips is 0'),
+        ({'input': 'keypoint_2d', 'scale_range': [3.0, 1.0]}, r'data\.scale_range'),
+        ({'input': 'keypoints'}, r'data\.input is keypoints; it must be one of heatmap, keypoint_2d, keypoint_3d'),
     ],
 )
 def test_mistakes_are_named(mixed, changes, message):
@@ -201,14 +206,259 @@ def test_a_label_beyond_the_model_is_named(mixed):
         loaded.check_labels(3)
 
 
-def test_unknown_joints_and_3d_are_refused(write_pickle):
+def test_pickles_that_do_not_suit_the_input_are_refused(write_pickle):
     with pytest.raises(ValueError, match='no skeleton with 9 joints'):
         clips('train', write_pickle(make_annotations([20] * 6, joints=9)))
-    data = make_annotations([20] * 6)
+    flat, deep = write_pickle(make_annotations([20] * 6)), write_pickle(make_3d_annotations([20] * 6), 'deep.pkl')
+    with pytest.raises(ValueError, match=r'deep.pkl holds 3D keypoints of NTU-25, .* name the 2D pickle'):
+        clips('train', deep, input='keypoint_2d')
+    with pytest.raises(ValueError, match=r'set.pkl holds 2D keypoints, .* name the 3D pickle'):
+        clips('train', flat, input='keypoint_3d')
+    with pytest.raises(ValueError, match=r'set.pkl holds 2D keypoints, .* leave data.view_angle'):
+        clips('train', flat, view_angle=10.0)
+
+
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+STILL = {'crop_area': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip_ratio': 0.0}
+
+
+def whole_split(loaded, epoch=0):
+    """All batches of a split, joined in the order of the clips' names."""
+    names = [name for b in range(len(loaded)) for name in loaded.names(epoch, b)]
+    batches = [loaded[epoch, b] for b in range(len(loaded))]
+    return {key: np.concatenate([batch[key] for batch in batches])[np.argsort(names)] for key in batches[0]}
+
+
+def test_augmentation_leaves_missing_joints_missing(write_pickle):
+    data = make_annotations([40] * 30, persons=[1, 2, 1] * 10)
     for annotation in data['annotations']:
-        annotation['keypoint'] = np.repeat(annotation['keypoint'], 2, axis=3)[..., :3]
-    with pytest.raises(ValueError, match='3D keypoints'):
-        clips('train', write_pickle(data, 'flat.pkl'))
+        annotation['keypoint'][:, :, 3] = 0
+        annotation['keypoint_score'][:, :, 3] = 0
+        annotation['keypoint'][0, :5] = 0
+    path = write_pickle(data)
+    aug = {'rotation': 0.3, 'joint_noise': 0.01, **STILL}
+    plain, augmented = (whole_split(clips('train', path, **changes)) for changes in (STILL, aug))
+    missing = (plain['keypoint'] == 0).all(-1)
+    assert missing[:, 0, :, 3].all()
+    assert (missing[:, 0].all(-1)).any()
+    np.testing.assert_array_equal((augmented['keypoint'] == 0).all(-1), missing)
+    np.testing.assert_array_equal(augmented['score'], plain['score'])
+    assert (augmented['keypoint'] != plain['keypoint'])[~missing].mean() > 0.99
+
+
+def test_rotation_is_symmetric_about_the_bodys_middle(write_pickle):
+    # One still person, standing upright: its axis leans by the angle drawn, and it stays where it is.
+    data = make_annotations([20] * 600)
+    rng = np.random.default_rng(0)
+    person = rng.uniform([-60, -150], [60, 150], (17, 2))
+    person[0], person[16] = (0, -150), (0, 150)
+    for annotation in data['annotations']:
+        annotation['keypoint'] = np.tile(np.add(person, (960, 540)).astype(np.float16), (1, 20, 1, 1))
+    path = write_pickle(data)
+    turned = whole_split(clips('train', path, rotation=0.3, batch_size=100, **STILL))['keypoint'][:, 0, 0]
+    axis = turned[:, 16] - turned[:, 0]
+    angle = np.arctan2(-axis[:, 0], axis[:, 1])
+    assert np.abs(angle).max() < 0.305
+    assert np.abs(angle).max() > 0.29
+    assert abs(angle.mean()) < 0.03  # the original's [-0.3, 1.0) has .35
+    np.testing.assert_allclose((turned[:, 16] + turned[:, 0]) / 2, 28, atol=3)  # the original's left the image
+    still = whole_split(clips('val', path, rotation=0.3))['keypoint'][:, 0, 0]
+    np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # not in testing
+
+
+def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
+    path = write_pickle(make_annotations([16] * 300))  # as many frames as are sampled: each once, in order
+    still, rolled = (
+        whole_split(clips('train', path, temporal_shift=most, **STILL))['keypoint'][:, 0] for most in (0, 5)
+    )
+    shifts = []
+    for before, after in zip(still, rolled, strict=True):
+        found = [k for k in range(-5, 6) if np.array_equal(np.roll(before, k, axis=0), after)]
+        assert len(found) == 1
+        shifts += found
+    assert set(shifts) == set(range(-5, 6))
+
+
+def test_mixed_augmentation_is_a_function_of_seed_epoch_and_clip(mixed):
+    aug = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}
+    four, seven = (whole_split(clips('train', mixed, batch_size=size, **aug), 2) for size in (3, 7))
+    np.testing.assert_array_equal(four['keypoint'], seven['keypoint'])
+
+
+# --- test-time views -------------------------------------------------------------------------------------------------
+
+
+def test_ten_views_come_from_one_stream_of_the_seed(mixed):
+    one, ten = clips('val', mixed), clips('val', mixed, test_clips=10)
+    assert ten.num_views == 10
+    for b in range(len(ten)):
+        batch = ten[0, b]
+        n = len(batch['label'])
+        assert batch['keypoint'].shape == (n, 10, 2, 16, 17, 2)
+        assert batch['score'].shape == (n, 10, 2, 16, 17)
+        for i, clip in enumerate(ten.batch_clips(0, b)):
+            frames = evaluation_frames(int(ten.store.total_frames[clip]), 16, 10).reshape(10, 16)
+            first = ten.store.first_row[clip]
+            np.testing.assert_array_equal(batch['score'][i, :, 0], ten.store.score[first + frames].astype(np.float32))
+    np.testing.assert_array_equal(one[0, 0]['label'], ten[0, 0]['label'])
+    # In training nothing changes.
+    np.testing.assert_array_equal(
+        clips('train', mixed, test_clips=10)[0, 0]['keypoint'], clips('train', mixed)[0, 0]['keypoint']
+    )
+
+
+def test_the_flipped_view_draws_the_mirrored_volume(mixed):
+    batch, plain = clips('val', mixed, test_flip=True)[0, 0], clips('val', mixed)[0, 0]
+    assert batch['keypoint'].shape == (4, 2, 2, 16, 17, 2)
+    for key in ('keypoint', 'score'):
+        np.testing.assert_array_equal(batch[key][:, 0], plain[key])
+    straight, flipped = (
+        joint_heatmaps(batch['keypoint'][1, k], batch['score'][1, k], img_shape=(56, 56), sigma=0.6) for k in (0, 1)
+    )
+    np.testing.assert_allclose(flipped, straight[:, COCO17.flip_order, :, ::-1], atol=0.012)
+    assert straight.max() > 0.3
+
+
+# --- keypoint inputs -------------------------------------------------------------------------------------------------
+
+
+def test_2d_keypoints_replay_motionberts(golden, write_pickle):
+    g = golden('mb_preprocess')
+    annotations = [
+        {'frame_dir': f'p{i}', 'label': i, 'total_frames': g[f'p{i}_keypoint'].shape[1],
+         'keypoint': g[f'p{i}_keypoint'], 'keypoint_score': g[f'p{i}_score'],
+         'img_shape': tuple(int(x) for x in g[f'p{i}_img_shape'])}
+        for i in range(int(g['num_cases']))
+    ]  # fmt: skip
+    names = [a['frame_dir'] for a in annotations]
+    path = write_pickle({'split': {'xsub_train': names, 'xsub_val': names}, 'annotations': annotations})
+    loaded = clips('val', path, input='keypoint_2d', clip_len=48, batch_size=6)
+    batch = loaded[0, 0]
+    assert batch.keys() == {'keypoint', 'label'}
+    assert batch['keypoint'].dtype == np.float32
+    for i in range(len(annotations)):
+        np.testing.assert_allclose(batch['keypoint'][i], g[f'p{i}_final'], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize('kind', ['keypoint_2d', 'keypoint_3d'])
+def test_keypoints_have_the_promised_shapes_and_depend_on_the_clip_alone(write_pickle, kind):
+    make, joints = (make_annotations, 17) if kind == 'keypoint_2d' else (make_3d_annotations, 25)
+    path = write_pickle(make([5, 16, 40] * 8, persons=[1, 2, 2] * 8))
+    train = whole_split(clips('train', path, input=kind))
+    assert train['keypoint'].shape == (16, 2, 16, joints, 3)
+    assert train['keypoint'].dtype == np.float32
+    again = whole_split(clips('train', path, input=kind, batch_size=8))
+    np.testing.assert_array_equal(train['keypoint'], again['keypoint'])
+    assert (whole_split(clips('train', path, input=kind), 1)['keypoint'] != train['keypoint']).any()
+    val = clips('val', path, input=kind)
+    np.testing.assert_array_equal(val[0, 0]['keypoint'], val[5, 0]['keypoint'])
+    assert val.num_joints == joints
+    still = whole_split(clips('train', path, input=kind, random_move=False))
+    assert np.abs(still['keypoint'] - train['keypoint'])[:, 0].max() > 0.02
+
+
+def test_2d_keypoints_fill_windows_of_one_to_three_boxes(write_pickle):
+    data = make_annotations([20] * 300)
+    person = data['annotations'][0]['keypoint']
+    for annotation in data['annotations']:
+        annotation['keypoint'] = person
+    path = write_pickle(data)
+    keypoint = whole_split(clips('train', path, input='keypoint_2d', random_move=False))['keypoint'][:, 0]
+    ratio = 2 / np.ptp(keypoint[..., :2], axis=(1, 2)).max(-1)
+    assert 1 <= ratio.min() < 1.05
+    assert 2.9 < ratio.max() < 3.05
+    shown = whole_split(clips('val', path, input='keypoint_2d'))['keypoint'][0, 0]
+    assert 2 / np.ptp(shown[..., :2], axis=(0, 1)).max() == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize('case', range(4))
+def test_3d_identities_are_the_recorded_ones_and_all_joints_are_kept(golden, write_pickle, case):
+    g = golden('mb_preprocess')
+    keypoint, tracked = g[f'q{case}_keypoint'], g[f'q{case}_tracked'].astype(np.float32)
+    total = keypoint.shape[1]
+    data = {'split': {'xsub_train': ['a'], 'xsub_val': ['a']},
+            'annotations': [{'frame_dir': 'a', 'label': 0, 'total_frames': total, 'keypoint': keypoint}]}  # fmt: skip
+    seen = clips('val', write_pickle(data), input='keypoint_3d', clip_len=total)[0, 0]['keypoint'][0]
+    present = (tracked != 0).any(-1)
+    side = (tracked[present].max(0) - tracked[present].min(0)).max()
+    base = tracked[0, np.flatnonzero(present[0, :, 0])[0], 0]
+    for person in range(len(tracked)):
+        expected = np.where(present[person][..., None], (tracked[person] - base) / side, 0)
+        np.testing.assert_allclose(seen[person], expected, atol=1e-5)
+    assert not seen[len(tracked) :].any()
+
+
+def test_3d_keypoints_turn_scale_and_drift_a_little(write_pickle):
+    data = make_3d_annotations([20] * 300)
+    person = data['annotations'][0]['keypoint']
+    for annotation in data['annotations']:
+        annotation['keypoint'] = person
+        annotation['keypoint'][:, :, 7] = 0
+    path = write_pickle(data)
+    keypoint = whole_split(clips('train', path, input='keypoint_3d'))['keypoint'][:, 0, 0]
+    still = whole_split(clips('train', path, input='keypoint_3d', random_move=False))['keypoint'][:, 0, 0]
+    assert not keypoint[:, 7].any()  # missing
+    np.testing.assert_array_equal(still[:, 0], 0)  # the spine at the clip's start
+    drift = keypoint[:, 0]
+    assert np.abs(drift).max() <= 0.1
+    assert drift.std() > 0.04
+    there = np.arange(25) != 7
+    length = np.linalg.norm(keypoint[:, there] - keypoint[:, :1], axis=-1).sum(1)
+    magnified = length / np.linalg.norm(still[:, there], axis=-1).sum(1)
+    assert 0.89 < magnified.min() < 0.93
+    assert 1.07 < magnified.max() < 1.11
+
+
+# --- 3D pickles, drawn -----------------------------------------------------------------------------------------------
+
+
+def test_a_3d_pickle_is_drawn_from_the_front_in_testing_and_from_many_sides_in_training(write_pickle):
+    data = make_3d_annotations([20] * 300)
+    person = np.zeros((25, 3))
+    person[:, 1] = np.linspace(-1, 1, 25)  # upright,
+    person[4], person[8] = (0.5, 0, 0), (-0.5, 0, 0)  # with shoulders a metre apart
+    for annotation in data['annotations']:
+        annotation['keypoint'] = np.tile(np.add(person, (0.2, 0.1, 3)).astype(np.float16), (1, 20, 1, 1))
+    path = write_pickle(data)
+
+    def shoulders(loaded):
+        seen = whole_split(loaded)
+        assert seen['keypoint'].shape[1:] == (2, 16, 25, 2)
+        np.testing.assert_array_equal(seen['score'][:, 0], 1)
+        first = seen['keypoint'][:, 0, 0]
+        assert (first[:, 24, 1] < first[:, 0, 1]).all()  # y points down
+        return (first[:, 4, 0] - first[:, 8, 0]) / (first[:, 0, 1] - first[:, 24, 1])
+
+    np.testing.assert_allclose(shoulders(clips('val', path)), 0.5, atol=0.01)
+    turned = shoulders(clips('train', path, **STILL))
+    assert turned.max() < 0.51
+    assert 0.5 * np.cos(np.pi / 6) - 0.01 < turned.min() < 0.45  # 30 degrees
+    np.testing.assert_allclose(shoulders(clips('train', path, view_angle=0.0, **STILL)), 0.5, atol=0.01)
+
+
+def test_an_empty_3d_clip_gives_an_empty_map(write_pickle):
+    data = make_3d_annotations([20] * 6)
+    for annotation in data['annotations']:
+        annotation['keypoint'][:] = 0
+    for split in ('train', 'val'):
+        batch = clips(split, write_pickle(data), rotation=0.3, joint_noise=0.01)[0, 0]
+        assert np.isfinite(batch['keypoint']).all()
+        assert not batch['score'].any()
+        assert not clips(split, write_pickle(data), input='keypoint_3d')[0, 0]['keypoint'].any()
+
+
+@pytest.mark.parametrize(('name', 'persons'), [('sbu', 2), ('cmu', 1)])
+def test_real_3d_motion(motion, tmp_path, name, persons):
+    path, store = motion(f'{name}_3danno.pkl'), str(tmp_path)
+    drawn = clips('train', path, clip_len=48, batch_size=32, store_dir=store)[0, 0]
+    assert drawn['keypoint'].shape == (32, 2, 48, 25, 2)
+    inside = ((drawn['keypoint'] > -10) & (drawn['keypoint'] < 66))[:, :persons]
+    assert inside.mean() > 0.95
+    keypoint = clips('train', path, input='keypoint_3d', clip_len=48, batch_size=32, store_dir=store)[0, 0]['keypoint']
+    assert np.isfinite(keypoint).all()
+    assert np.abs(keypoint).max() < 2
+    assert (np.abs(keypoint[:, :persons]).max((2, 3, 4)) > 0.1).all()
 
 
 @pytest.mark.parametrize(('name', 'persons'), [('sbu', 2), ('cmu', 1)])

@@ -3,7 +3,19 @@ import random
 import numpy as np
 import pytest
 
-from lib.data.geometry import CROP_ATTEMPTS, AffineMap, compact_box, crop_box, crop_size, extent, short_edge_shape
+from lib.data.geometry import (
+    CROP_ATTEMPTS,
+    AffineMap,
+    compact_box,
+    crop_box,
+    crop_size,
+    extent,
+    jitter,
+    rotate,
+    short_edge_shape,
+    view,
+)
+from lib.data.heatmap import joint_heatmaps
 from lib.data.skeletons import COCO17, H36M17, NTU25
 
 AREA, RATIO = (0.56, 1.0), (3 / 4, 4 / 3)
@@ -99,6 +111,100 @@ def test_stages_of_a_batch_do_not_mix_its_clips(golden):
     moved = compact.resize((56, 56)).apply(keypoint, np.repeat(np.arange(len(num_persons)), num_persons))
     expected = np.concatenate([g[f'c{i}_t2resize56_keypoint'] for i in cases])
     np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-3)
+
+
+def random_persons(count: int, joints: int = 17, frames: int = 5) -> np.ndarray:
+    """(P, L, V, 2) float32 pixels of which a tenth of the joints, and one whole frame, are missing."""
+    rng = np.random.default_rng(3)
+    keypoint = rng.uniform(300, 900, (count, frames, joints, 2)).astype(np.float32)
+    keypoint[rng.random(keypoint.shape[:3]) < 0.1] = 0
+    keypoint[0, 0] = 0
+    return keypoint
+
+
+def mirror(keypoint: np.ndarray, width: int, **how: bool) -> np.ndarray:
+    shape = np.full((1, 2), width)
+    flip = AffineMap.identity(shape).flip(np.array([True]), **how)
+    return flip.apply(keypoint, np.zeros(len(keypoint), int))[:, :, COCO17.flip_order]
+
+
+def test_flipping_twice_is_the_identity():
+    keypoint = random_persons(4)
+    once = mirror(keypoint, 1024)
+    assert not np.allclose(once, keypoint, atol=1)
+    np.testing.assert_allclose(mirror(once, 1024), keypoint, rtol=1e-6)
+    # But for a coordinate equal to the width, which becomes zero, and that stands for a missing one.
+    keypoint[1, 1, 0, 0] = 1024
+    np.testing.assert_array_equal(mirror(mirror(keypoint, 1024), 1024)[1, 1, 0, 0], 0)
+
+
+def test_flipped_coordinates_draw_the_mirrored_map():
+    keypoint = random_persons(2, frames=3) * np.float32(40 / 900)
+    score = (keypoint != 0).any(-1).astype(np.float32)
+    there = np.zeros((56, 56))
+
+    def draw(keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
+        return joint_heatmaps(keypoint, score, img_shape=there.shape, sigma=0.6)
+
+    mirrored = draw(keypoint, score)[:, COCO17.flip_order, :, ::-1]
+    score = score[:, :, COCO17.flip_order]
+    # Equal but for the window's edge, where the Gaussian has fallen to .012.
+    by_pixel = draw(mirror(keypoint, 56, of_pixels=True), score)
+    np.testing.assert_allclose(by_pixel, mirrored, atol=0.012)
+    np.testing.assert_allclose(draw(mirror(keypoint, 56), score)[..., 1:], mirrored[..., :-1], atol=0.012)
+    assert by_pixel.max() > 0.8
+
+
+def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
+    keypoint = random_persons(4)
+    angle, centre = np.array([0.3, -0.2, 1.5, 0.0]), np.array([[600, 500], [0, 0], [100, 900], [5, 5]])
+    turned = rotate(keypoint, angle, centre)
+    assert turned.dtype == np.float32
+    np.testing.assert_array_equal((turned == 0).all(-1), (keypoint == 0).all(-1))
+    assert np.abs(turned - keypoint)[:3].max() > 50
+    np.testing.assert_array_equal(turned[3], keypoint[3])
+    back = rotate(turned, -angle, centre)
+    assert np.abs(back - keypoint).max() <= 1e-6 * np.abs(keypoint).max()
+
+
+def test_a_rotation_turns_about_the_given_centre_and_keeps_lengths():
+    keypoint, centre = random_persons(1), np.array([[600.0, 500.0]])
+    there = (keypoint != 0).any(-1)
+    turned = rotate(keypoint, np.array([np.pi / 2]), centre)
+    # x towards y: right of the centre becomes below it.
+    np.testing.assert_allclose(turned[there], (centre + (keypoint[there] - centre) @ [[0, 1], [-1, 0]]), atol=1e-3)
+
+
+def test_joint_noise_has_the_size_and_the_directions_asked_for():
+    rng = np.random.default_rng(0)
+    keypoint = np.tile(random_persons(2, frames=1), (1, 4000, 1, 1))
+    keypoint[1] *= 3  # the person's own size counts
+    moved = jitter(keypoint, 0.01, rng.random((*keypoint.shape[:3], 3)))
+    there = (keypoint != 0).any(-1)
+    np.testing.assert_array_equal((moved != 0).any(-1), there)
+    offset = (moved - keypoint)[1]
+    box = keypoint[1, 0][there[1, 0]]
+    diagonal = np.linalg.norm(np.ptp(box, axis=0))
+    distance = np.linalg.norm(offset[there[1]], axis=-1) / diagonal
+    assert np.sqrt((distance**2).mean()) == pytest.approx(0.01, rel=0.02)
+    assert np.median(distance) == pytest.approx(0.6745 * 0.01, rel=0.02)  # of |N(0, sigma)|
+    direction = np.arctan2(offset[there[1]][:, 1], offset[there[1]][:, 0])
+    np.testing.assert_allclose(np.histogram(direction, 8, (-np.pi, np.pi))[0] / len(direction), 1 / 8, atol=0.01)
+    # Each joint goes its own way.
+    joints = np.flatnonzero(there[1, 0])[:2]
+    assert abs(np.corrcoef(offset[:, joints[0], 0], offset[:, joints[1], 0])[0, 1]) < 0.05
+
+
+def test_a_3d_pickle_is_seen_in_millimetres_from_the_chosen_side():
+    joints = np.array([[0.5, 1.0, 2.0], [-0.5, -1.0, 3.0], [0, 0, 0], [0.0, 0.2, 0.0]], np.float16)
+    seen = view(np.tile(joints, (3, 1, 1, 1)), np.array([0, np.pi / 2, np.pi]))
+    front, side, back = seen[:, 0]
+    np.testing.assert_allclose(front[:2], [[500, -1000], [-500, 1000]])
+    np.testing.assert_allclose(side[:2], [[2000, -1000], [3000, 1000]], rtol=1e-6)
+    np.testing.assert_allclose(back[:2], [[-500, -1000], [500, 1000]], rtol=1e-5)
+    assert not seen[:, 0, 2].any()  # missing
+    np.testing.assert_allclose(seen[:, 0, 3], [[0, -200]] * 3, atol=0.1)
+    assert seen[:, 0, 3].all()  # on the axis, but there
 
 
 @pytest.mark.parametrize('skeleton', [COCO17, NTU25, H36M17], ids=lambda s: s.name)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from lib.data.sampling import ClipRandom, clip_frames, epoch_order, evaluation_frames, train_frames
+from lib.data.sampling import (
+    ClipRandom,
+    clip_frames,
+    epoch_order,
+    evaluation_frames,
+    resampled_frames,
+    train_frames,
+)
 
 
 def test_replays_every_recorded_case(golden):
@@ -75,3 +82,42 @@ def test_every_epoch_has_an_order_of_its_own():
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     np.testing.assert_array_equal(epoch_order(0, 1, 100), orders[1])
+
+
+def test_replays_every_recorded_resampling(golden):
+    g = golden('mb_preprocess')
+    for (total, clip_len), frames in zip(g['resample_test_cases'], g['resample_test_idx'], strict=True):
+        np.testing.assert_array_equal(resampled_frames(np.array([total]), int(clip_len), None)[0], frames[:clip_len])
+    for (total, clip_len, seed), frames in zip(g['resample_train_cases'], g['resample_train_idx'], strict=True):
+        random = np.random.RandomState(seed)
+        # randint(2) chose the frame before: a draw of at least .5
+        draws = random.randint(2, size=clip_len) / 2 if total < clip_len else random.random_sample(clip_len)
+        taken = resampled_frames(np.array([total]), int(clip_len), draws[None])[0]
+        np.testing.assert_array_equal(taken, frames[:clip_len])
+
+
+def test_resampling_a_batch_equals_resampling_its_clips():
+    total, draws = np.array([1, 10, 47, 48, 49, 300]), np.random.default_rng(0).random((6, 48))
+    for some in (draws, None):
+        one_by_one = [
+            resampled_frames(total[i : i + 1], 48, None if some is None else some[i : i + 1]) for i in range(6)
+        ]
+        np.testing.assert_array_equal(resampled_frames(total, 48, some), np.concatenate(one_by_one))
+
+
+@pytest.mark.parametrize('clip_len', [1, 48, 243])
+@pytest.mark.parametrize('draw', [0.0, 0.4, 0.5, np.nextafter(1, 0)])
+def test_resampled_frames_rise_and_stay_inside_the_clip(clip_len, draw):
+    total = np.array([1, 2, 47, 48, 49, 242, 243, 300])
+    frames = resampled_frames(total, clip_len, np.full((len(total), clip_len), draw))
+    assert frames.shape == (len(total), clip_len)
+    assert frames.dtype == np.int64
+    assert (frames >= 0).all()
+    assert (frames < total[:, None]).all()
+    assert (np.diff(frames, axis=1) >= 0).all()
+
+
+def test_resampling_in_training_reaches_every_frame_of_a_long_clip():
+    draws = ClipRandom(0, 0, np.arange(2000)).uniform(10)
+    frames = resampled_frames(np.full(2000, 35), 10, draws)
+    np.testing.assert_allclose(np.bincount(frames.ravel(), minlength=35) / 20_000, 1 / 35, atol=0.006)

@@ -1,0 +1,53 @@
+"""How long and at which pace a model is trained, whatever the framework."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The keys of a config's section `train` that all models share.
+
+    epochs: in all.                       seed: for weights and dropout; the data have a seed of their own.
+    lr_schedule: 'step' multiplies the learning rates by lr_decay after each epoch, 'cosine' lets them fall to 0 along
+    half a cosine, step by step. warmup_epochs: through which they rise from 0 first, step by step.
+    label_smoothing: share of the target that is spread over all classes. max_grad_norm: to which longer gradients are
+    cut, all parameters taken together; null leaves them. compile: whether the model and the drawing are compiled.
+
+    Raises ValueError, naming the key, for a value out of range.
+    """
+
+    epochs: int
+    lr_schedule: Literal['step', 'cosine'] = 'step'
+    lr_decay: float = 1.0
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    max_grad_norm: float | None = None
+    seed: int = 0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for sound, key, rule in (
+            (self.epochs >= 1, 'epochs', 'at least 1'),
+            (self.lr_decay > 0, 'lr_decay', 'above 0'),
+            (0 <= self.warmup_epochs < self.epochs, 'warmup_epochs', f'0 or more, and below the {self.epochs} epochs'),
+            (0 <= self.label_smoothing < 1, 'label_smoothing', 'at least 0 and below 1'),
+            (self.max_grad_norm is None or self.max_grad_norm > 0, 'max_grad_norm', 'above 0, or null'),
+        ):
+            if not sound:
+                raise ValueError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
+
+    @staticmethod
+    def unread(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
+        """The keys that say nothing under the given ones, each with the reason."""
+        return {'lr_decay': 'train.lr_schedule cosine does not read it'} if lr_schedule == 'cosine' else {}
+
+    def lr_factor(self, epoch: int, step: int, steps: int) -> float:
+        """What the learning rates are multiplied with in a step (from 0) of the `steps` of an epoch (from 0)."""
+        if epoch < self.warmup_epochs:
+            return (epoch + (step + 1) / steps) / self.warmup_epochs
+        if self.lr_schedule == 'cosine':
+            done = (epoch + step / steps - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+            return (1 + math.cos(math.pi * done)) / 2
+        return self.lr_decay ** (epoch - self.warmup_epochs)

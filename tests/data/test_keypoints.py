@@ -1,0 +1,299 @@
+import numpy as np
+import pytest
+
+from lib.data.keypoints import (
+    MOVE_ANGLE,
+    MOVE_SCALE,
+    MOVE_SHIFT,
+    MOVES_2D,
+    MOVES_3D,
+    centre_and_scale,
+    coco_to_h36m,
+    crop_scale,
+    identity_swaps,
+    random_move,
+    to_camera,
+)
+from lib.data.sampling import resampled_frames
+from lib.data.skeletons import COCO17, H36M17
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def exchanged(keypoint: np.ndarray, swapped: np.ndarray) -> np.ndarray:
+    """The two persons of keypoint (2, T, V, C), exchanged in the frames `swapped` (T,)."""
+    return np.where(swapped[:, None, None], keypoint[::-1], keypoint)
+
+
+def tracked(keypoint: np.ndarray) -> np.ndarray:
+    if len(keypoint) == 1:
+        return keypoint
+    return exchanged(keypoint, identity_swaps(*keypoint, np.array([keypoint.shape[1]])))
+
+
+def test_replays_the_recorded_2d_clips_stage_by_stage(golden):
+    g = golden('mb_preprocess')
+    finals = []
+    for i in range(int(g['num_cases'])):
+        recorded = {key.removeprefix(f'p{i}_'): value for key, value in g.items() if key.startswith(f'p{i}_')}
+        keypoint = recorded['keypoint']
+        M, T = keypoint.shape[:2]
+        keypoint = to_camera(keypoint, np.tile(recorded['img_shape'], (M, 1)))
+        assert keypoint.dtype == np.float32
+        np.testing.assert_array_equal(keypoint, recorded['cam'])
+        keypoint = tracked(keypoint)
+        np.testing.assert_array_equal(keypoint, recorded['tracked'])
+        keypoint = coco_to_h36m(keypoint)
+        np.testing.assert_allclose(keypoint, recorded['h36m'], rtol=1e-6, atol=1e-7)
+        frames = resampled_frames(np.array([T]), 48, None)[0]
+        np.testing.assert_array_equal(frames, recorded['resample_test'])
+        motion = np.zeros((1, 2, 48, 17, 3), np.float32)
+        motion[0, :M, ..., :2] = keypoint[:, frames]
+        motion[0, :M, ..., 2] = recorded['score'][:, frames]  # neither in H36M's order nor tracked: MotionBERT's quirks
+        np.testing.assert_allclose(motion[0], recorded['motion'], rtol=1e-6, atol=1e-7)
+        final = crop_scale(motion, np.array([2.0]))
+        assert final.dtype == np.float32
+        np.testing.assert_allclose(final[0], recorded['final'], rtol=1e-6, atol=1e-6)
+        finals.append(recorded['final'])
+    motion = np.stack([g[f'p{i}_motion'] for i in range(len(finals))])
+    np.testing.assert_allclose(crop_scale(motion, np.full(len(finals), 2.0)), finals, rtol=1e-6, atol=1e-6)
+
+
+def test_replays_the_recorded_3d_identities(golden):
+    g = golden('mb_preprocess')
+    for i in range(int(g['num_cases_3d'])):
+        np.testing.assert_array_equal(tracked(g[f'q{i}_keypoint']), g[f'q{i}_tracked'])
+
+
+def test_the_longer_side_of_an_image_spans_the_camera():
+    corners = np.array([[[[0, 0], [100, 200]]], [[[0, 0], [200, 100]]]], np.float16)  # a portrait, a landscape
+    seen = to_camera(corners, np.array([[200, 100], [100, 200]]))
+    np.testing.assert_array_equal(seen, [[[[-1, -1], [0, 1]]], [[[-1, -1], [1, 0]]]])
+
+
+def walks(rng: np.random.Generator, total_frames: int) -> np.ndarray:
+    """Two persons far from each other who move little, (2, T, 17, 2)."""
+    steps = 0.01 * rng.standard_normal((2, total_frames, 17, 2))
+    return (np.cumsum(steps, axis=1) + np.array([-5, 5])[:, None, None, None]).astype(np.float32)
+
+
+def test_mixed_up_identities_are_put_right_in_each_clip_for_itself(rng):
+    total_frames = np.array([30, 1, 25, 2, 40])
+    clips = [walks(rng, count) for count in total_frames]
+    mixed_up = [rng.random(count) < 0.5 for count in total_frames]
+    for mixed, first in zip(mixed_up, (False, True, True, False, True), strict=True):
+        mixed[0] = first
+    mixed_up[3][1] = True
+    given = [exchanged(clip, mixed) for clip, mixed in zip(clips, mixed_up, strict=True)]
+    swapped = identity_swaps(*np.concatenate(given, axis=1), total_frames)
+    # A clip's first frame says who is who, whatever happened in the clip before it.
+    np.testing.assert_array_equal(swapped, np.concatenate([mixed ^ mixed[0] for mixed in mixed_up]))
+    assert swapped.any()
+
+
+def test_equal_moves_are_no_crossing():
+    still = np.ones((5, 17, 2), np.float32)
+    assert not identity_swaps(still, still, np.array([5])).any()
+
+
+def test_distances_of_joints_decide_about_identities_not_sums_over_axes():
+    origin = np.zeros((2, 1, 2), np.float32)
+    first, second = origin.copy(), origin.copy()
+    first[1], second[0] = (3, 3), (0, -1.2)  # 4.24 from where it was, 5.16 from the other; sums: 6 and 7.2
+    assert not identity_swaps(first, second, np.array([2])).any()
+    second[0] = (7.1, 3)  # 4.1 away, less than 4.24
+    np.testing.assert_array_equal(identity_swaps(first, second, np.array([2])), [False, True])
+    second[0] = (-1.2, 3)  # 4.2 away, in sum less than 6 as well
+    assert identity_swaps(first, second, np.array([2]))[1]
+    second[0] = (3, 7.5)  # 4.5 away: further, though the sum, 4.5, is less than 6
+    assert not identity_swaps(first, second, np.array([2])).any()
+
+
+def test_joints_keep_their_names_on_the_way_to_h36m(rng):
+    coco = rng.random((3, 2, 17, 2), np.float32)
+    h36m = coco_to_h36m(coco)
+    assert h36m.dtype == coco.dtype
+    shared = set(COCO17.joints) & set(H36M17.joints)
+    assert len(shared) == 13
+    for name in shared:
+        np.testing.assert_array_equal(h36m[..., H36M17.joints.index(name), :], coco[..., COCO17.joints.index(name), :])
+
+    def middle(a: str, b: str) -> np.ndarray:
+        both = [h36m[..., H36M17.joints.index(n), :] for n in (a, b)]
+        return (both[0] + both[1]) / 2
+
+    for name, (a, b) in {
+        'root': ('left_hip', 'right_hip'),
+        'neck': ('left_shoulder', 'right_shoulder'),
+        'belly': ('root', 'neck'),
+    }.items():
+        np.testing.assert_allclose(h36m[..., H36M17.joints.index(name), :], middle(a, b), rtol=1e-6)
+    np.testing.assert_allclose(h36m[..., H36M17.joints.index('head'), :], (coco[..., 1, :] + coco[..., 2, :]) / 2)
+
+
+def test_a_mirrored_person_is_a_mirrored_person_in_h36m(rng):
+    coco = rng.random((1, 17, 2), np.float32)
+    mirrored = coco_to_h36m(coco[:, COCO17.flip_order])
+    np.testing.assert_array_equal(mirrored, coco_to_h36m(coco)[:, H36M17.flip_order])
+
+
+def random_motion(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 2, 6, 17, 3) float32, x and y within [-3, 4], some points without a score."""
+    motion = rng.random((count, 2, 6, 17, 3), np.float32)
+    motion[..., :2] = motion[..., :2] * 7 - 3
+    motion[..., 2] *= rng.random(motion.shape[:-1]) < 0.5
+    return motion
+
+
+def test_cropped_points_do_not_depend_on_place_or_size(rng):
+    motion, ratio = random_motion(rng, 3), np.array([1.0, 1.7, 3.0])
+    before = motion.copy()
+    moved = motion.copy()
+    moved[..., :2] = moved[..., :2] * 5 - (20, 3)
+    np.testing.assert_allclose(crop_scale(moved, ratio), crop_scale(motion, ratio), atol=1e-5)
+    np.testing.assert_array_equal(motion, before)
+
+
+def test_points_with_a_score_fill_the_window_that_ratio_leaves_them(rng):
+    ratio = np.array([1.0, 1.25, 3.0])
+    motion = random_motion(rng, 3)
+    motion[..., 1] *= 0.5  # wider than high
+    there = motion[..., 2] != 0
+    motion[~there] = (50, -50, 0)  # points without a score count for nothing, and are clipped
+    cropped = crop_scale(motion, ratio)
+    for i in range(3):
+        x, y = cropped[i][there[i]].T[:2]
+        np.testing.assert_allclose((x.min(), x.max()), (-1 / ratio[i], 1 / ratio[i]), rtol=1e-5)
+        np.testing.assert_allclose(y.min(), -y.max(), rtol=1e-4)
+        np.testing.assert_array_equal(cropped[i][~there[i]][:, :2], np.tile([1, -1], ((~there[i]).sum(), 1)))
+    np.testing.assert_array_equal(cropped[..., 2], motion[..., 2])
+
+
+def test_a_clip_that_spans_no_box_becomes_zeros_and_its_neighbours_do_not(rng):
+    motion = random_motion(rng, 4)
+    motion[0, ..., 2] = 0
+    motion[0, 0, 0, :3, 2] = 0.9  # three points
+    motion[1, ..., 2] = 0
+    motion[1, 0, 0, :4, 2] = 0.9  # four
+    motion[2, ..., :2] = (0.3, 0.4)
+    motion[3, ..., 2] = 7
+    cropped = crop_scale(motion, np.full(4, 2.0))
+    assert [bool(clip.any()) for clip in cropped] == [False, True, False, True]
+    assert (cropped[3, ..., 2] == 1).all()
+    assert np.isfinite(cropped).all()
+
+
+def clip_with(rng: np.random.Generator, C: int, L: int = 9) -> np.ndarray:
+    return (2 * rng.random((3, 2, L, 17, C)) - 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(('C', 'moves'), [(2, MOVES_2D), (3, MOVES_3D)])
+def test_draws_in_the_middle_move_nothing(rng, C, moves):
+    keypoint = clip_with(rng, C)
+    moved = random_move(keypoint, np.full((3, moves, 2), 0.5))
+    assert moved.dtype == np.float32
+    np.testing.assert_allclose(moved, keypoint, atol=1e-6)
+
+
+@pytest.mark.parametrize('L', [1, 2, 9])
+def test_a_2d_move_is_motionberts_frame_by_frame(rng, L):
+    keypoint, draws = clip_with(rng, 2, L), rng.random((3, MOVES_2D, 2))
+    moved = random_move(keypoint, draws)
+    for i, (angle, scale, x, y) in enumerate(draws):
+        a = np.deg2rad(np.linspace(*(20 * angle - 10), L))
+        s = np.linspace(*(0.9 + 0.2 * scale), L)
+        shift = np.stack([np.linspace(*(0.2 * x - 0.1), L), np.linspace(*(0.2 * y - 0.1), L)], 1)
+        for t in range(L):
+            theta = np.array([[np.cos(a[t]) * s[t], -np.sin(a[t]) * s[t]], [np.sin(a[t]) * s[t], np.cos(a[t]) * s[t]]])
+            expected = keypoint[i, :, t] @ theta.T + shift[t]
+            np.testing.assert_allclose(moved[i, :, t], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(('C', 'moves'), [(2, MOVES_2D), (3, MOVES_3D)])
+def test_start_and_end_values_are_reached_and_drifted_between(C, moves):
+    point = np.zeros((1, 1, 5, 1, C), np.float32)
+    draws = np.full((1, moves, 2), 0.5)
+    draws[0, -C:] = (0, 1)
+    ramp = np.linspace(-MOVE_SHIFT, MOVE_SHIFT, 5)
+    np.testing.assert_allclose(random_move(point, draws)[0, 0, :, 0], np.stack([ramp] * C, 1), atol=1e-7)
+    draws = np.full((1, moves, 2), 0.5)
+    draws[0, -C - 1] = (1, 0)
+    scaled = random_move(point + 1, draws)[0, 0, :, 0, 0]
+    np.testing.assert_allclose(scaled, np.linspace(*MOVE_SCALE[::-1], 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('axis', 'a', 'b'), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_a_turn_about_one_axis_keeps_it_and_all_lengths(rng, axis, a, b):
+    keypoint = clip_with(rng, 3)
+    draws = np.full((3, MOVES_3D, 2), 0.5)
+    draws[:, axis] = (0, 1)  # from -10 to 10 degrees
+    draws[:, 3] = 1
+    moved = random_move(keypoint, draws) / MOVE_SCALE[1]
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=-1), np.linalg.norm(keypoint, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(moved[..., axis], keypoint[..., axis], atol=1e-6)
+    turned = np.angle((moved[..., a] + 1j * moved[..., b]) / (keypoint[..., a] + 1j * keypoint[..., b]), deg=True)
+    expected = np.linspace(-MOVE_ANGLE, MOVE_ANGLE, 9)[None, None, :, None]
+    np.testing.assert_allclose(turned, np.broadcast_to(expected, turned.shape), atol=0.01)
+
+
+def test_a_3d_clip_turns_about_x_then_y_then_z(rng):
+    keypoint, draws = clip_with(rng, 3), np.full((3, MOVES_3D, 2), 0.5)
+    draws[:, :3] = rng.random((3, 3, 2))
+    step_by_step = keypoint
+    for axis in range(3):
+        one = np.full((3, MOVES_3D, 2), 0.5)
+        one[:, axis] = draws[:, axis]
+        step_by_step = random_move(step_by_step, one)
+    np.testing.assert_allclose(random_move(keypoint, draws), step_by_step, atol=1e-6)
+
+
+def kinect_clips(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (4, 2, 5, 25, 3), metres, and which are there: person 0 comes in frame 2 of clip 1, never in clip 2."""
+    keypoint = (rng.random((4, 2, 5, 25, 3)) + np.array([0, 0, 3])).astype(np.float32)
+    present = rng.random(keypoint.shape[:-1]) < 0.9
+    present[:, 0, :, 0] = [[1] * 5, [0, 0, 1, 0, 1], [0] * 5, [1] * 5]
+    present[2, 0] = False
+    return keypoint * present[..., None], present
+
+
+def test_kinect_clips_do_not_depend_on_place_or_size(rng):
+    keypoint, present = kinect_clips(rng)
+    expected = centre_and_scale(keypoint, present)
+    assert expected.dtype == np.float32
+    moved = (keypoint * 3 + (4, -2, 1)).astype(np.float32) * present[..., None]
+    actual = centre_and_scale(moved, present)
+    with_person_0 = [0, 1, 3]
+    np.testing.assert_allclose(actual[with_person_0], expected[with_person_0], atol=1e-5)
+    np.testing.assert_allclose(centre_and_scale(3 * keypoint, present), expected, atol=1e-5)
+
+
+def test_kinect_clips_begin_at_the_spine_of_person_0(rng):
+    keypoint, present = kinect_clips(rng)
+    centred = centre_and_scale(keypoint, present)
+    np.testing.assert_array_equal(centred[[0, 1, 3], 0, [0, 2, 0], 0], 0)
+    for i, base in enumerate((keypoint[0, 0, 0, 0], keypoint[1, 0, 2, 0], np.zeros(3), keypoint[3, 0, 0, 0])):
+        there = keypoint[i][present[i]]
+        side = np.ptp(there, axis=0).max()
+        np.testing.assert_allclose(centred[i][present[i]], (there - base) / side, atol=1e-6)
+        np.testing.assert_allclose(np.ptp(centred[i][present[i]], axis=0).max(), 1, rtol=1e-5)
+
+
+def test_missing_kinect_joints_stay_exactly_zero(rng):
+    keypoint, present = kinect_clips(rng)
+    keypoint[~present] = 1e6  # whatever stands there
+    centred = centre_and_scale(keypoint, present)
+    np.testing.assert_array_equal(centred[~present], 0)
+    np.testing.assert_array_equal(centred, centre_and_scale(keypoint * present[..., None], present))
+
+
+def test_kinect_clips_without_extent_are_zeros_and_their_neighbours_are_not(rng):
+    keypoint, present = kinect_clips(rng)
+    present[0] = False
+    present[3] = False
+    present[3, 1, 4, 7] = True  # one joint
+    centred = centre_and_scale(keypoint, present)
+    assert [bool(clip.any()) for clip in centred] == [False, True, True, False]
+    assert np.isfinite(centred).all()

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+
+from lib.recipe import Recipe
+
+
+def rates(recipe: Recipe, steps: int = 4) -> list[float]:
+    return [recipe.lr_factor(epoch, step, steps) for epoch in range(recipe.epochs) for step in range(steps)]
+
+
+def test_the_published_schedule_falls_after_each_epoch():
+    assert rates(Recipe(epochs=3, lr_decay=0.99), 2) == pytest.approx([1, 1, 0.99, 0.99, 0.9801, 0.9801])
+
+
+def test_warmup_rises_to_the_full_rate_step_by_step():
+    recipe = Recipe(epochs=4, lr_decay=0.5, warmup_epochs=2)
+    assert rates(recipe)[:8] == pytest.approx([k / 8 for k in range(1, 9)])
+    assert rates(recipe)[8:] == pytest.approx([1] * 4 + [0.5] * 4)
+
+
+def test_cosine_falls_from_the_full_rate_towards_zero():
+    values = rates(Recipe(epochs=5, lr_schedule='cosine', warmup_epochs=1))[4:]
+    assert values[0] == 1
+    assert values[8] == pytest.approx(0.5)  # halfway after warm-up
+    assert values[-1] == pytest.approx((1 + math.cos(math.pi * 15 / 16)) / 2)
+    assert values == sorted(values, reverse=True)
+
+
+def test_decay_is_not_read_by_cosine():
+    assert 'lr_decay' in Recipe.unread(epochs=3, lr_schedule='cosine')
+    assert not Recipe.unread(epochs=3)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'epochs': 0}, 'train.epochs is 0; it must be at least 1'),
+        ({'lr_decay': 0.0}, 'train.lr_decay is 0.0'),
+        ({'warmup_epochs': 5}, 'train.warmup_epochs is 5; it must be 0 or more, and below the 5 epochs'),
+        ({'label_smoothing': 1.0}, 'train.label_smoothing is 1.0'),
+        ({'max_grad_norm': 0.0}, 'train.max_grad_norm is 0.0'),
+    ],
+)
+def test_values_out_of_range_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{'epochs': 5, **changes})
