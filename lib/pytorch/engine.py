@@ -1,54 +1,114 @@
-"""One epoch of training, one pass of evaluation, and what they need."""
+"""What the PyTorch scripts share: the parts of a run, an epoch of training, evaluation."""
 
+import argparse
+import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from easydict import EasyDict
 from torch import Tensor, nn
 
+from lib.config import Sections, load_config, plain, resolve_config
 from lib.data.clips import Clips
+from lib.metrics import classification_metrics
+from lib.pytorch import checkpoint
 from lib.pytorch.heatmap import HeatmapRenderer
-from lib.runlog import RunLog
+from lib.pytorch.pretrained import freeze_backbone, load_backbone
+from lib.recipe import Recipe
+from lib.runlog import RunLog, metrics_line, say, say_facts, write_text
+from lib.tools.preview import draw_clip
 
-Forward = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 
 @dataclass(kw_only=True)
-class TrainOptions:
-    """Section `train`. The learning rates are multiplied by lr_decay after each epoch; seed is for weights and dropout.
+class TrainOptions(Recipe):
+    """Section `train`: the recipe, and what is trained.
 
-    compile: whether the model and the renderer run through torch.compile (needs a C++ compiler on a CPU).
+    finetune: whether a new run begins with the weights of `--pretrained FOLDER --selection FILE`.
+    partial_train: parts of names; of the backbone only the parameters whose names hold one of them are trained, null
+    for all. The head is trained in any case.
     """
 
-    epochs: int
-    lr_decay: float = 1.0
-    seed: int = 0
-    compile: bool = False
+    finetune: bool = False
+    partial_train: list[str] | None = None
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr_decay <= 0:
-            raise ValueError(
-                f'train.epochs {self.epochs} must be at least 1 and train.lr_decay {self.lr_decay} above 0.'
-            )
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def make_clips(config: EasyDict, split: str) -> Clips:
+    """The clips of a split as section `data` describes them, checked for labels that the model does not have."""
+    size = {'size': config.heatmap.size} if 'heatmap' in config else {}
+    clips = Clips(split, **size, **config.data)
+    clips.check_labels(config.model.num_classes)
+    return clips
+
+
+def make_model(
+    make: Callable[..., nn.Module], config: EasyDict, clips: Clips, device: torch.device
+) -> tuple[HeatmapRenderer | None, nn.Module]:
+    """The renderer, None for keypoint inputs, and the model with its first weights, on the device.
+
+    Raises ValueError, naming the keys, where the model does not suit the clips.
+    """
+    torch.manual_seed(config.train.seed)
+    model = make(**config.model)
+    render = HeatmapRenderer(**config.heatmap).to(device) if 'heatmap' in config else None
+    if render is None:
+        num_joints, channels = clips.num_joints, 3
+    else:
+        num_joints, channels = render.num_channels(clips.num_joints), config.heatmap.size**2
+    model.check_input(clip_len=config.data.clip_len, num_joints=num_joints, channels=channels)
+    freeze_backbone(model, config.train.partial_train)
+    return render, model.to(device)
+
+
+def load_pretrained(
+    model: nn.Module, options: TrainOptions, args: argparse.Namespace, run: checkpoint.Run
+) -> list[str]:
+    """Begins a new run with others' weights where the config says so; returns lines on what was loaded and what not.
+
+    Raises ValueError where config and command line disagree about it, or the file does not suit the model.
+    """
+    if args.pretrained and not options.finetune:
+        raise ValueError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
+    if run.epoch or not options.finetune:
+        return []
+    if not args.pretrained:
+        raise ValueError(
+            'train.finetune is true: name the folder with the weights to begin with, --pretrained FOLDER, and by '
+            '--selection the file in it.'
+        )
+    return load_backbone(model, Path(args.pretrained) / args.selection)
 
 
 def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:
     """Section `optimizer`: AdamW over the parameters that train, with one learning rate each for backbone and head."""
+    backbone, head = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (head if name.startswith('head.') else backbone).append(parameter)
     groups = [
-        {'params': [p for p in module.parameters() if p.requires_grad], 'lr': lr, 'initial_lr': lr}
-        for module, lr in ((model.backbone, lr_backbone), (model.head, lr_head))
+        {'params': parameters, 'lr': lr, 'initial_lr': lr}
+        for parameters, lr in ((backbone, lr_backbone), (head, lr_head))
     ]
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
-def make_forward(render: HeatmapRenderer, model: nn.Module, compile: bool) -> Forward:
-    """(keypoint, score) -> logits: draws the volume on the device and classifies it."""
+def make_forward(render: HeatmapRenderer | None, model: nn.Module, compile: bool) -> Forward:
+    """(keypoint, score) -> logits: draws the volume on the device and classifies it; or (keypoint) -> logits."""
 
-    def forward(keypoint: Tensor, score: Tensor) -> Tensor:
-        return model(render(keypoint, score))
+    def forward(keypoint: Tensor, score: Tensor | None = None) -> Tensor:
+        return model(keypoint if render is None else render(keypoint, score))
 
     return torch.compile(forward) if compile else forward
 
@@ -86,20 +146,24 @@ def train_one_epoch(
     Raises FloatingPointError, naming step and clips, where the loss is not finite.
     """
     model.train()
-    for group in optimizer.param_groups:
-        group['lr'] = group['initial_lr'] * options.lr_decay**epoch
+    trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
     losses, counts, correct = [], [], torch.zeros((), device=device)
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
         for b, batch in enumerate(batches(clips, epoch, device)):
+            label = batch.pop('label')
+            for group in optimizer.param_groups:
+                group['lr'] = group['initial_lr'] * options.lr_factor(epoch, b, len(clips))
             torch.manual_seed(step_seed(options.seed, epoch, b))
-            logits = forward(batch['keypoint'], batch['score'])
-            loss = F.cross_entropy(logits, batch['label'])
+            logits = forward(**batch)
+            loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
+            if options.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
             optimizer.step()
             losses.append(loss.detach())
             counts.append(len(logits))
-            correct += (logits.detach().argmax(1) == batch['label']).sum()
+            correct += (logits.detach().argmax(1) == label).sum()
             bar.update(counts[-1])
             if (b + 1) % print_freq == 0 or b + 1 == len(clips):
                 values = torch.stack(losses).double().cpu()
@@ -128,19 +192,106 @@ def check_finite(losses: Tensor, clips: Clips, epoch: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(forward: Forward, model: nn.Module, clips: Clips, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def predict(forward: Forward, model: nn.Module, clips: Clips, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split.
 
-    Raises FloatingPointError, naming the clip, where a logit is not finite.
+    Of a clip with several views: the logarithm of the mean of their probabilities. Raises FloatingPointError, naming
+    the clip, where a logit is not finite.
     """
     model.eval()
     logits, labels = [], []
     for batch in batches(clips, 0, device):
-        logits.append(forward(batch['keypoint'], batch['score']).float())
-        labels.append(batch['label'])
+        labels.append(batch.pop('label'))
+        if clips.num_views > 1:  # one after the other: no more memory than one view takes
+            views = [
+                forward(**{name: tensor[:, k] for name, tensor in batch.items()}).float().log_softmax(-1)
+                for k in range(clips.num_views)
+            ]
+            logits.append(torch.stack(views).logsumexp(0) - math.log(clips.num_views))
+        else:
+            logits.append(forward(**batch).float())
     logits = torch.cat(logits).cpu().numpy()
     bad = (~np.isfinite(logits)).any(axis=1)
     if bad.any():
         name = clips.store.name(clips.clips[bad.argmax()])
         raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
     return logits, torch.cat(labels).cpu().numpy()
+
+
+def validate(forward: Forward, model: nn.Module, clips: Clips, device: torch.device) -> dict[str, float]:
+    """{'loss', 'top1', 'top5', 'mean_class'} of a split."""
+    metrics = classification_metrics(*predict(forward, model, clips, device))
+    del metrics['per_class']
+    return metrics
+
+
+def open_log(
+    run: checkpoint.Run,
+    options: TrainOptions,
+    train_clips: Clips,
+    val_clips: Clips,
+    render: HeatmapRenderer | None,
+    model: nn.Module,
+    pretrained: list[str],
+    device: torch.device,
+) -> RunLog:
+    """Opens the log in the run's folder, which is created now, and says what is about to be run."""
+    log = RunLog(run.folder, plain(run.config), run.history)
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say_facts(
+        {
+            'data': train_clips.description,
+            'train': train_clips.split_description,
+            'val': val_clips.split_description,
+            'model': f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained',
+            'run': f'{options.epochs} epochs, {run.epoch} of them done, {len(train_clips)} steps each, on {device}',
+            'output': f'{run.folder}: checkpoints, metrics.jsonl, config.yaml; '
+            f'tensorboard --logdir {run.folder / "logs"}',
+        }
+    )
+    for line in (*pretrained, *run.news):
+        say(line)
+    if render is not None:
+        log.picture(*draw_clip(val_clips, render))
+    return log
+
+
+def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
+    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes evaluation.json.
+
+    A checkpoint of this project brings its config along. To others' weights (MotionBERT's, the original project's)
+    belongs the config that the command names.
+    """
+    path = Path(args.evaluate)
+    saved = checkpoint.load_any(path, kind)
+    named_config = args.config or default_config
+    if saved['config'] is None:
+        config = load_config(named_config, sections, args.set)
+    else:
+        own = resolve_config(saved['config'], sections, (), str(path))
+        config = resolve_config(saved['config'], sections, args.set, str(path))
+        checkpoint.check_evaluation(path, own, config)
+        if args.config:
+            checkpoint.check_evaluation(path, own, load_config(args.config, sections, args.set))
+    device = default_device()
+    clips = make_clips(config, 'val')
+    render, model = make_model(sections['model'], config, clips, device)
+    checkpoint.load_weights(model, saved['model'], path)
+    told = (
+        f'epoch {saved["epoch"]}' if saved['config'] else f'not of this project; config {args.config or default_config}'
+    )
+    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {told}'})
+    forward = make_forward(render, model, config.train.compile)
+    metrics = classification_metrics(*predict(forward, model, clips, device))
+    say(metrics_line(metrics))
+    folder = Path(args.checkpoint) if args.checkpoint else path.parent
+    about = {
+        'checkpoint': str(path),
+        'epoch': saved['epoch'],
+        'list': clips.list_name,
+        'num_clips': clips.num_clips,
+        'views': clips.num_views,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'evaluation.json', json.dumps(about | metrics, indent=2) + '\n')

@@ -1,6 +1,6 @@
-"""Layers and argument checks that DSTformer and the vanilla transformer share.
+"""Layers, and checks of arguments and inputs, that DSTformer and the vanilla transformer share.
 
-N clips, L tokens, C channels, H heads, D channels per head.
+N clips, M persons, T frames, V joints, L tokens, C channels, H heads, D channels per head.
 """
 
 import torch.nn.functional as F
@@ -65,3 +65,40 @@ def check_rates(**rates: float) -> None:
     for key, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(f'model.{key} is {rate}, but must be at least 0 and below 1')
+
+
+def check_joints(model: nn.Module, num_joints: int, channels: int) -> None:
+    """Raise ValueError, naming the keys, where a clip's joints or channels are not those of model.num_joints, .dim_in.
+
+    num_joints: joints, or maps, per frame. channels: numbers of each, `heatmap.size` squared or those of a keypoint.
+    """
+    if num_joints != model.num_joints:
+        raise ValueError(
+            f'model.num_joints is {model.num_joints}, but the input has {num_joints} joints or maps per frame '
+            f'(data.ann_file, data.input and heatmap.kind decide): set model.num_joints to {num_joints}'
+        )
+    if channels != model.dim_in:
+        raise ValueError(
+            f'model.dim_in is {model.dim_in}, but the input has {channels} numbers per joint and frame (heatmap.size '
+            f'squared, or 3 for keypoints): set model.dim_in to {channels}'
+        )
+
+
+def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
+    """A volume (N,T,V,H,W), or keypoints (N,M,T,V,C), as keypoints (N,M,T,V,C) with C = dim_in.
+
+    Keypoints if the last axis is dim_in long, a volume if the last two together are. The rule cannot tell the two apart
+    in maps one pixel high, which the renderer's square maps are only for dim_in 1: these count as keypoints.
+    Raises ValueError for any other shape.
+    """
+    if x.ndim != 5:
+        raise ValueError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
+    height, width = x.shape[-2:]
+    if width == dim_in:
+        return x
+    if height * width == dim_in:
+        return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # the map has merged the persons, so that M = 1
+    raise ValueError(
+        f'the input is {tuple(x.shape)}: neither its last axis, of keypoints, nor its last two together, of a volume, '
+        f'make model.dim_in {dim_in}'
+    )

@@ -11,7 +11,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from lib.pytorch.dstformer import DSTformer
-from lib.pytorch.layers import check_rates, check_sizes
+from lib.pytorch.layers import as_keypoints, check_joints, check_rates, check_sizes
 
 
 class ActionHeadClassification(nn.Module):
@@ -141,45 +141,18 @@ class MotionBERT(ActionNet):
         self.maxlen = maxlen
         self.dim_in = dim_in
 
-    def check_input(self, *, clip_len: int, channels: int, size: int) -> None:
-        """Raise ValueError, naming the keys, where the heatmap volumes of this config do not fit the model.
-
-        channels: maps per frame, which `heatmap.kind` and the skeleton decide. size: `heatmap.size`, in px.
-        """
+    def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
+        """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
         if clip_len > self.maxlen:
             raise ValueError(
                 f'data.clip_len {clip_len} is over model.maxlen {self.maxlen}: '
                 f'set data.clip_len to {self.maxlen} or less, or model.maxlen to {clip_len}'
             )
-        if channels != self.num_joints:
-            raise ValueError(
-                f'model.num_joints is {self.num_joints}, '
-                f'but data.ann_file and heatmap.kind give {channels} maps per frame: set model.num_joints to {channels}'
-            )
-        if size * size != self.dim_in:
-            raise ValueError(
-                f'model.dim_in is {self.dim_in}, '
-                f'but heatmap.size {size} gives {size} * {size} = {size * size}: set model.dim_in to {size * size}'
-            )
+        check_joints(self, num_joints, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A volume (N,T,V,H,W) or a keypoint batch (N,M,T,V,C) -> (N,num_classes).
+        """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).
 
-        Keypoints if the last axis is dim_in long, a volume if the last two together are. The rule cannot tell the two
-        apart in maps one pixel high, which the renderer's square maps are only for dim_in 1: these count as keypoints.
-        Raises ValueError for any other shape, and as DSTformer does.
+        Raises ValueError as `as_keypoints` and DSTformer do.
         """
-        if x.ndim != 5:
-            raise ValueError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
-        height, width = x.shape[-2:]
-        if width == self.dim_in:
-            keypoint = x
-        elif height * width == self.dim_in:
-            # The map has merged the persons, so that M = 1.
-            keypoint = rearrange(x, 'n t v h w -> n 1 t v (h w)')
-        else:
-            raise ValueError(
-                f'the input is {tuple(x.shape)}: neither its last axis, of keypoints, nor its last two together, '
-                f'of a volume, make model.dim_in {self.dim_in}'
-            )
-        return super().forward(keypoint)
+        return super().forward(as_keypoints(x, self.dim_in))

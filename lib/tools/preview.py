@@ -41,7 +41,8 @@ def draw_clip(
         )
     b, place = divmod(names.index(name) if name else 0, clips.batch_size)
     batch = clips[0, b]
-    keypoint, score = (torch.from_numpy(batch[key][place : place + 1]) for key in ('keypoint', 'score'))
+    shown = np.s_[place : place + 1] if clips.num_views == 1 else np.s_[place : place + 1, 0]
+    keypoint, score = (torch.from_numpy(batch[key][shown]) for key in ('keypoint', 'score'))
     volume = render(keypoint, score)[0]  # (T, V, H, W)
     volume = volume[np.linspace(0, len(volume) - 1, min(frames, len(volume))).astype(int)]
     colours = torch.tensor(channel_colours(skeleton_of(clips.num_joints), render.kind))
@@ -66,7 +67,7 @@ def channel_colours(skeleton: Skeleton, kind: str) -> list[tuple[float, float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('ann_file', help='PYSKL pickle with 2D keypoints')
+    parser.add_argument('ann_file', help='PYSKL pickle')
     parser.add_argument('--out', required=True, help='PNG to write')
     parser.add_argument('--clip', help='frame_dir of a clip of the validation list (default: the first)')
     parser.add_argument('--benchmark', default='xsub', help='(default: %(default)s)')

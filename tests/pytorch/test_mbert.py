@@ -137,14 +137,14 @@ def test_input_that_does_not_fit(shape, message):
     ('config', 'message'),
     [
         ({'clip_len': 120}, 'data.clip_len 120 is over model.maxlen 48'),
-        ({'channels': 34}, 'model.num_joints is 17, but .* 34 maps per frame'),
-        ({'size': 32}, r'model.dim_in is 3136, but heatmap.size 32 gives 32 \* 32 = 1024'),
+        ({'num_joints': 34}, 'model.num_joints is 17, but the input has 34 joints or maps per frame'),
+        ({'channels': 1024}, 'model.dim_in is 3136, but the input has 1024 numbers per joint and frame'),
     ],
 )
 def test_config_that_does_not_fit(config, message):
     with torch.device('meta'):
         model = MotionBERT(depth=1)
-    row = {'clip_len': 48, 'channels': 17, 'size': 56}
+    row = {'clip_len': 48, 'num_joints': 17, 'channels': 3136}
     model.check_input(**row)
     model.check_input(**row | {'clip_len': 20})
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,185 @@
+"""Weights to begin with: MotionBERT's, the original project's or our own, and what of them a model takes over.
+
+MotionBERT (https://github.com/Walter0807/MotionBERT) keeps a pretrained DSTformer under 'model_pos' and action models
+under 'model', with `module.` before every name.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# Weights of which less fits belong to another model. Of those of MotionBERT-Lite, half as wide, only biases fit.
+LEAST_SHARE = 0.1
+
+
+class _Number:
+    """Stands for NumPy's numbers in a file, such as MotionBERT's min_loss: they are passed over, not built."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# All that a file may name beside tensors. NumPy 2 spells numpy._core what was numpy.core before.
+_NUMBERS = [
+    (_Number, name) for name in ('numpy.dtype', 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar')
+]
+
+
+def read_file(path: str | os.PathLike) -> object:
+    """What torch.save wrote into a file, on the CPU. Nothing in it is run. Raises OSError or ValueError naming it."""
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob('*') if file.is_file())
+        raise FileNotFoundError(f'{path}: there is no such file. Its folder holds {_listed(there) or "no files"}.')
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a broken file may raise anything
+        if code := re.search(r'GLOBAL (\S+)', str(error)):
+            raise ValueError(
+                f'{path} holds more than weights: it asks for {code[1]}, which was not run. Take the weights from '
+                "another source, or, if you trust it, save the model's state_dict() alone where the file comes from."
+            ) from None
+        raise ValueError(
+            f'{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint of PyTorch: it is cut short, '
+            'damaged or of another kind. Copy or download it again.'
+        ) from None
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights in a file, {name: tensor}; raises OSError or ValueError as `read_file` and `weights_of` do."""
+    return weights_of(read_file(path), path)
+
+
+def weights_of(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights in the content of a file: its 'model_pos', else its 'model', else the content itself.
+
+    `module.` before all names is taken off. Raises ValueError, naming the file, where there are none.
+    """
+    weights = content
+    if isinstance(content, dict):
+        weights = content.get('model_pos', content.get('model', content))
+    if not _are_weights(weights):
+        found = f'the keys {_listed(map(str, content))}' if isinstance(content, dict) else f'a {type(content).__name__}'
+        raise ValueError(
+            f"{path} holds no weights: found {found}, but looked for tensors by name, under 'model_pos', under 'model' "
+            'or alone.'
+        )
+    wrapped = all(name.startswith('module.') for name in weights)
+    return {name.removeprefix('module.') if wrapped else name: weight for name, weight in weights.items()}
+
+
+def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
+    """Takes over what fits of the weights in a file; returns lines on what was loaded, what not and why.
+
+    A file that knows no `backbone.` is the backbone alone of a model that has one. A layer is taken over whole or not
+    at all: a bias says nothing beside new weights. `temp_embed` may be of another length, see `fit_length`. Raises
+    OSError or ValueError, before anything is changed, where the file cannot be read or suits another model.
+    """
+    weights, own = read_weights(path), model.state_dict()
+    bare = hasattr(model, 'backbone') and not any(name.startswith('backbone.') for name in weights)
+    prefix = 'backbone.' if bare else ''
+    given = {prefix + name: weight for name, weight in weights.items()}
+    resized = []
+    for name in own.keys() & given.keys():
+        there, here = given[name].shape, own[name].shape
+        if name.endswith('temp_embed') and there[1:2] != here[1:2] and there[:1] + there[2:] == here[:1] + here[2:]:
+            given[name] = fit_length(given[name], here[1])
+            how = 'cut' if here[1] < there[1] else 'interpolated'
+            resized.append(f'{name} was {how}: {there[1]} steps there, {here[1]} here')
+
+    missing = [name for name in own if name not in given]
+    misshapen = [name for name in own if name in given and given[name].shape != own[name].shape]
+    layers = {name for name, module in model.named_modules() if not any(module.children())}
+    fresh_layers = layers & {_parent(name) for name in missing + misshapen}
+    beside = [name for name in own if _parent(name) in fresh_layers and name not in missing + misshapen]
+    fresh = {*missing, *misshapen, *beside}
+    loaded = {name: given[name] for name in own if name not in fresh}
+    shapes = [f'{name} {tuple(own[name].shape)} here, {tuple(given[name].shape)} there' for name in misshapen]
+    unplaced = [name.removeprefix(prefix) for name in given if name not in own]
+
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    in_backbone = {name: size for name, size in sizes.items() if not name.startswith('head.')}
+    fitting = sum(size for name, size in in_backbone.items() if name in loaded)
+    if fitting < LEAST_SHARE * sum(in_backbone.values()):
+        differing = shapes or [f'{name} is not in the model' for name in unplaced]
+        raise ValueError(
+            f'{path} holds the weights of another model: {fitting:,} of the {sum(in_backbone.values()):,} parameters '
+            f'of the backbone fit ({_listed(differing)}). Give section model the sizes that the weights were trained '
+            'with, or name other weights.'
+        )
+    model.load_state_dict(loaded, strict=False)
+    num_loaded, total = sum(size for name, size in sizes.items() if name in loaded), sum(sizes.values())
+    lists = {
+        'not in the file, start fresh': missing,
+        'of another shape, start fresh': shapes,
+        'of the same layers, start fresh with them': beside,
+        'in the file, without a place in this model': unplaced,
+    }
+    return [
+        f'loaded {len(loaded)} of {len(own)} tensors ({num_loaded:,} of {total:,} parameters) from {path}',
+        *resized,
+        *(f'{reason}: {_listed(names)}' for reason, names in lists.items() if names),
+    ]
+
+
+def fit_length(temp_embed: Tensor, length: int) -> Tensor:
+    """(1,T,1,D) -> (1,length,1,D): the first steps of a longer table, or a shorter one stretched linearly in time.
+
+    The first and the last step keep their rows (align_corners): every step gets a row of its own, where sampling at
+    centres would give several steps at either end the same one.
+    """
+    if length <= temp_embed.shape[1]:
+        return temp_embed[:, :length]
+    table = rearrange(temp_embed.float(), '1 t 1 d -> 1 d t')
+    return rearrange(F.interpolate(table, length, mode='linear', align_corners=True), '1 d t -> 1 t 1 d')
+
+
+def freeze_backbone(model: nn.Module, partial_train: list[str] | None) -> None:
+    """Freezes the parameters of the backbone whose names hold none of the parts; [] all of them, None none.
+
+    The head, `head.*`, trains whole, and what is frozen already stays frozen. Raises ValueError for an unknown part.
+    """
+    if partial_train is None:
+        return
+    backbone = {
+        name.removeprefix('backbone.'): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith('head.')
+    }
+    for part in partial_train:
+        if not any(part in name for name in backbone):
+            known = dict.fromkeys(name.split('.')[0] for name in backbone)
+            raise ValueError(
+                f'train.partial_train: no parameter of the backbone has {part!r} in its name. The names begin with '
+                f'{", ".join(known)}.'
+            )
+    for name, parameter in backbone.items():
+        parameter.requires_grad_(any(part in name for part in partial_train))
+
+
+def _are_weights(content: object) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items())
+    )
+
+
+def _parent(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition('.')[0]
+
+
+def _listed(items: Iterable[str], most: int = 4) -> str:
+    items = list(items)
+    return ', '.join(items[:most]) + (f' and {len(items) - most} more' if len(items) > most else '')

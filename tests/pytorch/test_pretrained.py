@@ -1,0 +1,409 @@
+import os
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from torch import nn
+
+from lib.pytorch.mbert import ActionNet, MotionBERT
+from lib.pytorch.pretrained import fit_length, freeze_backbone, load_backbone, read_weights
+from tests.pytorch.test_dstformer import close, recorded_backbone, recorded_weights
+from tests.pytorch.test_mbert import small_model
+
+
+class Flat(nn.Module):
+    """A model without `backbone`, named as the vanilla transformer is."""
+
+    def __init__(self, num_classes: int = 7, steps: int = 3, dim: int = 8) -> None:
+        super().__init__()
+        self.temp_embed = nn.Parameter(torch.randn(1, steps, 1, dim))
+        self.blocks = nn.ModuleList([nn.Linear(dim, dim)])
+        self.head = nn.Sequential()
+        self.head.add_module('fc', nn.Linear(dim, num_classes))
+
+
+def other_model(**arguments) -> MotionBERT:
+    """Of small_model's sizes; no weight has the value that it starts with there."""
+    model = small_model(**arguments)
+    torch.manual_seed(1)
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.randint(1, 9, ()) if tensor.ndim == 0 else 0.1 + torch.rand(tensor.shape))
+    return model
+
+
+def bare(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The DSTformer alone, as MotionBERT's pretraining files hold it."""
+    return model.backbone.state_dict()
+
+
+def wrapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f'module.{name}': weight for name, weight in weights.items()}
+
+
+def copy_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def kept(before: dict[str, torch.Tensor], model: nn.Module) -> set[str]:
+    """Names of what is as it was before."""
+    return {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content: object, name: str = 'weights.bin'):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+FORMS = {
+    'pretraining of MotionBERT': lambda weights: {
+        'epoch': 90,
+        'lr': 1e-4,
+        'optimizer': {'state': {0: {'exp_avg': torch.ones(2)}}},
+        'model_pos': wrapped(weights),
+        'min_loss': np.float64(31.25),
+    },
+    'action checkpoint of MotionBERT': lambda weights: {
+        'epoch': 300,
+        'lr': 1e-4,
+        'optimizer': {'state': {}},
+        'model': wrapped(weights),
+        'best_acc': torch.tensor(87.8),
+    },
+    'other numbers of NumPy': lambda weights: {
+        'model': weights,
+        'best_acc': np.float32(1),
+        'epoch': np.int64(1),
+        'done': np.True_,
+    },
+    'checkpoint of this project': lambda weights: {
+        'kind': 'mbert',
+        'config': {'model': {'depth': 2}},
+        'epoch': 3,
+        'model': weights,
+    },
+    'state dict': lambda weights: weights,
+    'wrapped state dict': wrapped,
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_forms_of_files(form, write):
+    weights = other_model().state_dict()
+    assert equal(read_weights(write(FORMS[form](weights))), weights)
+
+
+@pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
+def test_numbers_of_either_numpy(module, write, tmp_path):
+    weights = other_model().state_dict()
+    path = write({'model_pos': weights, 'min_loss': np.float64(31.25)})
+    with zipfile.ZipFile(path) as file, zipfile.ZipFile(tmp_path / 'renamed.bin', 'w') as renamed:
+        for name in file.namelist():
+            content = file.read(name)
+            if name.endswith('data.pkl'):
+                content, found = re.subn(rb'numpy\.(_core|core)\.multiarray', module.encode(), content)
+                assert found == 1
+            renamed.writestr(name, content)
+    assert equal(read_weights(tmp_path / 'renamed.bin'), weights)
+
+
+def test_model_pos_goes_before_model(write):
+    assert read_weights(write({'model': {'a': torch.zeros(1)}, 'model_pos': {'b': torch.ones(1)}})).keys() == {'b'}
+
+
+def test_prefix_of_some_names_is_a_name(write):
+    weights = {'module.a': torch.ones(1), 'b': torch.ones(2)}
+    assert equal(read_weights(write(weights)), weights)
+
+
+class RunsCode:
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize('named', ['mkdir', 'eval', 'in a number'])
+def test_code_in_a_file_does_not_run(named, write, tmp_path):
+    harm = tmp_path / 'harm'
+    content = RunsCode(eval, f'__import__("os").mkdir({str(harm)!r})')
+    if named == 'mkdir':
+        content = RunsCode(os.mkdir, str(harm))
+    elif named == 'in a number':
+        content = RunsCode(np.float64(0).__reduce__()[0], np.dtype(object), content)
+    path = write({'model': {'a': torch.ones(1)}, 'min_loss': content})
+    with pytest.raises(ValueError, match=rf'{path} holds more than weights: it asks for .*(mkdir|eval), .* not run'):
+        read_weights(path)
+    assert not harm.exists()
+    torch.load(path, weights_only=False)
+    assert harm.exists()
+
+
+def test_numpy_is_allowed_for_this_alone(write):
+    path = write({'model': {'a': torch.ones(1)}, 'min_loss': np.float64(1)})
+    read_weights(path)
+    assert not torch.serialization.get_safe_globals()
+    with pytest.raises(ValueError, match=r'asks for numpy\S+_reconstruct'):
+        read_weights(write({'model': {'a': torch.ones(1)}, 'more': np.ones(2)}))
+
+
+def test_file_that_is_not_there(write):
+    path = write({})
+    with pytest.raises(FileNotFoundError, match=r'latest\.bin: there is no such file\. .* holds weights\.bin\.'):
+        read_weights(path.with_name('latest.bin'))
+    with pytest.raises(FileNotFoundError, match='there is no such file'):
+        read_weights(path.parent)
+    with pytest.raises(FileNotFoundError, match='holds no files'):
+        read_weights(path.parent / 'nowhere' / 'latest.bin')
+
+
+@pytest.mark.parametrize('size', [0, 1, 3, 100, -500, -1])
+def test_file_that_is_cut_short(size, write):
+    path = write(other_model().state_dict())
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=rf'{path} \([\d,]+ bytes\) cannot be read .* cut short, damaged'):
+        read_weights(path)
+
+
+@pytest.mark.parametrize('content', [b'<html>Not found</html>', b'version https://git-lfs.github.com/spec/v1\n'])
+def test_file_of_another_kind(content, tmp_path):
+    path = tmp_path / 'weights.bin'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f'{path} .* cannot be read .* of another kind'):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'found'),
+    [
+        ({'epoch': 3, 'lr': 0.1, 'state_dict': {'a': torch.ones(1)}}, 'the keys epoch, lr, state_dict'),
+        ({'model': 'DSTformer', 'epoch': 3}, 'the keys model, epoch'),
+        ({'model': {'a': np.float64(1)}}, 'the keys model'),
+        ({'model': {}}, 'the keys model'),
+        ({3: torch.ones(1)}, 'the keys 3'),
+        ({name: 0 for name in 'abcdefg'}, 'the keys a, b, c, d and 3 more'),
+        ([torch.ones(1)], 'a list'),
+        (torch.ones(1), 'a Tensor'),
+    ],
+)
+def test_file_without_weights(content, found, write):
+    path = write(content)
+    with pytest.raises(ValueError, match=f'{path} holds no weights: found {found}, but'):
+        read_weights(path)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_all_weights_of_the_same_model_are_loaded(form, write):
+    source, model = other_model(), small_model()
+    assert not kept(copy_of(model), source)
+    path = write(FORMS[form](source.state_dict()))
+    number = sum(p.numel() for p in model.parameters())
+    count = len(model.state_dict())
+    assert load_backbone(model, path) == [
+        f'loaded {count} of {count} tensors ({number:,} of {number:,} parameters) from {path}'
+    ]
+    assert equal(model.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_bare_backbone_is_loaded_and_the_head_starts_fresh(form, write):
+    source, model = other_model(), small_model()
+    before = copy_of(model)
+    lines = load_backbone(model, write(FORMS[form](bare(source))))
+    keypoint = torch.rand(2, 6, 5, 16)
+    assert torch.equal(model.backbone.get_representation(keypoint), source.backbone.get_representation(keypoint))
+    assert kept(before, model) == {name for name in before if name.startswith('head.')}
+    assert 'not in the file, start fresh: head.fc1.weight, head.fc1.bias, head.bn.weight, head.bn.bias' in lines[1]
+    assert len(lines) == 2
+
+
+def test_recorded_model_is_loaded(golden, write):
+    record = golden('mb_c3')
+    model = ActionNet(recorded_backbone(record), dim_rep=record['cfg_dim_rep'].item()).eval()
+    x = torch.tensor(record['x'])
+
+    load_backbone(model, write({'model_pos': wrapped(recorded_weights(record, 'sd/backbone.'))}))
+    persons = rearrange(x, 'n m t v c -> (n m) t v c')
+    assert close(model.backbone.get_representation(persons), record['representation'])
+    assert not close(model(x), record['logits'])
+
+    load_backbone(model, write({'model_pos': wrapped(recorded_weights(record, 'sd/'))}))
+    assert close(model(x), record['logits'])
+
+
+def test_longer_time_table_is_cut(write):
+    source, model = other_model(maxlen=9), small_model()
+    lines = load_backbone(model, write(source.state_dict()))
+    assert torch.equal(model.backbone.temp_embed, source.backbone.temp_embed[:, :6])
+    assert lines[1:] == ['backbone.temp_embed: cut from 9 to 6 steps']
+    x = torch.rand(2, 6, 5, 4, 4)
+    assert torch.equal(model(x), source(x))
+
+
+def test_shorter_time_table_is_stretched(write):
+    source, model = other_model(maxlen=3), small_model(maxlen=7)
+    lines = load_backbone(model, write(bare(source)))
+    there, here = source.backbone.temp_embed[0, :, 0], model.backbone.temp_embed[0, :, 0]
+    torch.testing.assert_close(here[::3], there)
+    torch.testing.assert_close(here[1], there[0] * 2 / 3 + there[1] / 3)
+    torch.testing.assert_close(here[5], there[1] / 3 + there[2] * 2 / 3)
+    assert lines[1] == 'backbone.temp_embed: interpolated from 3 to 7 steps'
+    assert lines[0].startswith(f'loaded {len(bare(model))} of ')
+
+
+def test_ramp_stays_a_ramp():
+    ramp = torch.linspace(0, 1, 5, dtype=torch.float16).reshape(1, 5, 1, 1).expand(1, 5, 1, 3)
+    stretched = fit_length(ramp, 17)
+    assert stretched.shape == (1, 17, 1, 3)
+    torch.testing.assert_close(stretched[0, :, 0, 2], torch.linspace(0, 1, 17))
+    assert torch.equal(fit_length(ramp, 2), ramp[:, :2])
+
+
+def test_time_table_of_another_width_starts_fresh(write):
+    weights = other_model().state_dict() | {'backbone.temp_embed': torch.ones(1, 9, 1, 8)}
+    model = small_model()
+    before = copy_of(model)
+    lines = load_backbone(model, write(weights))
+    assert kept(before, model) == {'backbone.temp_embed'}
+    assert lines[1:] == [
+        'of another shape, start fresh: backbone.temp_embed (1, 6, 1, 16) here, (1, 9, 1, 8) there',
+    ]
+
+
+def test_layer_of_another_size_starts_fresh_as_a_whole(write):
+    source, model = other_model(num_classes=60, dim_in=3), small_model()
+    before = copy_of(model)
+    lines = load_backbone(model, write(source.state_dict()))
+    layers = 'backbone.joints_embed', 'backbone.head', 'head.fc2'
+    assert kept(before, model) == {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')}
+    assert lines[1:] == [
+        'of another shape, start fresh: backbone.joints_embed.weight (16, 16) here, (16, 3) there, backbone.head.weight '
+        '(16, 12) here, (3, 12) there, backbone.head.bias (16,) here, (3,) there, head.fc2.weight (7, 2048) here, '
+        '(60, 2048) there and 1 more',
+        'of the same layers, start fresh with them: backbone.joints_embed.bias',
+    ]
+
+
+def test_pos_embed_of_other_joints_leaves_temp_embed(write):
+    source, model = other_model(num_joints=4), small_model()
+    before = copy_of(model)
+    load_backbone(model, write(source.state_dict()))
+    assert kept(before, model) == {'backbone.pos_embed', 'head.fc1.weight', 'head.fc1.bias'}
+
+
+def test_what_has_no_place_is_named_as_in_the_file(write):
+    model = small_model(depth=1)
+    lines = load_backbone(model, write(bare(other_model())))
+    assert re.match('in the file, without a place in this model: blocks_st.1.norm1_s.weight, .* and 46 more', lines[-1])
+
+
+def test_deeper_model_begins_with_the_blocks_that_there_are(write):
+    source, model = other_model(depth=1), small_model()
+    before = copy_of(model)
+    load_backbone(model, write(source.state_dict()))
+    parts = 'blocks_st.1.', 'blocks_ts.1.', 'ts_attn.1.'
+    assert kept(before, model) == {name for name in before if any(part in name for part in parts)}
+
+
+def test_model_without_backbone_takes_names_as_they_are(write):
+    source, model = Flat(steps=5), Flat(num_classes=9)
+    lines = load_backbone(model, write(wrapped(source.state_dict())))
+    assert torch.equal(model.temp_embed, source.temp_embed[:, :3])
+    assert torch.equal(model.blocks[0].weight, source.blocks[0].weight)
+    assert lines[1:] == [
+        'temp_embed: cut from 5 to 3 steps',
+        'of another shape, start fresh: head.fc.weight (9, 8) here, (7, 8) there, head.fc.bias (9,) here, (7,) there',
+    ]
+
+
+def half_as_wide() -> dict[str, torch.Tensor]:
+    """Of which some biases fit, as MotionBERT-Lite's do."""
+    weights = other_model(dim_feat=8).state_dict()
+    own = small_model().state_dict()
+    assert any(weights[name].shape == own[name].shape for name in weights if name.startswith('backbone.'))
+    return weights
+
+
+@pytest.mark.parametrize(
+    ('weights', 'reason'),
+    [
+        (lambda: {'conv1.weight': torch.ones(64, 3, 7, 7)}, r'0 of the .* fit \(backbone.conv1.weight is not in the'),
+        (lambda: Flat().state_dict(), r'0 of the .* fit \(backbone.temp_embed \(1, 6, 1, 16\) here, \(1, 3, 1, 8\)'),
+        (lambda: {n: w for n, w in small_model().state_dict().items() if n.startswith('head.')}, '0 of the'),
+        (
+            half_as_wide,
+            r'\d\d of the .* fit \(backbone.pos_embed \(1, 5, 16\) here, \(1, 5, 8\) there, .* and 5\d more',
+        ),
+    ],
+)
+def test_weights_of_another_model_change_nothing(weights, reason, write):
+    model = small_model()
+    before = copy_of(model)
+    path = write(weights())
+    with pytest.raises(ValueError, match=f'{path} holds the weights of another model: {reason}'):
+        load_backbone(model, path)
+    assert equal(model.state_dict(), before)
+
+
+def test_backbone_of_motionbert_does_not_suit_a_model_without_one(write):
+    with pytest.raises(ValueError, match='weights of another model: 0 of'):
+        load_backbone(Flat(), write(other_model().state_dict()))
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_all_is_trained_where_nothing_is_said():
+    model = small_model()
+    before = trained(model)
+    freeze_backbone(model, None)
+    assert trained(model) == before
+
+
+def test_head_is_trained_alone():
+    model = small_model()
+    freeze_backbone(model, [])
+    assert trained(model) == {name for name, _ in model.named_parameters() if name.startswith('head.')} != set()
+
+
+def test_named_parts_and_the_head_are_trained():
+    model = small_model()
+    freeze_backbone(model, ['blocks_ts.1', 'attn_s', 'pos_embed'])
+    parts = 'backbone.blocks_ts.1.', '.attn_s.', 'backbone.pos_embed'
+    expected = {n for n, _ in model.named_parameters() if n.startswith('head.') or any(part in n for part in parts)}
+    assert trained(model) == expected
+
+
+def test_what_is_frozen_stays_frozen():
+    model = small_model()
+    freeze_backbone(model, ['weight'])
+    assert 'backbone.norm.weight' in trained(model)
+    assert 'backbone.head.weight' not in trained(model)
+
+
+def test_model_without_backbone_is_frozen_but_for_its_head():
+    model = Flat()
+    freeze_backbone(model, ['temp'])
+    assert trained(model) == {'temp_embed', 'head.fc.weight', 'head.fc.bias'}
+
+
+@pytest.mark.parametrize('part', ['blocks_xy', 'head', 'backbone'])
+def test_unknown_part_is_refused_before_anything_is_frozen(part):
+    model = small_model()
+    before = trained(model)
+    known = 'pos_embed, temp_embed, joints_embed, blocks_st, blocks_ts, ts_attn, norm, pre_logits'
+    with pytest.raises(ValueError, match=rf"train\.partial_train: .* '{part}' in its name\. .* begin with {known}\."):
+        freeze_backbone(model, ['norm', part])
+    assert trained(model) == before

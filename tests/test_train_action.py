@@ -1,0 +1,497 @@
+"""The PyTorch scripts as a user runs them, on tiny models and made-up clips; a step at full size; real motion."""
+
+import json
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train_action_mbert
+import train_action_vanilla
+from lib import cli
+from lib.config import load_config
+from lib.pytorch import checkpoint, engine
+from lib.runlog import RunLog
+from tests.annotations import make_3d_annotations, make_annotations
+
+ROOT = Path(train_action_mbert.__file__).parent
+SCRIPTS = {'mbert': train_action_mbert, 'vanilla': train_action_vanilla}
+CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
+CPU = torch.device('cpu')
+TINY = {
+    'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
+              'mlp_ratio': 2, 'dropout_ratio': 0.5, 'num_classes': 4},
+    'vanilla': {'num_joints': 17, 'num_frames': 8, 't_patch_size': 4, 'dim_in': 144, 'dim_feat': 16, 'depth': 1,
+                'num_heads': 2, 'mlp_ratio': 2, 'protocol': 'finetune', 'dropout_ratio': 0.5, 'num_classes': 4},
+}  # fmt: skip
+
+
+def script_of(config: Path):
+    """The script that a config's header names."""
+    return SCRIPTS['vanilla' if 'train_action_vanilla.py' in config.read_text() else 'mbert']
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return SCRIPTS[request.param]
+
+
+@pytest.fixture
+def content(script, write_pickle):
+    """A config for a tiny model on 30 made-up clips."""
+    pickle_path = write_pickle(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10), 'made_up.pkl')
+    return {
+        'data': {'ann_file': str(pickle_path), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
+        'heatmap': {'size': 12},
+        'model': dict(TINY[script.KIND]),
+        'optimizer': {'lr_backbone': 1e-3, 'lr_head': 1e-3, 'weight_decay': 0.01},
+        'train': {'epochs': 2, 'lr_decay': 0.9},
+    }
+
+
+@pytest.fixture
+def config(content, tmp_path):
+    """Its file, the pickle beside it."""
+    path = tmp_path / 'tiny.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def call(script):
+    """call(*argv) -> the exit code of the script."""
+
+    def run(*argv: str | Path) -> int:
+        args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv])
+        return cli.run(script.evaluate if args.evaluate else script.train, args)
+
+    return run
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def assert_same_run(one: Path, other: Path, kind: str) -> None:
+    """Same metrics and, to the bit, same weights and moments."""
+    assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
+    a, b = (checkpoint.load(folder / checkpoint.LATEST, kind) for folder in (one, other))
+    for name, value in a['model'].items():
+        assert torch.equal(value, b['model'][name]), name
+    for i, moments in a['optimizer']['state'].items():
+        for name, value in moments.items():
+            assert torch.equal(value, b['optimizer']['state'][i][name]), (i, name)
+
+
+def test_trains_then_evaluates(call, config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run, '-freq', 2) == 0
+    told = capsys.readouterr().out
+    for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
+                 '2 epochs, 0 of them done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
+        assert part in told, part
+    assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.bin', 'best_epoch.bin', 'logs'} == {
+        path.name for path in run.iterdir()
+    }
+    first, last = lines(run)
+    assert (first['epoch'], last['epoch']) == (1, 2)
+    assert last['lr'] == pytest.approx(0.9e-3)
+    assert set(last['val']) == {'loss', 'top1', 'top5', 'mean_class'}
+
+    for name, line in (('latest_epoch.bin', last), ('best_epoch.bin', max(lines(run), key=lambda x: x['val']['top1']))):
+        assert call('--evaluate', run / name) == 0
+        told, val = capsys.readouterr().out, line['val']
+        assert (
+            f'Loss {val["loss"]:.4f} Acc@1 {100 * val["top1"]:.2f} Acc@5 {100 * val["top5"]:.2f} '
+            f'MeanClass {100 * val["mean_class"]:.2f}\n'
+        ) in told
+        report = json.loads((run / 'evaluation.json').read_text())
+        assert {key: report[key] for key in val} == val
+        assert len(report['per_class']) == 4
+
+
+def test_a_run_in_two_parts_equals_one_run_to_the_bit(script, call, config, tmp_path, capsys):
+    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=3') == 0
+    parts = tmp_path / 'parts'
+    assert call('--config', config, '-c', parts, '--set', 'train.epochs=1') == 0
+    capsys.readouterr()
+    assert call('--config', config, '-c', parts, '--set', 'train.epochs=3') == 0
+    told = capsys.readouterr().out
+    assert f'goes on from {parts / "latest_epoch.bin"}, after epoch 1' in told
+    assert 'changed since: train.epochs was 1, is 3' in told
+    assert_same_run(tmp_path / 'whole', parts, script.KIND)
+
+
+def test_another_folder_can_go_on_from_a_file(script, call, config, tmp_path):
+    for name in ('a', 'b'):
+        assert call('--config', config, '-c', tmp_path / name, '--set', f'train.epochs={2 if name == "a" else 1}') == 0
+    assert call('--config', config, '-c', tmp_path / 'c', '-r', tmp_path / 'b' / 'latest_epoch.bin') == 0
+    assert_same_run(tmp_path / 'a', tmp_path / 'c', script.KIND)
+    assert (tmp_path / 'c' / 'best_epoch.bin').is_file()
+    before = files(tmp_path / 'a')
+    assert call('--config', config, '-c', tmp_path / 'a', '-r', tmp_path / 'b' / 'latest_epoch.bin') == 2
+    assert files(tmp_path / 'a') == before
+
+
+def test_a_finished_run_is_left_as_it_is(call, config, tmp_path, capsys):
+    assert call('--config', config, '-c', tmp_path / 'run') == 0
+    before = lines(tmp_path / 'run')
+    capsys.readouterr()
+    assert call('--config', config, '-c', tmp_path / 'run') == 0
+    assert 'done: best top1' in capsys.readouterr().out
+    assert lines(tmp_path / 'run') == before
+
+
+def test_ctrl_c_in_an_epoch_then_the_same_command(script, call, config, tmp_path):
+    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=10') == 0
+    again = [sys.executable, script.__file__, '--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=10']
+    again += ['-freq', '1']
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    # A shell's background job ignores SIGINT, and so would its children.
+    with subprocess.Popen(again, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        for line in process.stdout:
+            if line.startswith('epoch 3/10  ') and 'clips,' in line:  # in the middle of the third epoch
+                process.send_signal(signal.SIGINT)
+                break
+        _, told = process.communicate()
+    assert process.returncode == 75, told
+    latest = tmp_path / 'run' / 'latest_epoch.bin'
+    assert f'The same command goes on from {latest}' in told
+    assert 'Traceback' not in told
+    finished = subprocess.run(again, capture_output=True, text=True, check=True).stdout
+    assert f'goes on from {latest}, after epoch ' in finished
+    assert_same_run(tmp_path / 'whole', tmp_path / 'run', script.KIND)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(call, config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
+    before = {name: (run / name).read_bytes() for name in ('latest_epoch.bin', 'best_epoch.bin', 'metrics.jsonl')}
+    assert call('--config', config, '-c', run, '--set', 'optimizer.lr_backbone=1.0e+38') == 1
+    told = capsys.readouterr().err
+    assert 'the loss became nan in epoch 2, step 2 of 3, with the clips S001C001P0' in told
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def mistakes(kind: str):
+    """Name -> (arguments, message)."""
+    longest = {'mbert': 'maxlen', 'vanilla': 'num_frames'}[kind]
+    return {
+        'missing pickle': (['--set', 'data.ann_file=data/action/nothing.pkl'], 'python -m lib.data.sample'),
+        'unknown benchmark': (['--set', 'data.benchmark=xview'], "no list 'xview_train'"),
+        'label beyond the model': (['--set', 'model.num_classes=3'], 'has label 3, but model.num_classes is 3'),
+        'clip too long': (['--set', f'model.{longest}=4'], f'data.clip_len 8 is over model.{longest} 4'),
+        'joints': (['--set', 'model.num_joints=25'], 'model.num_joints is 25'),
+        'size': (['--set', 'heatmap.size=10'], 'model.dim_in is 144, but the input has 100 numbers per joint'),
+        'unknown key': (['--set', 'model.dpeth=2'], 'Did you mean depth'),
+        'text for a number': (['--set', 'optimizer.lr_head=1e-4'], 'write 1.0e-04'),
+        'no config': (['--config', 'configs/nothing.yaml'], 'there is no such config'),
+        'heatmap without drawing': (['--set', 'data.input=keypoint_2d'], 'the section heatmap must go'),
+        'decay beside cosine': (['--set', 'train.lr_schedule=cosine'], 'train.lr_decay has no effect'),
+        'view of a 2D pickle': (['--set', 'data.view_angle=30'], 'leave data.view_angle (30) away'),
+        'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
+        'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),
+        'no pretrained file': (
+            ['--set', 'train.finetune=true', '-p', 'folder'],
+            'folder/latest_epoch.bin',
+        ),
+        'part of no name': (['--set', 'train.partial_train=[nothing]'], 'train.partial_train'),
+        'no such file to resume': (['-r', 'nothing.bin'], 'nothing.bin: there is no such file'),
+    }
+
+
+@pytest.mark.parametrize('mistake', mistakes('mbert'))
+def test_mistakes_stop_before_anything_is_written(script, call, config, tmp_path, capsys, monkeypatch, mistake):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = mistakes(script.KIND)[mistake]
+    before = files(tmp_path / 'run')
+    arguments = arguments if '--config' in arguments else ['--config', config, *arguments]
+    assert call('-c', tmp_path / 'run', *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith('error: ')
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+    assert files(tmp_path / 'run') == before == {}
+
+
+def test_unsound_pickles_stop_before_anything_is_written(call, config, tmp_path, capsys, write_pickle):
+    data = make_annotations([20] * 6)
+    data['annotations'][2].update(
+        total_frames=0, keypoint=data['annotations'][2]['keypoint'][:, :0], keypoint_score=None
+    )
+    for content, message in (
+        (write_pickle(data, 'empty_clip.pkl').read_bytes(), 'annotation 2 (S001C001P002R001A003) has zero frames'),
+        (write_pickle(data, 'cut.pkl').read_bytes()[:-500], 'cut short'),
+        (b'cos\nsystem\n(S"touch marker"\ntR.', 'asks for os.system'),
+    ):
+        path = tmp_path / 'bad.pkl'
+        path.write_bytes(content)
+        assert call('--config', config, '-c', tmp_path / 'run', '--set', f'data.ann_file={path}') == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert str(path) in told
+        assert not (tmp_path / 'run').exists()
+        assert not Path('marker').exists()
+
+
+def test_a_folder_with_another_run_is_not_touched(call, config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    before = files(run)
+    for change in ('model.depth=2', 'data.seed=1', 'heatmap.sigma=0.7'):
+        assert call('--config', config, '-c', run, '--set', change) == 2
+        told = capsys.readouterr().err
+        assert f'{change.split("=")[0]}: ' in told
+        assert call('--config', config, '-e', run / 'latest_epoch.bin', '--set', change) == 2
+        assert change.split('=')[0] in capsys.readouterr().err
+    assert files(run) == before
+
+
+def test_files_that_are_no_checkpoint_of_this_model_are_refused(script, call, config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    good = torch.load(run / 'latest_epoch.bin', weights_only=True)
+    bad = tmp_path / 'bad.bin'
+
+    def refused(message: str, *ways: str) -> None:
+        for way in ways or ('-e', '-r'):
+            arguments = ['-e', bad] if way == '-e' else ['--config', config, '-c', tmp_path / 'new', '-r', bad]
+            assert call(*arguments) == 2
+            told = capsys.readouterr().err
+            assert str(bad) in told
+            assert message in told
+        assert not (tmp_path / 'new').exists()
+
+    bad.write_bytes((run / 'latest_epoch.bin').read_bytes()[:-1000])
+    refused('cannot be read as a checkpoint')
+    bad.write_bytes(b'')
+    refused('cut short')
+    torch.save({'model': good['model']}, bad)
+    refused('no checkpoint of this project', '-r')  # whose weights can be evaluated
+    other = {'mbert': 'vanilla', 'vanilla': 'mbert'}[script.KIND]
+    torch.save(good | {'kind': other}, bad)
+    refused(f'a checkpoint of {other}: use train_action_{other}.py')
+    torch.save(good | {'model': {k: v for k, v in good['model'].items() if k != 'head.fc2.bias'}}, bad)
+    refused('head.fc2.bias is missing')
+    torch.save({**good, 'code': Path}, bad)
+    refused('asks for pathlib.Path, which was not run')
+
+
+@pytest.fixture(scope='module')
+def full_size_pickles(tmp_path_factory):
+    """{is 3D: a pickle of two training clips and a test clip}."""
+    folder = tmp_path_factory.mktemp('pickles')
+    for is_3d, make in ((False, make_annotations), (True, make_3d_annotations)):
+        (folder / f'{is_3d}.pkl').write_bytes(pickle.dumps(make([60, 120, 300], persons=[1, 2, 2])))
+    return {is_3d: folder / f'{is_3d}.pkl' for is_3d in (False, True)}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.name}')
+def test_every_config_takes_a_step_at_full_size_and_evaluates(full_size_pickles, tmp_path, path):
+    script = script_of(path)
+    is_3d = '3danno' in path.read_text()
+    overrides = [f'data.ann_file={full_size_pickles[is_3d]}', 'data.batch_size=2', 'train.epochs=1']
+    config = load_config(path, script.SECTIONS, overrides)
+    options = engine.TrainOptions(**config.train)
+    train_clips, val_clips = (engine.make_clips(config, split) for split in ('train', 'val'))
+    render, model = engine.make_model(script.SECTIONS['model'], config, train_clips, CPU)
+    if published := re.search(r'Published: .* ([\d,]+) parameters', path.read_text()):
+        assert sum(p.numel() for p in model.parameters()) == int(published[1].replace(',', ''))
+    else:
+        assert path.parent.name == 'sample'
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    forward = engine.make_forward(render, model, False)
+    log = RunLog(tmp_path, {}, [])
+    metrics = engine.train_one_epoch(forward, model, optimizer, train_clips, 0, options, CPU, log, 1)
+    assert 0 < metrics['loss'] < 10
+    for name, p in model.named_parameters():
+        assert p.requires_grad == (not name.startswith('backbone.head.'))
+        # The bias before a batch norm is subtracted again with the mean: its gradient is rounding alone.
+        assert (p.grad is not None and p.grad.any()) == p.requires_grad or name == 'head.fc1.bias', name
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+    logits, labels = engine.predict(forward, model, val_clips, CPU)
+    assert logits.shape == (1, config.model.num_classes)
+    assert labels == [2]
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p.parent.name == 'action'], ids=lambda path: path.stem)
+def test_published_configs_write_every_key(path):
+    written, resolved = yaml.safe_load(path.read_text()), load_config(path, script_of(path).SECTIONS)
+    left_out = {('data', 'store_dir'), ('data', 'view_angle')}
+    assert {(s, k) for s in written for k in written[s]} == {(s, k) for s in resolved for k in resolved[s]} - left_out
+
+
+def test_the_commands_of_the_configs_name_them():
+    for path in CONFIGS:
+        assert f'--config {path.relative_to(ROOT)} --checkpoint checkpoint/action/' in path.read_text()
+    for script in SCRIPTS.values():
+        assert (ROOT / script.DEFAULT_CONFIG).is_file()
+        assert script.DEFAULT_CONFIG in script.__doc__
+
+
+@pytest.mark.parametrize('kind', ['keypoint_2d', 'keypoint_3d'])
+def test_keypoints_go_the_same_way(call, content, tmp_path, write_pickle, capsys, kind):
+    make, joints = (make_annotations, 17) if kind == 'keypoint_2d' else (make_3d_annotations, 25)
+    del content['heatmap']
+    content['data'] |= {'input': kind, 'ann_file': str(write_pickle(make([5, 12, 40] * 10, persons=[1, 2, 2] * 10)))}
+    content['model'] |= {'num_joints': joints, 'dim_in': 3}
+    config = tmp_path / 'keypoint.yaml'
+    config.write_text(yaml.safe_dump(content))
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    assert 'heatmap' not in yaml.safe_load((run / 'config.yaml').read_text())
+    assert 'crop_area' not in (run / 'config.yaml').read_text()
+    told = capsys.readouterr().out
+    assert f'8 frames ({"x, y, score" if joints == 17 else "x, y, z"})' in told
+    assert call('--evaluate', run / 'latest_epoch.bin') == 0
+    assert f'Acc@1 {100 * lines(run)[-1]["val"]["top1"]:.2f}' in capsys.readouterr().out
+
+
+def test_recipe_options_reach_the_training(script, call, config, tmp_path, monkeypatch):
+    seen = {'norms': [], 'rates': [], 'smoothing': set()}
+    clip, loss = torch.nn.utils.clip_grad_norm_, torch.nn.functional.cross_entropy
+
+    def clip_grad_norm_(parameters, max_norm):
+        before = clip(parameters, max_norm)
+        after = torch.stack([p.grad.norm() for p in parameters]).norm()
+        seen['norms'].append((float(before), float(after)))
+
+    def cross_entropy(logits, label, **options):
+        seen['smoothing'].add(options.get('label_smoothing'))
+        return loss(logits, label, **options)
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', clip_grad_norm_)
+    monkeypatch.setattr(engine.F, 'cross_entropy', cross_entropy)
+    monkeypatch.setattr(
+        torch.optim.AdamW, 'step', lambda self: (seen['rates'].append(self.param_groups[1]['lr']), step(self))
+    )
+    options = ['lr_schedule=cosine', 'lr_decay=null', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.5']
+    overrides = [part for option in options for part in ('--set', f'train.{option}')]
+    overrides += ['--set', 'model.drop_path_rate=0.2', '--set', 'model.depth=2']
+    assert call('--config', config, '-c', tmp_path / 'run', *overrides) == 0
+    assert max(before for before, _ in seen['norms']) > 0.5
+    assert max(after for _, after in seen['norms']) < 0.501
+    assert seen['smoothing'] == {0.1}
+    assert seen['rates'] == pytest.approx([1e-3 * x for x in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
+
+
+def test_views_of_a_test_clip_are_averaged(script, call, config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    views = ['--set', 'data.test_clips=10', '--set', 'data.test_flip=true']
+    assert call('-e', run / 'latest_epoch.bin', *views) == 0
+    report = json.loads((run / 'evaluation.json').read_text())
+    assert report['views'] == 20
+    assert '20 views of each test clip' in capsys.readouterr().out
+
+    config = load_config(config, script.SECTIONS, views[1::2])
+    clips = engine.make_clips(config, 'val')
+    render, model = engine.make_model(script.SECTIONS['model'], config, clips, CPU)
+    checkpoint.load_weights(model, checkpoint.load(run / 'latest_epoch.bin', script.KIND)['model'], run)
+    forward = engine.make_forward(render, model, False)
+    logits, label = engine.predict(forward, model, clips, CPU)
+    np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
+    with torch.inference_mode():
+        batches = [clips[0, b] for b in range(len(clips))]
+        singles = [  # each view alone, in batches of other clips' same view
+            np.concatenate(
+                [forward(torch.tensor(b['keypoint'][:, k]), torch.tensor(b['score'][:, k])).softmax(1) for b in batches]
+            )
+            for k in range(20)
+        ]
+    np.testing.assert_allclose(np.exp(logits), np.mean(singles, axis=0), rtol=1e-4)
+    assert np.ptp(singles, axis=0).max() > 1e-4
+    assert report['loss'] == pytest.approx(-np.log(np.mean(singles, axis=0)[np.arange(len(label)), label]).mean(), 1e-4)
+
+
+def test_fine_tuning_begins_with_the_weights_of_another_run(script, call, config, tmp_path, capsys):
+    source = tmp_path / 'source'
+    assert call('--config', config, '-c', source, '--set', 'train.epochs=1') == 0
+    capsys.readouterr()
+    tuned = ['--config', config, '-c', tmp_path / 'tuned', '-p', source, '-ms', 'best_epoch.bin']
+    tuned += ['--set', 'train.finetune=true', '--set', 'model.num_classes=6', '--set', 'train.partial_train=[]']
+    assert call(*tuned) == 0
+    told = capsys.readouterr().out
+    assert 'best_epoch.bin' in told
+    assert 'of another shape, start fresh: head.fc2' in told
+    before, after = (
+        torch.load(path, weights_only=True)['model']
+        for path in (source / 'best_epoch.bin', tmp_path / 'tuned' / 'latest_epoch.bin')
+    )
+    for name, value in after.items():  # nothing but the head was trained
+        assert name.startswith('head.') or torch.equal(value, before[name]), name
+    assert not torch.equal(after['head.fc1.weight'], before['head.fc1.weight'])
+    # A run that has begun goes on from its own weights, with or without the flag.
+    for again in (tuned, [*tuned[:4], *tuned[8:]]):
+        assert call(*again, '--set', 'train.epochs=3') == 0
+        assert 'loaded' not in capsys.readouterr().out
+    assert call(*tuned, '--set', 'train.partial_train=null') == 2
+    assert 'train.partial_train' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_checkpoints_of_others_are_evaluated_with_the_config_that_is_named(
+    script, call, config, tmp_path, capsys, prefix
+):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    weights = torch.load(run / 'latest_epoch.bin', weights_only=True)['model']
+    theirs = tmp_path / 'theirs' / 'best_epoch.bin'
+    theirs.parent.mkdir()
+    content = {'epoch': 3, 'lr': 1e-4, 'optimizer': {}, 'best_acc': np.float64(87.7)}
+    torch.save(content | {'model': {prefix + name: value for name, value in weights.items()}}, theirs)
+    capsys.readouterr()
+    assert call('-e', theirs, '--config', config) == 0
+    told = capsys.readouterr().out
+    assert f'Acc@1 {100 * lines(run)[-1]["val"]["top1"]:.2f} ' in told
+    assert f'not of this project; config {config}' in told
+    assert call('-e', theirs, '--config', config, '--set', 'model.dim_feat=32') == 2
+    assert 'is a checkpoint of another model' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'classes'), [('sbu', 8), ('cmu', 7)])
+def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
+    """A few epochs on 48 of its clips: a model that gets the right input fits them."""
+    overrides = [
+        f'data.ann_file={motion(f"{name}_hrnet.pkl")}', f'data.store_dir={tmp_path}', f'model.num_classes={classes}',
+        'heatmap.size=24', 'model.dim_in=576', 'model.dropout_ratio=0.0',
+        'data.crop_area=[1.0, 1.0]', 'data.crop_ratio=[1.0, 1.0]', 'data.flip_ratio=0.0',
+    ]  # fmt: skip
+    config = load_config(config, script.SECTIONS, overrides)
+    clips = engine.make_clips(config, 'train')
+    render, model = engine.make_model(script.SECTIONS['model'], config, clips, CPU)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(8):
+        for b in range(6):  # the same 48 clips each epoch, in newly drawn frames
+            batch = {key: torch.from_numpy(value) for key, value in clips[0, b].items()}
+            loss = torch.nn.functional.cross_entropy(model(render(batch['keypoint'], batch['score'])), batch['label'])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert sum(losses[-6:]) / 6 < 0.5 * sum(losses[:6]) / 6
+
+
+@pytest.mark.gpu
+def test_the_same_command_trains_on_a_gpu(call, config, tmp_path, capsys):
+    assert call('--config', config, '-c', tmp_path / 'run') == 0
+    assert 'on cuda' in capsys.readouterr().out
+
+
+def test_runs_without_tensorflow(script):
+    code = f"import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; import {script.__name__}"
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

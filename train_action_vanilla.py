@@ -1,0 +1,62 @@
+"""Train or evaluate the vanilla transformer on heatmap volumes or keypoints.
+
+    python train_action_vanilla.py --config configs/action/vanilla.yaml --checkpoint checkpoint/action/vanilla
+    python train_action_vanilla.py --evaluate checkpoint/action/vanilla/best_epoch.bin
+
+The same command again goes on from the last finished epoch. On a GPU where there is one, else on the CPU.
+"""
+
+import argparse
+import sys
+
+from lib import cli
+from lib.config import load_config
+from lib.data.clips import Clips
+from lib.pytorch import checkpoint, engine
+from lib.pytorch.heatmap import HeatmapRenderer
+from lib.pytorch.vanilla import VanillaTransformer
+from lib.runlog import say
+
+KIND = 'vanilla'
+DEFAULT_CONFIG = 'configs/action/vanilla.yaml'
+SECTIONS = {
+    'data': Clips,
+    'heatmap': HeatmapRenderer,
+    'model': VanillaTransformer,
+    'optimizer': engine.make_optimizer,
+    'train': engine.TrainOptions,
+}
+
+
+def train(args: argparse.Namespace) -> None:
+    config = load_config(args.config, SECTIONS, args.set)
+    options = engine.TrainOptions(**config.train)
+    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS)
+    device = engine.default_device()
+
+    train_clips, val_clips = (engine.make_clips(config, split) for split in ('train', 'val'))
+    render, model = engine.make_model(VanillaTransformer, config, train_clips, device)
+    pretrained = engine.load_pretrained(model, options, args, run)
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    run.restore(model, optimizer)
+    forward = engine.make_forward(render, model, options.compile)
+    log = engine.open_log(run, options, train_clips, val_clips, render, model, pretrained, device)
+
+    for epoch in range(run.epoch, options.epochs):
+        train_metrics = engine.train_one_epoch(
+            forward, model, optimizer, train_clips, epoch, options, device, log, args.print_freq
+        )
+        val_metrics = engine.validate(forward, model, val_clips, device)
+        run.finish_epoch(model, optimizer, train_metrics, val_metrics)
+        log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
+    last = run.history[-1]['val']['top1']
+    say(f'done: best top1 {run.best["top1"]:.2%} at epoch {run.best["epoch"]}, last {last:.2%}')
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    engine.evaluate(args, KIND, SECTIONS, DEFAULT_CONFIG)
+
+
+if __name__ == '__main__':
+    args = cli.parse_args(__doc__, DEFAULT_CONFIG)
+    sys.exit(cli.run(evaluate if args.evaluate else train, args))
