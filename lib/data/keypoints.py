@@ -44,9 +44,7 @@ def identity_swaps(first: np.ndarray, second: np.ndarray, total_frames: np.ndarr
         np.linalg.norm(first[1:] - before[:-1], axis=-1).sum(axis=-1)  # (R - 1,)
         for before in (first, second)
     )
-    crossing = np.concatenate([[False], stayed > crossed])
-    crossing[start] = False  # the frame before belongs to another clip
-    crossings = np.cumsum(crossing)
+    crossings = np.cumsum(np.concatenate([[False], stayed > crossed]))  # across the borders of clips too
     return (crossings - np.repeat(crossings[start], total_frames)) % 2 == 1
 
 
