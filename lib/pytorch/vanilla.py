@@ -58,7 +58,7 @@ class SkeleEmbed(nn.Module):
 class Block(nn.Module):
     """Attention among all tokens, then an MLP, both pre-norm residuals: (N,L,D) -> (N,L,D).
 
-    In training `drop_path` is the rate at which a residual is left out, drawn per clip.
+    In training `drop_path` is the rate at which a residual is left out, drawn per clip and person.
     """
 
     def __init__(
@@ -219,7 +219,10 @@ class VanillaTransformer(Transformer):
         if dim_feat % num_heads:
             raise ValueError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
         if num_frames % t_patch_size:
-            raise ValueError(f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}')
+            raise ValueError(
+                f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}: '
+                f'set model.num_frames to {num_frames + -num_frames % t_patch_size}'
+            )
         super().__init__(
             dim_in=dim_in,
             num_classes=num_classes,
@@ -246,13 +249,17 @@ class VanillaTransformer(Transformer):
 
     def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
         """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
+        next_multiple = clip_len + -clip_len % self.t_patch_size
         if clip_len > self.num_frames:
             raise ValueError(
                 f'data.clip_len {clip_len} is over model.num_frames {self.num_frames}: '
-                f'set data.clip_len to {self.num_frames} or less, or model.num_frames to {clip_len}'
+                f'set data.clip_len to {self.num_frames}, or both to {next_multiple}'
             )
-        if clip_len % self.t_patch_size:
-            raise ValueError(f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}')
+        if clip_len != next_multiple:
+            raise ValueError(
+                f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}: '
+                f'set data.clip_len to {next_multiple}'
+            )
         check_joints(self, num_joints, channels)
 
     def forward(self, x: Tensor) -> Tensor:
