@@ -215,7 +215,7 @@ class Clips:
     def description(self) -> str:
         """Which set this is and what is made of it, for the log."""
         form = {
-            'heatmap': f'drawn {self.size}x{self.size} px',
+            'heatmap': f'of {self.size}x{self.size} px',
             'keypoint_2d': '(x, y, score)',
             'keypoint_3d': '(x, y, z)',
         }
