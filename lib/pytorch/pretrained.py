@@ -6,7 +6,7 @@ under 'model', with `module.` before every name.
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -90,12 +90,13 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
     prefix = 'backbone.' if bare else ''
     given = {prefix + name: weight for name, weight in weights.items()}
     resized = []
-    for name in own.keys() & given.keys():
-        there, here = given[name].shape, own[name].shape
-        if name.endswith('temp_embed') and there[1:2] != here[1:2] and there[:1] + there[2:] == here[:1] + here[2:]:
-            given[name] = fit_length(given[name], here[1])
-            how = 'cut' if here[1] < there[1] else 'interpolated'
-            resized.append(f'{name} was {how}: {there[1]} steps there, {here[1]} here')
+    for name in own:
+        if name.endswith('temp_embed') and name in given:
+            here, there = own[name].shape, given[name].shape
+            if here != there and here[:1] + here[2:] == there[:1] + there[2:]:
+                given[name] = fit_length(given[name], here[1])
+                how = 'cut' if here[1] < there[1] else 'interpolated'
+                resized.append(f'{name}: {how} from {there[1]} to {here[1]} steps')
 
     missing = [name for name in own if name not in given]
     misshapen = [name for name in own if name in given and given[name].shape != own[name].shape]
@@ -168,11 +169,8 @@ def freeze_backbone(model: nn.Module, partial_train: list[str] | None) -> None:
 
 
 def _are_weights(content: object) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items())
-    )
+    named = isinstance(content, dict) and content and all(isinstance(name, str) for name in content)
+    return bool(named) and all(isinstance(weight, Tensor) for weight in content.values())
 
 
 def _parent(name: str) -> str:

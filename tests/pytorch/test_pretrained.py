@@ -1,4 +1,6 @@
+import contextlib
 import os
+import pickle
 import re
 import zipfile
 
@@ -146,14 +148,16 @@ def test_code_in_a_file_does_not_run(named, write, tmp_path):
     with pytest.raises(ValueError, match=rf'{path} holds more than weights: it asks for .*(mkdir|eval), .* not run'):
         read_weights(path)
     assert not harm.exists()
-    torch.load(path, weights_only=False)
+    with contextlib.suppress(TypeError):  # of NumPy, afterwards: no number is made of this
+        torch.load(path, weights_only=False)
     assert harm.exists()
 
 
 def test_numpy_is_allowed_for_this_alone(write):
     path = write({'model': {'a': torch.ones(1)}, 'min_loss': np.float64(1)})
     read_weights(path)
-    assert not torch.serialization.get_safe_globals()
+    with pytest.raises(pickle.UnpicklingError, match='numpy'):
+        torch.load(path, weights_only=True)
     with pytest.raises(ValueError, match=r'asks for numpy\S+_reconstruct'):
         read_weights(write({'model': {'a': torch.ones(1)}, 'more': np.ones(2)}))
 
@@ -192,7 +196,7 @@ def test_file_of_another_kind(content, tmp_path):
         ({'model': {'a': np.float64(1)}}, 'the keys model'),
         ({'model': {}}, 'the keys model'),
         ({3: torch.ones(1)}, 'the keys 3'),
-        ({name: 0 for name in 'abcdefg'}, 'the keys a, b, c, d and 3 more'),
+        (dict.fromkeys('abcdefg', 0), 'the keys a, b, c, d and 3 more'),
         ([torch.ones(1)], 'a list'),
         (torch.ones(1), 'a Tensor'),
     ],
@@ -288,9 +292,9 @@ def test_layer_of_another_size_starts_fresh_as_a_whole(write):
     layers = 'backbone.joints_embed', 'backbone.head', 'head.fc2'
     assert kept(before, model) == {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')}
     assert lines[1:] == [
-        'of another shape, start fresh: backbone.joints_embed.weight (16, 16) here, (16, 3) there, backbone.head.weight '
-        '(16, 12) here, (3, 12) there, backbone.head.bias (16,) here, (3,) there, head.fc2.weight (7, 2048) here, '
-        '(60, 2048) there and 1 more',
+        'of another shape, start fresh: backbone.joints_embed.weight (16, 16) here, (16, 3) there, '
+        'backbone.head.weight (16, 12) here, (3, 12) there, backbone.head.bias (16,) here, (3,) there, '
+        'head.fc2.weight (7, 2048) here, (60, 2048) there and 1 more',
         'of the same layers, start fresh with them: backbone.joints_embed.bias',
     ]
 
@@ -338,13 +342,10 @@ def half_as_wide() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ('weights', 'reason'),
     [
-        (lambda: {'conv1.weight': torch.ones(64, 3, 7, 7)}, r'0 of the .* fit \(backbone.conv1.weight is not in the'),
+        (lambda: {'conv1.weight': torch.ones(64, 3, 7, 7)}, r'0 of the .* fit \(conv1.weight is not in the model\)'),
         (lambda: Flat().state_dict(), r'0 of the .* fit \(backbone.temp_embed \(1, 6, 1, 16\) here, \(1, 3, 1, 8\)'),
         (lambda: {n: w for n, w in small_model().state_dict().items() if n.startswith('head.')}, '0 of the'),
-        (
-            half_as_wide,
-            r'\d\d of the .* fit \(backbone.pos_embed \(1, 5, 16\) here, \(1, 5, 8\) there, .* and 5\d more',
-        ),
+        (half_as_wide, r'208 of the 18,816 .* fit \(backbone.pos_embed \(1, 5, 16\) here, \(1, 5, 8\) there, .* more'),
     ],
 )
 def test_weights_of_another_model_change_nothing(weights, reason, write):
