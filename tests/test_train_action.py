@@ -359,6 +359,21 @@ def test_keypoints_go_the_same_way(call, content, tmp_path, write_pickle, capsys
     assert f'Acc@1 {100 * lines(run)[-1]["val"]["top1"]:.2f}' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(('is_3d', 'kind', 'channels'), [(False, 'limb', 17), (False, 'both', 34), (True, 'both', 49)])
+def test_limbs_and_3d_pickles_are_drawn_the_same_way(
+    call, config, tmp_path, write_pickle, capsys, is_3d, kind, channels
+):
+    make = make_3d_annotations if is_3d else make_annotations
+    pickle_path = write_pickle(make([5, 12, 40] * 10), 'drawn.pkl')
+    overrides = [f'data.ann_file={pickle_path}', f'heatmap.kind={kind}', 'train.epochs=1']
+    overrides = [part for override in overrides for part in ('--set', override)]
+    assert (
+        call('--config', config, '-c', tmp_path / 'run', *overrides, '--set', f'model.num_joints={channels + 1}') == 2
+    )
+    assert f'set model.num_joints to {channels}' in capsys.readouterr().err
+    assert call('--config', config, '-c', tmp_path / 'run', *overrides, '--set', f'model.num_joints={channels}') == 0
+
+
 def test_recipe_options_reach_the_training(script, call, config, tmp_path, monkeypatch):
     seen = {'norms': [], 'rates': [], 'smoothing': set()}
     clip, loss = torch.nn.utils.clip_grad_norm_, torch.nn.functional.cross_entropy

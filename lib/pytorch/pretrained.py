@@ -120,10 +120,13 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
         )
     model.load_state_dict(loaded, strict=False)
     num_loaded, total = sum(size for name, size in sizes.items() if name in loaded), sum(sizes.values())
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    useless = [name for name in own if name in fresh & frozen and not name.startswith('backbone.head.')]
     lists = {
         'not in the file, start fresh': missing,
         'of another shape, start fresh': shapes,
         'of the same layers, start fresh with them': beside,
+        'fresh, yet frozen by train.partial_train: name them there, or they stay random': useless,
         'in the file, without a place in this model': unplaced,
     }
     return [

@@ -299,6 +299,16 @@ def test_layer_of_another_size_starts_fresh_as_a_whole(write):
     ]
 
 
+def test_layer_that_is_fresh_and_frozen_is_told(write):
+    model = small_model()
+    freeze_backbone(model, ['norm'])
+    lines = load_backbone(model, write(other_model(dim_in=3).state_dict()))
+    told = 'fresh, yet frozen by train.partial_train: name them there, or they stay random: '
+    assert f'{told}backbone.joints_embed.weight, backbone.joints_embed.bias' in lines
+    freeze_backbone(model := small_model(), ['joints_embed'])
+    assert not any(told in line for line in load_backbone(model, write(other_model(dim_in=3).state_dict())))
+
+
 def test_pos_embed_of_other_joints_leaves_temp_embed(write):
     source, model = other_model(num_joints=4), small_model()
     before = copy_of(model)
