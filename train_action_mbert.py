@@ -15,7 +15,7 @@ from lib.data.clips import Clips
 from lib.pytorch import checkpoint, engine
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
-from lib.runlog import say
+from lib.run import make_clips
 
 KIND = 'mbert'
 DEFAULT_CONFIG = 'configs/action/MB_train.yaml'
@@ -34,7 +34,7 @@ def train(args: argparse.Namespace) -> None:
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS)
     device = engine.default_device()
 
-    train_clips, val_clips = (engine.make_clips(config, split) for split in ('train', 'val'))
+    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
     render, model = engine.make_model(MotionBERT, config, train_clips, device)
     pretrained = engine.load_pretrained(model, options, args, run)
     optimizer = engine.make_optimizer(model, **config.optimizer)
@@ -49,8 +49,7 @@ def train(args: argparse.Namespace) -> None:
         val_metrics = engine.validate(forward, model, val_clips, device)
         run.finish_epoch(model, optimizer, train_metrics, val_metrics)
         log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
-    last = run.history[-1]['val']['top1']
-    say(f'done: best top1 {run.best["top1"]:.2%} at epoch {run.best["epoch"]}, last {last:.2%}')
+    run.say_end()
 
 
 def evaluate(args: argparse.Namespace) -> None:

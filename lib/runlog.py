@@ -14,15 +14,7 @@ import yaml
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that at any moment either the old or the new one is there."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    with temporary.open('w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+from lib.files import write_text
 
 
 class RunLog:

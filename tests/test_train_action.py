@@ -18,6 +18,7 @@ import train_action_vanilla
 from lib import cli
 from lib.config import load_config
 from lib.pytorch import checkpoint, engine
+from lib.run import make_clips
 from lib.runlog import RunLog
 from tests.annotations import make_3d_annotations, make_annotations
 
@@ -99,7 +100,7 @@ def test_trains_then_evaluates(call, config, tmp_path, capsys):
     assert call('--config', config, '-c', run, '-freq', 2) == 0
     told = capsys.readouterr().out
     for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
-                 '2 epochs, 0 of them done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
+                 '2 epochs, 0 done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
         assert part in told, part
     assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.bin', 'best_epoch.bin', 'logs'} == {
         path.name for path in run.iterdir()
@@ -304,7 +305,7 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(full_size_pickles,
     overrides = [f'data.ann_file={full_size_pickles[is_3d]}', 'data.batch_size=2', 'train.epochs=1']
     config = load_config(path, script.SECTIONS, overrides)
     options = engine.TrainOptions(**config.train)
-    train_clips, val_clips = (engine.make_clips(config, split) for split in ('train', 'val'))
+    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
     render, model = engine.make_model(script.SECTIONS['model'], config, train_clips, CPU)
     if published := re.search(r'Published: .* ([\d,]+) parameters', path.read_text()):
         assert sum(p.numel() for p in model.parameters()) == int(published[1].replace(',', ''))
@@ -413,7 +414,7 @@ def test_views_of_a_test_clip_are_averaged(script, call, config, tmp_path, capsy
     assert '20 views of each test clip' in capsys.readouterr().out
 
     config = load_config(config, script.SECTIONS, views[1::2])
-    clips = engine.make_clips(config, 'val')
+    clips = make_clips(config, 'val')
     render, model = engine.make_model(script.SECTIONS['model'], config, clips, CPU)
     checkpoint.load_weights(model, checkpoint.load(run / 'latest_epoch.bin', script.KIND)['model'], run)
     forward = engine.make_forward(render, model, False)
@@ -486,7 +487,7 @@ def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
         'data.crop_area=[1.0, 1.0]', 'data.crop_ratio=[1.0, 1.0]', 'data.flip_ratio=0.0',
     ]  # fmt: skip
     config = load_config(config, script.SECTIONS, overrides)
-    clips = engine.make_clips(config, 'train')
+    clips = make_clips(config, 'train')
     render, model = engine.make_model(script.SECTIONS['model'], config, clips, CPU)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []

@@ -1,11 +1,10 @@
 """What the PyTorch scripts share: the parts of a run, an epoch of training, evaluation."""
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,15 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from lib.config import Sections, load_config, plain, resolve_config
+from lib.config import Sections
 from lib.data.clips import Clips
 from lib.metrics import classification_metrics
 from lib.pytorch import checkpoint
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
 from lib.recipe import Recipe
-from lib.runlog import RunLog, metrics_line, say, say_facts, write_text
+from lib.run import check_logits, check_losses, evaluation_config, make_clips, prefetched, report_evaluation
+from lib.runlog import RunLog, say_facts
 from lib.tools.preview import draw_clip
 
 Forward = Callable[..., Tensor]
@@ -43,14 +43,6 @@ class TrainOptions(Recipe):
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-
-
-def make_clips(config: EasyDict, split: str) -> Clips:
-    """The clips of a split as section `data` describes them, checked for labels that the model does not have."""
-    size = {'size': config.heatmap.size} if 'heatmap' in config else {}
-    clips = Clips(split, **size, **config.data)
-    clips.check_labels(config.model.num_classes)
-    return clips
 
 
 def make_model(
@@ -120,13 +112,8 @@ def batches(clips: Clips, epoch: int, device: torch.device) -> Iterator[dict[str
         batch = {name: torch.from_numpy(array) for name, array in clips[epoch, b].items()}
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if device.type == 'cuda' else batch
 
-    with ThreadPoolExecutor(max_workers=1) as loader:
-        ahead = loader.submit(load, 0)
-        for b in range(len(clips)):
-            batch = ahead.result()
-            if b + 1 < len(clips):
-                ahead = loader.submit(load, b + 1)
-            yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    for batch in prefetched(load, len(clips)):
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def train_one_epoch(
@@ -166,8 +153,8 @@ def train_one_epoch(
             correct += (logits.detach().argmax(1) == label).sum()
             bar.update(counts[-1])
             if (b + 1) % print_freq == 0 or b + 1 == len(clips):
-                values = torch.stack(losses).double().cpu()
-                check_finite(values, clips, epoch)
+                values = torch.stack(losses).double().cpu().numpy()
+                check_losses(values, clips, epoch)
                 mean_loss = float(np.average(values, weights=counts))
                 top1 = float(correct) / sum(counts)
                 log.report(bar, f'loss {mean_loss:.4f}, top1 {top1:.2%}')
@@ -177,18 +164,6 @@ def train_one_epoch(
 def step_seed(seed: int, epoch: int, step: int) -> int:
     """The seed of a step's dropout."""
     return int(np.random.SeedSequence([seed % 2**64, epoch, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def check_finite(losses: Tensor, clips: Clips, epoch: int) -> None:
-    """Raises FloatingPointError for the first loss of an epoch's steps that is not finite."""
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        step = int(bad[0])
-        raise FloatingPointError(
-            f'the loss became {losses[step]} in epoch {epoch + 1}, step {step + 1} of {len(clips)}, with the clips '
-            f'{" ".join(clips.names(epoch, step))}. The last good checkpoint stays as it is. A lower learning rate '
-            'may help.'
-        )
 
 
 @torch.inference_mode()
@@ -211,10 +186,7 @@ def predict(forward: Forward, model: nn.Module, clips: Clips, device: torch.devi
         else:
             logits.append(forward(**batch).float())
     logits = torch.cat(logits).cpu().numpy()
-    bad = (~np.isfinite(logits)).any(axis=1)
-    if bad.any():
-        name = clips.store.name(clips.clips[bad.argmax()])
-        raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+    check_logits(logits, clips)
     return logits, torch.cat(labels).cpu().numpy()
 
 
@@ -235,26 +207,17 @@ def open_log(
     pretrained: list[str],
     device: torch.device,
 ) -> RunLog:
-    """Opens the log in the run's folder, which is created now, and says what is about to be run."""
-    log = RunLog(run.folder, plain(run.config), run.history)
+    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say_facts(
-        {
-            'data': train_clips.description,
-            'train': train_clips.split_description,
-            'val': val_clips.split_description,
-            'model': f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained',
-            'run': f'{options.epochs} epochs, {run.epoch} of them done, {len(train_clips)} steps each, on {device}',
-            'output': f'{run.folder}: checkpoints, metrics.jsonl, config.yaml; '
-            f'tensorboard --logdir {run.folder / "logs"}',
-        }
-    )
-    for line in (*pretrained, *run.news):
-        say(line)
-    if render is not None:
-        log.picture(*draw_clip(val_clips, render))
-    return log
+    described = f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained'
+    picture = None if render is None else draw_clip(val_clips, render.kind, partial(draw, render, device))
+    return run.open_log(options, train_clips, val_clips, described, str(device), picture, pretrained)
+
+
+def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """The volume (N,T,V,H,W) of a batch, all in NumPy."""
+    return render(torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)).cpu().numpy()
 
 
 def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
@@ -265,33 +228,13 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     """
     path = Path(args.evaluate)
     saved = checkpoint.load_any(path, kind)
-    named_config = args.config or default_config
-    if saved['config'] is None:
-        config = load_config(named_config, sections, args.set)
-    else:
-        own = resolve_config(saved['config'], sections, (), str(path))
-        config = resolve_config(saved['config'], sections, args.set, str(path))
-        checkpoint.check_evaluation(path, own, config)
-        if args.config:
-            checkpoint.check_evaluation(path, own, load_config(args.config, sections, args.set))
+    config = evaluation_config(args, saved['config'], sections, default_config)
     device = default_device()
     clips = make_clips(config, 'val')
     render, model = make_model(sections['model'], config, clips, device)
     checkpoint.load_weights(model, saved['model'], path)
-    told = (
-        f'epoch {saved["epoch"]}' if saved['config'] else f'not of this project; config {args.config or default_config}'
-    )
-    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {told}'})
+    foreign = f'not of this project; config {args.config or default_config}'
+    origin = f'epoch {saved["epoch"]}' if saved['config'] else foreign
+    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
     forward = make_forward(render, model, config.train.compile)
-    metrics = classification_metrics(*predict(forward, model, clips, device))
-    say(metrics_line(metrics))
-    folder = Path(args.checkpoint) if args.checkpoint else path.parent
-    about = {
-        'checkpoint': str(path),
-        'epoch': saved['epoch'],
-        'list': clips.list_name,
-        'num_clips': clips.num_clips,
-        'views': clips.num_views,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / 'evaluation.json', json.dumps(about | metrics, indent=2) + '\n')
+    report_evaluation(args, saved['epoch'], clips, *predict(forward, model, clips, device))

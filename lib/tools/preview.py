@@ -6,34 +6,32 @@
 Left limbs are blue, right ones orange, the middle white. The maps are those that a model is given in evaluation.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from lib.data.clips import Clips
 from lib.data.skeletons import Skeleton, skeleton_of
 
-if TYPE_CHECKING:
-    from lib.pytorch.heatmap import HeatmapRenderer
-
 LEFT, RIGHT, MIDDLE = (0.34, 0.71, 0.91), (0.90, 0.62, 0.0), (1.0, 1.0, 1.0)  # told apart by the colour-blind too
 PIXEL = 4  # edge of a heatmap pixel in the picture
 
 
 def draw_clip(
-    clips: Clips, render: HeatmapRenderer, name: str | None = None, frames: int = 12
+    clips: Clips,
+    kind: str,
+    draw: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    name: str | None = None,
+    frames: int = 12,
 ) -> tuple[str, np.ndarray]:
     """The volume of one clip (the split's first by default) as a picture.
 
-    Returns 'heatmap/<frame_dir>' and the picture (3, H, W) uint8. Raises ValueError for a clip of another split.
+    draw: the renderer of maps of `kind`, (keypoint, score) -> (N, T, V, H, W). Returns 'heatmap/<frame_dir>' and the
+    picture (3, H, W) uint8. Raises ValueError for a clip of another split.
     """
-    import torch
-    from torchvision.utils import make_grid
-
     names = [clips.store.name(clip) for clip in clips.clips]
     if name is not None and name not in names:
         raise ValueError(
@@ -42,14 +40,22 @@ def draw_clip(
     b, place = divmod(names.index(name) if name else 0, clips.batch_size)
     batch = clips[0, b]
     shown = np.s_[place : place + 1] if clips.num_views == 1 else np.s_[place : place + 1, 0]
-    keypoint, score = (torch.from_numpy(batch[key][shown]) for key in ('keypoint', 'score'))
-    volume = render(keypoint, score)[0]  # (T, V, H, W)
+    volume = draw(batch['keypoint'][shown], batch['score'][shown])[0]  # (T, V, H, W)
     volume = volume[np.linspace(0, len(volume) - 1, min(frames, len(volume))).astype(int)]
-    colours = torch.tensor(channel_colours(skeleton_of(clips.num_joints), render.kind))
-    picture = (volume[:, :, None] * colours[None, :, :, None, None]).amax(1)  # (T, 3, H, W)
-    picture = picture.repeat_interleave(PIXEL, dim=2).repeat_interleave(PIXEL, dim=3)
-    grid = make_grid(picture, nrow=6, padding=PIXEL, pad_value=0.35)
-    return f'heatmap/{names[b * clips.batch_size + place]}', (grid.clamp(0, 1) * 255).byte().numpy()
+    colours = np.array(channel_colours(skeleton_of(clips.num_joints), kind), np.float32)
+    pictures = (volume[:, :, None] * colours[None, :, :, None, None]).max(1)  # (T, 3, H, W)
+    return f'heatmap/{names[b * clips.batch_size + place]}', as_grid(pictures.repeat(PIXEL, 2).repeat(PIXEL, 3))
+
+
+def as_grid(pictures: np.ndarray, columns: int = 6) -> np.ndarray:
+    """Pictures (T, 3, h, w), 0 to 1, side by side with grey bars between: (3, H, W) uint8."""
+    count, _, h, w = pictures.shape
+    columns = min(columns, count)
+    grid = np.full((3, -(-count // columns) * (h + PIXEL) + PIXEL, columns * (w + PIXEL) + PIXEL), 0.35, np.float32)
+    for i, picture in enumerate(pictures):
+        top, left = (i // columns) * (h + PIXEL) + PIXEL, (i % columns) * (w + PIXEL) + PIXEL
+        grid[:, top : top + h, left : left + w] = picture
+    return (grid.clip(0, 1) * 255).astype(np.uint8)
 
 
 def channel_colours(skeleton: Skeleton, kind: str) -> list[tuple[float, float, float]]:
@@ -78,10 +84,11 @@ def main() -> None:
     import torch
     from torchvision.utils import save_image
 
+    from lib.pytorch.engine import draw
     from lib.pytorch.heatmap import HeatmapRenderer
 
     clips = Clips('val', ann_file=args.ann_file, benchmark=args.benchmark, clip_len=args.clip_len, batch_size=1, seed=0)
-    name, picture = draw_clip(clips, HeatmapRenderer(kind=args.kind), args.clip)
+    name, picture = draw_clip(clips, args.kind, partial(draw, HeatmapRenderer(kind=args.kind), 'cpu'), args.clip)
     save_image(torch.from_numpy(picture) / 255, args.out)
     print(f'{args.out}: {name.removeprefix("heatmap/")}, {args.kind} maps')
 

@@ -6,6 +6,7 @@ import train_action_mbert
 import train_action_vanilla
 from lib.config import load_config
 from lib.pytorch import engine
+from lib.run import make_clips
 from lib.tools import compare
 from tests.annotations import make_3d_annotations, make_annotations
 
@@ -29,7 +30,7 @@ def test_every_row_is_made_small_and_keeps_its_input(row, pickles, tmp_path):
     assert config.data.input == published.data.input
     assert config.data.get('rotation') == published.data.get('rotation')
     assert (config.data.seed, config.train.seed) == (3, 3)
-    clips = engine.make_clips(config, 'val')
+    clips = make_clips(config, 'val')
     _, model = engine.make_model(sections['model'], config, clips, engine.default_device())
     assert sum(p.numel() for p in model.parameters()) < 3_000_000
 
