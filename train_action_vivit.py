@@ -9,14 +9,13 @@ The same command again goes on from the last finished epoch. On a GPU where ther
 import argparse
 import sys
 
-from lib.tensorflow.heatmap import HeatmapRenderer
-from lib.tensorflow.vivit import ViViT
-
 from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
 from lib.run import make_clips
 from lib.tensorflow import checkpoint, engine
+from lib.tensorflow.heatmap import HeatmapRenderer
+from lib.tensorflow.vivit import ViViT
 
 KIND = 'vivit'
 DEFAULT_CONFIG = 'configs/action/vivit.yaml'
@@ -56,5 +55,5 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    args = cli.parse_args(__doc__, DEFAULT_CONFIG)
+    args = cli.parse_args(__doc__, DEFAULT_CONFIG, finetunes=False)
     sys.exit(cli.run(evaluate if args.evaluate else train, args))

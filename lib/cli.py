@@ -11,24 +11,31 @@ from pathlib import Path
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75  # exit codes
 
 
-def parse_args(doc: str, default_config: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags as MotionBERT's users know them; `doc` is the script's docstring."""
+def parse_args(
+    doc: str, default_config: str, argv: Sequence[str] | None = None, finetunes: bool = True
+) -> argparse.Namespace:
+    """Flags as MotionBERT's users know them; `doc` is the script's docstring, `finetunes` whether it can fine-tune."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
     parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there goes on')
     parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to go on from, into an empty folder')
     parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint to evaluate, instead of training')
-    parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='weights to begin with (train.finetune true)')
-    parser.add_argument(
-        '-ms', '--selection', default='latest_epoch.bin', metavar='FILE', help='which file there (default: %(default)s)'
-    )
+    if finetunes:
+        parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='weights to begin with (train.finetune true)')
+        parser.add_argument(
+            '-ms',
+            '--selection',
+            default='latest_epoch.bin',
+            metavar='FILE',
+            help='which file there (default: %(default)s)',
+        )
     parser.add_argument('-freq', '--print_freq', type=int, default=50, metavar='STEPS', help='(default: %(default)s)')
     parser.add_argument('--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key')
     args = parser.parse_args(argv)
     if args.print_freq < 1:
         parser.error('--print_freq must be at least 1')
     if args.evaluate:
-        if args.resume or args.pretrained:
+        if args.resume or (finetunes and args.pretrained):
             parser.error('--evaluate excludes --resume and --pretrained')
     elif not args.checkpoint:
         parser.error('name the folder for checkpoints and logs: --checkpoint FOLDER')

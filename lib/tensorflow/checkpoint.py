@@ -6,6 +6,7 @@ optimizer/...  every variable of the optimizer
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,17 +65,22 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-    """{path: value} of variables, whose paths differ."""
+def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
+    """{path: variable}. Keras counts random generators through the process, and that number is left out."""
     variables = list(variables)
-    named = {variable.path: np.asarray(variable) for variable in variables}
+    named = {re.sub(r'/seed_generator_\d+/', '/seed_generator/', variable.path): variable for variable in variables}
     assert len(named) == len(variables), 'two variables of the same path'
     return named
 
 
+def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
+    """{path: value} of variables."""
+    return {name: np.asarray(variable) for name, variable in by_name(variables).items()}
+
+
 def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray], path: Path) -> None:
     """Gives variables their saved values. Raises ValueError, naming what does not fit, before anything is changed."""
-    own = {variable.path: variable for variable in variables}
+    own = by_name(variables)
     wrong = [f'{name} is missing' for name in own if name not in saved]
     wrong += [f'{name} is not in the model' for name in saved if name not in own]
     wrong += [

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from easydict import EasyDict
-from lib.tensorflow.heatmap import HeatmapRenderer
 
 from lib.config import Sections
 from lib.data.clips import Clips
@@ -19,6 +18,7 @@ from lib.recipe import Recipe
 from lib.run import check_logits, check_losses, evaluation_config, make_clips, prefetched, report_evaluation
 from lib.runlog import RunLog, say_facts
 from lib.tensorflow import checkpoint
+from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tools.preview import draw_clip
 
 
@@ -28,15 +28,18 @@ class TrainOptions(Recipe):
 
 
 def make_model(make: Callable[..., keras.Model], config: EasyDict, clips: Clips) -> tuple[HeatmapRenderer, keras.Model]:
-    """The renderer and the built model with its first weights.
+    """The renderer, and the model with its first weights.
 
     Raises ValueError, naming the keys, where the model does not suit the clips.
     """
+    if 'heatmap' not in config:
+        raise ValueError(
+            f'ViViT sees heatmaps alone, but data.input is {config.data.input}: set data.input to heatmap.'
+        )
     keras.utils.set_random_seed(config.train.seed % 2**32)
     model, render = make(**config.model), HeatmapRenderer(**config.heatmap)
     channels = render.num_channels(clips.num_joints)
     model.check_input(clip_len=config.data.clip_len, size=config.heatmap.size, num_joints=channels)
-    model.build((None, config.data.clip_len, config.heatmap.size, config.heatmap.size, channels))
     return render, model
 
 
@@ -44,7 +47,10 @@ def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> ker
     """Section `optimizer`: Adam, or with a weight_decay above 0 AdamW; built for the model."""
     if weight_decay < 0:
         raise ValueError(f'optimizer.weight_decay is {weight_decay}; it must be 0 or more.')
-    optimizer = keras.optimizers.AdamW(lr, weight_decay) if weight_decay else keras.optimizers.Adam(lr)
+    if weight_decay:
+        optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # the name is that of its saved variables
+    else:
+        optimizer = keras.optimizers.Adam(lr, name='adam')
     optimizer.build(model.trainable_variables)
     return optimizer
 

@@ -1,0 +1,260 @@
+"""The TensorFlow script as a user runs it; what it shares with the others is tested with them."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+import train_action_vivit as script
+from lib import cli
+from lib.config import load_config
+from lib.run import make_clips
+from lib.runlog import RunLog
+from lib.tensorflow import checkpoint, engine
+from tests.annotations import make_annotations
+
+ROOT = Path(script.__file__).parent
+CONFIGS = sorted((ROOT / 'configs').rglob('vivit*.yaml'))
+
+
+@pytest.fixture
+def config(tmp_path, write_pickle):
+    """A config file for a tiny model on 30 made-up clips, the pickle beside it."""
+    pickle_path = write_pickle(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10), 'made_up.pkl')
+    content = {
+        'data': {'ann_file': str(pickle_path), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
+        'heatmap': {'size': 12},
+        'model': {'clip_len': 8, 'size': 12, 'num_joints': 17, 'tubelet_size': [4, 4, 4], 'dim_feat': 16, 'depth': 1,
+                  'num_heads': 2, 'drop_path_rate': 0.1, 'num_classes': 4},
+        'optimizer': {'lr': 1e-3, 'weight_decay': 0.01},
+        'train': {'epochs': 2, 'lr_decay': 0.9},
+    }  # fmt: skip
+    path = tmp_path / 'tiny.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def call(*argv: str | Path) -> int:
+    args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv], finetunes=False)
+    return cli.run(script.evaluate if args.evaluate else script.train, args)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Same metrics and, to the bit, same variables: weights, states of random generators, moments."""
+    assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
+    a, b = (checkpoint.load(folder / checkpoint.LATEST, 'vivit') for folder in (one, other))
+    assert any('seed_generator_state' in name for name in a['model'])
+    for part in ('model', 'optimizer'):
+        assert a[part].keys() == b[part].keys()
+        for name, value in a[part].items():
+            np.testing.assert_array_equal(value, b[part][name], err_msg=name)
+
+
+def test_trains_then_evaluates(config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run, '-freq', 2) == 0
+    told = capsys.readouterr().out
+    for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
+                 '2 epochs, 0 done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
+        assert part in told, part
+    assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.npz', 'best_epoch.npz', 'logs'} == {
+        path.name for path in run.iterdir()
+    }
+    last = lines(run)[-1]
+    assert last['lr'] == pytest.approx(0.9e-3)
+    assert call('--evaluate', run / 'latest_epoch.npz') == 0
+    val = last['val']
+    assert f'Loss {val["loss"]:.4f} Acc@1 {100 * val["top1"]:.2f} ' in capsys.readouterr().out
+    report = json.loads((run / 'evaluation.json').read_text())
+    assert {key: report[key] for key in val} == val
+
+
+def test_the_first_loss_is_that_of_guessing(config, tmp_path):
+    config = load_config(config, script.SECTIONS)
+    clips = make_clips(config, 'train')
+    render, model = engine.make_model(script.ViViT, config, clips)
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    steps = engine.make_steps(render, model, optimizer, engine.TrainOptions(**config.train), clips)
+    batch = clips[0, 0]
+    loss, _ = steps.train(batch['keypoint'], batch['score'], batch['label'])
+    assert float(loss) == pytest.approx(np.log(4), abs=1e-3)
+
+
+def test_parts_of_a_run_equal_one_run_to_the_bit(config, tmp_path, capsys):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    options = ['--set', 'train.warmup_epochs=1', '--set', 'train.label_smoothing=0.1', '--set', 'train.max_grad_norm=1']
+    assert call('--config', config, '-c', whole, *options, '--set', 'train.epochs=4') == 0
+    assert call('--config', config, '-c', parts, *options) == 0
+    capsys.readouterr()
+    command = ['--config', config, '-c', parts, *options, '--set', 'train.epochs=4']
+    # As another process, whose random state and names of layers begin anew.
+    told = subprocess.run(
+        [sys.executable, script.__file__, *map(str, command)], capture_output=True, text=True, check=True
+    ).stdout
+    assert f'goes on from {parts / "latest_epoch.npz"}, after epoch 2' in told
+    assert_same_run(whole, parts)
+
+
+def test_ctrl_c_in_an_epoch_then_the_same_command(config, tmp_path):
+    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=8') == 0
+    again = [sys.executable, script.__file__, '--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=8']
+    again += ['-freq', '1']
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    # A shell's background job ignores SIGINT, and so would its children.
+    with subprocess.Popen(again, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        for line in process.stdout:
+            if line.startswith('epoch 3/8  ') and 'clips,' in line:  # in the middle of the third epoch
+                process.send_signal(signal.SIGINT)
+                break
+        _, told = process.communicate()
+    assert process.returncode == 75, told
+    assert f'The same command goes on from {tmp_path / "run" / "latest_epoch.npz"}' in told
+    assert 'Traceback' not in told
+    subprocess.run(again, capture_output=True, text=True, check=True)
+    assert_same_run(tmp_path / 'whole', tmp_path / 'run')
+
+
+def test_views_are_averaged(config, tmp_path):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
+    views = ['--set', 'data.test_clips=3', '--set', 'data.test_flip=true']
+    assert call('-e', run / 'latest_epoch.npz', *views) == 0
+    report = json.loads((run / 'evaluation.json').read_text())
+    config = load_config(config, script.SECTIONS, views[1::2])
+    clips = make_clips(config, 'val')
+    render, model = engine.make_model(script.ViViT, config, clips)
+    checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
+    batches = [clips[0, b] for b in range(len(clips))]
+    mean = np.mean(
+        [
+            np.concatenate([tf.nn.softmax(model(render(b['keypoint'][:, k], b['score'][:, k]))) for b in batches])
+            for k in range(6)
+        ],
+        axis=0,
+    )
+    label = np.concatenate([b['label'] for b in batches])
+    assert report['views'] == 6
+    assert report['loss'] == pytest.approx(-np.log(mean[np.arange(len(label)), label]).mean(), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--set', 'data.ann_file=data/action/nothing.pkl'], 'python -m lib.data.sample'),
+        (['--set', 'model.num_classes=3'], 'has label 3, but model.num_classes is 3'),
+        (['--set', 'data.clip_len=12'], 'data.clip_len is 12, but model.clip_len is 8'),
+        (['--set', 'heatmap.size=16'], 'heatmap.size is 16, but model.size is 12'),
+        (['--set', 'heatmap.kind=both'], 'set model.num_joints to 34'),
+        (['--set', 'model.temporal_depth=3'], 'model.temporal_depth has no effect'),
+        (['--set', 'optimizer.lr=1e-4'], 'write 1.0e-04'),
+        (['--set', 'optimizer.weight_decay=-1'], 'optimizer.weight_decay is -1'),
+        (['-r', 'nothing.npz'], 'nothing.npz: there is no such file'),
+    ],
+)
+def test_mistakes_stop_before_anything_is_written(config, tmp_path, capsys, arguments, message):
+    assert call('--config', config, '-c', tmp_path / 'run', *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith('error: ')
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+    assert not (tmp_path / 'run').exists()
+
+
+def test_keypoint_inputs_are_refused(tmp_path, config, capsys):
+    content = yaml.safe_load(config.read_text())
+    del content['heatmap']
+    content['data']['input'] = 'keypoint_2d'
+    config.write_text(yaml.safe_dump(content))
+    assert call('--config', config, '-c', tmp_path / 'run') == 2
+    assert 'ViViT sees heatmaps alone' in capsys.readouterr().err
+
+
+def test_files_that_are_no_checkpoint_of_this_model_are_refused(config, tmp_path, capsys):
+    run, bad = tmp_path / 'run', tmp_path / 'bad.npz'
+    assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
+    latest = run / 'latest_epoch.npz'
+    with np.load(latest) as file:
+        good = dict(file)
+    about = json.loads(str(good['about']))
+    capsys.readouterr()
+
+    def refused(message: str) -> None:
+        for arguments in (['-e', bad], ['--config', config, '-c', tmp_path / 'new', '-r', bad]):
+            assert call(*arguments) == 2
+            told = capsys.readouterr().err
+            assert str(bad) in told
+            assert message in told
+        assert not (tmp_path / 'new').exists()
+
+    bad.write_bytes(latest.read_bytes()[:-1000])
+    refused('cut short')
+    bad.write_bytes(b'')
+    refused('cut short')
+    np.savez(bad, a=np.zeros(3))
+    refused('no checkpoint of this project')
+    np.savez(bad, **good | {'about': np.array(json.dumps(about | {'kind': 'mbert'}))})
+    refused('a checkpoint of mbert: use train_action_mbert.py')
+    name = next(name for name in good if name.startswith('model/') and name.endswith('kernel'))
+    np.savez(bad, **{key: value for key, value in good.items() if key != name})
+    refused(f'{name.removeprefix("model/")} is missing')
+    np.savez(bad, **good | {'code': np.array([Path], dtype=object)})
+    refused('cut short, damaged or of another kind')
+    assert call('--config', config, '-c', run, '--set', 'model.depth=2') == 2
+    assert 'model.depth: 1 there, 2 in this command' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.name}')
+def test_every_config_takes_a_step_at_full_size_and_evaluates(tmp_path, write_pickle, path):
+    pickle_path = write_pickle(make_annotations([60, 120, 300], persons=[1, 2, 2]))
+    overrides = [f'data.ann_file={pickle_path}', 'data.batch_size=2', 'train.epochs=1']
+    config = load_config(path, script.SECTIONS, overrides)
+    options = engine.TrainOptions(**config.train)
+    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
+    render, model = engine.make_model(script.ViViT, config, train_clips)
+    if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
+        assert model.count_params() == int(parameters[1].replace(',', ''))
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    steps = engine.make_steps(render, model, optimizer, options, train_clips)
+    before = checkpoint.values(model.trainable_variables)
+    log = RunLog(tmp_path / 'run', {}, [])
+    metrics = engine.train_one_epoch(steps, optimizer, config.optimizer.lr, train_clips, 0, options, log, 1)
+    assert metrics['loss'] == pytest.approx(np.log(60), abs=1e-3)
+    after = checkpoint.values(model.trainable_variables)
+    assert [name for name in after if 'head' in name and (after[name] == before[name]).all()] == []
+    logits, labels = engine.predict(steps, val_clips)
+    assert logits.shape == (1, 60)
+    assert labels == [2]
+
+
+def test_published_configs_write_every_key():
+    for path in (path for path in CONFIGS if path.parent.name == 'action'):
+        written, resolved = yaml.safe_load(path.read_text()), load_config(path, script.SECTIONS)
+        left_out = {('data', 'store_dir'), ('data', 'view_angle')}
+        assert {(s, k) for s in written for k in written[s]} == {
+            (s, k) for s in resolved for k in resolved[s]
+        } - left_out
+        assert f'--config {path.relative_to(ROOT)} --checkpoint checkpoint/action/' in path.read_text()
+
+
+def test_runs_without_torch():
+    code = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None; import train_action_vivit"
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+@pytest.mark.gpu
+def test_the_same_command_trains_on_a_gpu(config, tmp_path, capsys):
+    if not tf.config.list_physical_devices('GPU'):
+        pytest.skip('this TensorFlow sees no GPU')
+    assert call('--config', config, '-c', tmp_path / 'run') == 0
+    assert 'on cuda' in capsys.readouterr().out
