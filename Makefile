@@ -1,13 +1,18 @@
-# make demo: trains and evaluates on a generated sample set.   make test: runs the tests.
+# make demo: trains and evaluates all three models on a generated sample set.   make test: runs the tests.
 # Both set everything up themselves, and repeat nothing that is done already.
 PYTHON ?= python3
 RUN := .venv/bin/python
-SAMPLE := checkpoint/action/sample_mbert
+SAMPLE := checkpoint/action/sample
 
 .PHONY: demo test
 demo: .venv/runs data/action/sample_hrnet.pkl
-	$(RUN) train_action_mbert.py --config configs/sample/mbert.yaml --checkpoint $(SAMPLE)
-	$(RUN) train_action_mbert.py --evaluate $(SAMPLE)/best_epoch.bin
+	$(RUN) train_action_mbert.py --config configs/sample/mbert.yaml --checkpoint $(SAMPLE)_mbert
+	$(RUN) train_action_mbert.py --evaluate $(SAMPLE)_mbert/best_epoch.bin
+	$(RUN) train_action_vanilla.py --config configs/sample/vanilla.yaml --checkpoint $(SAMPLE)_vanilla
+	$(RUN) train_action_vanilla.py --evaluate $(SAMPLE)_vanilla/best_epoch.bin
+	$(RUN) train_action_vivit.py --config configs/sample/vivit.yaml --checkpoint $(SAMPLE)_vivit
+	$(RUN) train_action_vivit.py --evaluate $(SAMPLE)_vivit/best_epoch.npz
+	$(RUN) -m lib.tools.results $(SAMPLE)_mbert $(SAMPLE)_vanilla $(SAMPLE)_vivit
 
 test: .venv/tests
 	$(RUN) -m pytest -q

@@ -216,13 +216,24 @@ def evaluation_config(
 
 
 def report_evaluation(
-    args: argparse.Namespace, epoch: int | None, clips: Clips, logits: np.ndarray, label: np.ndarray
+    args: argparse.Namespace,
+    kind: str,
+    epoch: int | None,
+    parameters: int,
+    clips: Clips,
+    logits: np.ndarray,
+    label: np.ndarray,
 ) -> None:
-    """Prints the metrics of an evaluation and writes evaluation.json, beside the checkpoint or into `--checkpoint`."""
+    """Prints the metrics of an evaluation and writes evaluation.json, beside the checkpoint or into `--checkpoint`.
+
+    kind, parameters: which model it is, and how large.
+    """
     metrics = classification_metrics(logits, label)
     say(metrics_line(metrics))
     about = {
         'checkpoint': args.evaluate,
+        'kind': kind,
+        'parameters': parameters,
         'epoch': epoch,
         'list': clips.list_name,
         'num_clips': clips.num_clips,

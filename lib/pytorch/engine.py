@@ -237,4 +237,5 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     origin = f'epoch {saved["epoch"]}' if saved['config'] else foreign
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
     forward = make_forward(render, model, config.train.compile)
-    report_evaluation(args, saved['epoch'], clips, *predict(forward, model, clips, device))
+    parameters = sum(p.numel() for p in model.parameters())
+    report_evaluation(args, kind, saved['epoch'], parameters, clips, *predict(forward, model, clips, device))

@@ -188,4 +188,4 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     origin = f'{path}, epoch {saved["epoch"]}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
     steps = make_steps(render, model, None, TrainOptions(**config.train), clips)
-    report_evaluation(args, saved['epoch'], clips, *predict(steps, clips))
+    report_evaluation(args, kind, saved['epoch'], model.count_params(), clips, *predict(steps, clips))
