@@ -34,20 +34,19 @@ def row(folder: Path) -> tuple[str, ...]:
         ) from None
     shares = [report['top1'], report['top5'], report['mean_class'], 1 / len(report['per_class'])]
     timing = folder / 'timing.jsonl'
-    speeds = (
-        [json.loads(line)['clips_per_second'] for line in timing.read_text().splitlines()] if timing.is_file() else []
-    )
-    speed = f'{np.median(speeds):.1f}' if speeds else ''
+    lines = timing.read_text().splitlines() if timing.is_file() else []
+    speed = f'{np.median([json.loads(line)["clips_per_second"] for line in lines]):.1f}' if lines else ''
     return (folder.name, report['kind'], f'{report["parameters"]:,}', *(f'{share:.2%}' for share in shares), speed)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
     """Markdown, its columns aligned."""
-    widths = [max(len(line[i]) for line in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
-    rule = tuple('-' * (width - 1) + (':' if i > 1 else '-') for i, width in enumerate(widths))
-    aligned = [[f'{cell:<{w}}' if i < 2 else f'{cell:>{w}}' for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-               for line in (COLUMNS, rule, *rows)]  # fmt: skip
-    return '\n'.join(f'| {" | ".join(line)} |' for line in aligned)
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    rule = ['-' * width if i < 2 else '-' * (width - 1) + ':' for i, width in enumerate(widths)]
+    return '\n'.join(
+        '| ' + ' | '.join(f'{cell:{"<" if i < 2 else ">"}{widths[i]}}' for i, cell in enumerate(line)) + ' |'
+        for line in (COLUMNS, rule, *rows)
+    )
 
 
 if __name__ == '__main__':
