@@ -15,6 +15,10 @@ from keras import ops
 Kind = Literal['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
 Reach = Literal['all', 'time', 'space', 'split']
 
+SIZES = (
+    'clip_len', 'size', 'num_joints', 'dim_feat', 'depth', 'temporal_depth', 'num_heads', 'head_dim', 'mlp_ratio',
+    'num_classes',
+)  # fmt: skip
 # What a block's attentions reach, one after the other. The factorised encoder has a stack for space and one for time.
 REACHES: dict[Kind, tuple[Reach, ...]] = {
     'joint': ('all',),
@@ -324,19 +328,8 @@ class ViViT(keras.Model):
         if len(self.tubelet_size) != 3 or min(self.tubelet_size) < 1:
             found = list(self.tubelet_size)
             raise ValueError(f'model.tubelet_size is {found}, but must be 3 positive numbers: frames, height and width')
-        sizes = [
-            'clip_len',
-            'size',
-            'num_joints',
-            'dim_feat',
-            'depth',
-            'temporal_depth',
-            'num_heads',
-            'mlp_ratio',
-            'num_classes',
-        ]
-        for key in sizes if self.head_dim is None else [*sizes, 'head_dim']:
-            if not (size := getattr(self, key)) > 0:
+        for key in SIZES:
+            if (size := getattr(self, key)) is not None and not size > 0:
                 raise ValueError(f'model.{key} is {size}, but must be positive')
         for key in ('attn_drop_rate', 'drop_path_rate'):
             if not 0 <= (rate := getattr(self, key)) < 1:

@@ -1,0 +1,434 @@
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lib.config import load_config
+from lib.tensorflow.vivit import Attention, Block, ViViT
+
+KINDS = ['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
+SMALL = {
+    'clip_len': 6, 'size': 4, 'num_joints': 3, 'tubelet_size': (2, 2, 2), 'dim_feat': 8, 'depth': 2,
+    'temporal_depth': 2, 'num_heads': 2, 'num_classes': 5,
+}  # fmt: skip
+STEPS, PLACES, WIDTH = 3, 4, 8  # tokens of the small model, and how wide they are
+GRID = np.array(list(itertools.product(range(STEPS), range(PLACES))))  # step and place of each token, in order
+REACHED = {
+    'all': np.ones((12, 12), bool),
+    'time': GRID[:, None, 1] == GRID[:, 1],
+    'space': GRID[:, None, 0] == GRID[:, 0],
+}
+
+
+def randomise(layer, seed: int = 0):
+    """Every weight away from what it starts as, so that none is hidden by a zero."""
+    rng = np.random.default_rng(seed)
+    for variable in layer.trainable_variables:
+        noise = rng.normal(scale=0.3, size=variable.shape)
+        variable.assign(1 + noise if variable.path.endswith('gamma') else noise)
+    return layer
+
+
+def small_model(**arguments) -> ViViT:
+    return randomise(ViViT(**SMALL | arguments))
+
+
+def volumes(n: int = 2) -> np.ndarray:
+    return np.random.default_rng(1).random((n, 6, 4, 4, 3), np.float32)
+
+
+def some_tokens(n: int = 2) -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(n, STEPS, PLACES, WIDTH)).astype(np.float32)
+
+
+def built(layer, width: int = WIDTH):
+    layer.build((None, STEPS, PLACES, width))
+    return randomise(layer)
+
+
+def a_block(reaches: tuple[str, ...], drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> Block:
+    return built(Block(reaches, 2, 4, 32, drop_rate, drop_path_rate))
+
+
+def weights_of(layer) -> dict[str, np.ndarray]:
+    """float64 by the path below the layer."""
+    variables = layer.trainable_variables
+    return {v.path.removeprefix(f'{layer.path}/'): v.numpy().astype(np.float64) for v in variables}
+
+
+# The models once more, in NumPy loops: tokens (N,L,D) in the order of GRID, attention by masks.
+
+
+def under(weights: dict, name: str) -> dict:
+    return {path.removeprefix(f'{name}/'): array for path, array in weights.items() if path.startswith(f'{name}/')}
+
+
+def dense(weights: dict, x: np.ndarray) -> np.ndarray:
+    return x @ weights['kernel'] + weights['bias']
+
+
+def norm(weights: dict, x: np.ndarray) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weights['gamma'] + weights['beta']
+
+
+def attention(weights: dict, x: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """masks: for each head, which token (row) reaches which."""
+    query, key, value = (dense(under(weights, name), x) for name in ('query', 'key', 'value'))
+    dim = query.shape[-1] // len(masks)
+    heads = []
+    for h, mask in enumerate(masks):
+        q, k, v = (y[..., h * dim : (h + 1) * dim] for y in (query, key, value))
+        shares = np.where(mask, np.exp(q @ k.swapaxes(-1, -2) / math.sqrt(dim)), 0)
+        heads.append(shares / shares.sum(-1, keepdims=True) @ v)
+    return dense(under(weights, 'projection'), np.concatenate(heads, -1))
+
+
+def mlp(weights: dict, x: np.ndarray) -> np.ndarray:
+    hidden = dense(under(weights, 'expand'), x)
+    return dense(under(weights, 'contract'), hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2)
+
+
+def block(weights: dict, x: np.ndarray, masks: dict[str, list[np.ndarray]]) -> np.ndarray:
+    """masks: for each attention by the name of its reach, those of its heads."""
+    for reach, of_heads in masks.items():
+        x = x + attention(under(weights, f'{reach}_attention'), norm(under(weights, f'{reach}_norm'), x), of_heads)
+    return x + mlp(under(weights, 'mlp'), norm(under(weights, 'mlp_norm'), x))
+
+
+def encoder(weights: dict, x: np.ndarray, masks: dict[str, list[np.ndarray]]) -> np.ndarray:
+    for i in range(2):
+        x = block(under(weights, f'block_{i}'), x, masks)
+    return norm(under(weights, 'norm'), x)
+
+
+def tubelet_tokens(weights: dict, volume: np.ndarray) -> np.ndarray:
+    projection = under(weights, 'embedding/projection')
+    cut = [
+        volume[:, t : t + 2, h : h + 2, w : w + 2].reshape(len(volume), -1)
+        for t in range(0, 6, 2) for h in range(0, 4, 2) for w in range(0, 4, 2)
+    ]  # fmt: skip
+    return np.stack(cut, 1) @ projection['kernel'].reshape(-1, WIDTH) + projection['bias']
+
+
+MASKS = {
+    'joint': {'all': [REACHED['all']] * 2},
+    'factorised_attention': {'time': [REACHED['time']] * 2, 'space': [REACHED['space']] * 2},
+    'factorised_dot': {'split': [REACHED['time'], REACHED['space']]},
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('head_dim', [None, 3])
+def test_logits_are_those_of_plain_loops(kind, head_dim):
+    model = small_model(kind=kind, head_dim=head_dim)
+    weights, volume = weights_of(model), volumes()
+    x = tubelet_tokens(weights, volume) + weights['positions/embedding'].reshape(-1, WIDTH)
+    if kind == 'factorised_encoder':
+        x = encoder(under(weights, 'spatial_encoder'), x, {'space': [REACHED['space']] * 2})
+        codes = np.stack([x[:, GRID[:, 0] == t].mean(1) for t in range(STEPS)], 1)
+        np.testing.assert_allclose(model.spatial_codes(volume), codes, atol=1e-5)
+        codes = codes + weights['code_positions/embedding'].reshape(-1, WIDTH)
+        x = encoder(under(weights, 'temporal_encoder'), codes, {'time': [np.ones((STEPS, STEPS), bool)] * 2})
+    else:
+        x = encoder(under(weights, 'encoder'), x, MASKS[kind])
+    np.testing.assert_allclose(model(volume), dense(under(weights, 'head'), x.mean(1)), atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', MASKS)
+def test_block_is_that_of_plain_loops(kind):
+    layer, tokens = a_block(tuple(MASKS[kind])), some_tokens()
+    expected = block(weights_of(layer), tokens.reshape(2, 12, WIDTH), MASKS[kind])
+    np.testing.assert_allclose(layer(tokens), expected.reshape(tokens.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'count'),
+    [
+        ({}, 8_650_300),
+        ({'dim_feat': 768}, 63_699_516),
+        ({'tubelet_size': (4, 8, 8)}, 7_623_996),
+        ({'kind': 'factorised_encoder', 'head_dim': 256}, 44_416_828),
+        ({'kind': 'factorised_attention'}, 10_759_740),
+        ({'kind': 'factorised_dot'}, 8_650_300),
+    ],
+)
+def test_published_parameter_counts(arguments, count):
+    model = ViViT(**arguments)
+    assert model.count_params() == sum(math.prod(v.shape) for v in model.trainable_variables) == count
+    assert all('seed_generator' in v.path for v in model.non_trainable_variables)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_first_loss(kind):
+    logits = ViViT(**SMALL | {'kind': kind, 'num_classes': 60})(volumes(4), training=True)
+    loss = keras.losses.sparse_categorical_crossentropy(np.arange(4), logits, from_logits=True)
+    np.testing.assert_allclose(loss, math.log(60), atol=1e-3)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_weight_is_trained(kind):
+    model = small_model(kind=kind)
+    with tf.GradientTape() as tape:
+        logits = model(volumes(4), training=True)
+        loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(np.arange(4), logits, from_logits=True))
+    for variable, gradient in zip(
+        model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True
+    ):
+        # What all keys have in common leaves the softmax as it is: the gradient of their bias is rounding alone.
+        assert np.abs(gradient).max() > 1e-4 or variable.path.endswith('key/bias'), variable.path
+
+
+def test_other_frames_leave_a_spatial_code_alone():
+    model = small_model(kind='factorised_encoder', clip_len=56, tubelet_size=(8, 2, 2))
+    volume = np.random.default_rng(3).random((2, 56, 4, 4, 3), np.float32)
+    changed = volume.copy()
+    changed[0, 24:32] = changed[0, 31:23:-1]
+    differs = (model.spatial_codes(volume).numpy() != model.spatial_codes(changed).numpy()).any(-1)
+    assert np.argwhere(differs).tolist() == [[0, 3]]
+    assert (model(volume)[0] != model(changed)[0]).numpy().all()  # the temporal blocks do see it
+
+
+def changed_by(layer, step: int = 1, place: int = 2) -> np.ndarray:
+    """(T,S), the tokens of a clip that change with one of them; those of another clip must not."""
+    tokens = some_tokens()
+    changed = tokens.copy()
+    changed[0, step, place] += 1 + np.arange(WIDTH)  # a norm takes away what all channels have in common
+    differs = (np.abs(layer(tokens) - layer(changed)) > 1e-6).any(-1)
+    assert not differs[1].any()
+    return differs[0]
+
+
+CROSS = np.array([[0, 0, 1, 0], [1, 1, 1, 1], [0, 0, 1, 0]], bool)
+COLUMN, ROW = CROSS & [0, 0, 1, 0], CROSS & [[0], [1], [0]]
+
+
+@pytest.mark.parametrize(
+    ('reaches', 'expected'),
+    [
+        (('all',), np.ones_like(CROSS)),
+        (('time',), COLUMN),
+        (('space',), ROW),
+        (('time', 'space'), np.ones_like(CROSS)),
+        (('split',), CROSS),
+    ],
+)
+def test_what_a_token_reaches_in_one_block(reaches, expected):
+    np.testing.assert_array_equal(changed_by(a_block(reaches)), expected)
+
+
+def test_a_block_of_model_3_reaches_along_time_then_along_space():
+    layer = a_block(('time', 'space'))
+    for silent, expected in ((1, COLUMN), (0, ROW)):
+        projection = layer.attentions[silent].projection
+        kernel = projection.kernel.numpy()
+        projection.kernel.assign(np.zeros_like(kernel))
+        np.testing.assert_array_equal(changed_by(layer), expected)
+        projection.kernel.assign(kernel)
+    assert [attention.reach for attention in layer.attentions] == ['time', 'space']
+
+
+def test_halves_of_the_heads_reach_along_time_and_along_space():
+    layer = built(Attention('split', 4, 2, 0.0))
+    for heads, expected in ((slice(0, 4), ROW), (slice(4, 8), COLUMN)):
+        kernel = layer.projection.kernel.numpy()
+        silent = kernel.copy()
+        silent[heads] = 0
+        layer.projection.kernel.assign(silent)
+        np.testing.assert_array_equal(changed_by(layer), expected)
+        layer.projection.kernel.assign(kernel)
+
+
+def test_tokens_are_in_the_order_t_h_w():
+    model = ViViT(**SMALL | {'size': 6})
+    for t, h, w in itertools.product(range(3), repeat=3):
+        volume = np.zeros((1, 6, 6, 6, 3), np.float32)
+        volume[:, 2 * t : 2 * t + 2, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2] = 1
+        tokens = model.embedding(volume).numpy()[0].reshape(27, WIDTH)
+        assert np.flatnonzero(tokens.any(-1)).tolist() == [9 * t + 3 * h + w]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_tokens_know_their_position(kind):
+    model = ViViT(**SMALL | {'kind': kind})
+    tokens = model.embed(np.ones((1, 6, 4, 4, 3), np.float32)).numpy().reshape(12, WIDTH)
+    assert len(np.unique(tokens, axis=0)) == 12
+    if kind == 'factorised_encoder':
+        assert len(np.unique(model.code_positions.embedding.numpy().reshape(3, WIDTH), axis=0)) == 3
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('key', ['attn_drop_rate', 'drop_path_rate'])
+def test_dropout_acts_in_training_alone(kind, key):
+    rates = {'attn_drop_rate': 0.0, 'drop_path_rate': 0.0}
+    plain, model = small_model(kind=kind, **rates), small_model(kind=kind, **rates | {key: 0.5})
+    volume = volumes(16)
+    np.testing.assert_array_equal(plain(volume, training=True), plain(volume))
+    np.testing.assert_array_equal(model(volume), plain(volume))
+    np.testing.assert_array_equal(model(volume, training=False), plain(volume))
+    trained = model(volume, training=True).numpy()
+    assert (trained != model(volume).numpy()).any()
+    assert (trained != model(volume, training=True).numpy()).any()
+
+
+@pytest.mark.parametrize('reach', ['all', 'time', 'space', 'split'])
+def test_dropout_is_that_of_attention_weights(reach):
+    layer = built(Attention(reach, 4, 2, 0.3))
+    layer.value.kernel.assign(np.zeros((WIDTH, WIDTH)))
+    layer.value.bias.assign(np.ones(WIDTH))
+    layer.projection.kernel.assign(np.eye(WIDTH))
+    layer.projection.bias.assign(np.zeros(WIDTH))
+    tokens = np.repeat(some_tokens(), 500, axis=0)
+    np.testing.assert_allclose(layer(tokens), 1, atol=1e-5)
+    sums = layer(tokens, training=True).numpy().reshape(-1, 4, 2)  # of the weights that are left, per head
+    np.testing.assert_array_equal(sums[..., 0], sums[..., 1])
+    np.testing.assert_allclose(sums.mean((0, 2)), 1, atol=0.03)
+    # Without scores all weights are alike, and what is left are so many of them times 1 / (.7 * tokens reached).
+    layer.query.kernel.assign(np.zeros((WIDTH, WIDTH)))
+    layer.query.bias.assign(np.zeros(WIDTH))
+    reached = np.array({'all': [12] * 4, 'time': [3] * 4, 'space': [4] * 4, 'split': [3, 3, 4, 4]}[reach])
+    kept = layer(tokens, training=True).numpy()[..., ::2].reshape(-1, 4) * 0.7 * reached
+    np.testing.assert_allclose(kept, kept.round(), atol=1e-4)
+    np.testing.assert_allclose(kept.mean(0), 0.7 * reached, rtol=0.05)
+    np.testing.assert_allclose(kept.var(0), 0.7 * 0.3 * reached, rtol=0.1)
+
+
+def test_drop_path_leaves_residuals_out_per_clip_and_scales_the_others():
+    layer = a_block(('time', 'space'), drop_path_rate=0.6)
+    clip = some_tokens(1)
+
+    def with_residuals(scales: tuple[float, ...]) -> np.ndarray:
+        tokens = clip
+        parts = zip([*layer.attention_norms, layer.mlp_norm], [*layer.attentions, layer.mlp], scales, strict=True)
+        for norm_layer, part, scale in parts:
+            tokens = tokens + scale * part(norm_layer(tokens))
+        return tokens.numpy()
+
+    possible = np.concatenate([with_residuals(scales) for scales in itertools.product([0, 2.5], repeat=3)])
+    trained = layer(np.repeat(clip, 400, axis=0), training=True).numpy()
+    distance = np.abs(trained[:, None] - possible).max((2, 3, 4))
+    assert distance.min(1).max() < 1e-4
+    drawn = distance.argmin(1)
+    assert set(drawn) == set(range(8))
+    for residual in (1, 2, 4):
+        assert 0.3 < (drawn & residual > 0).mean() < 0.5
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_drop_path_rises_over_depth(kind):
+    model = ViViT(**SMALL | {'kind': kind, 'depth': 3, 'temporal_depth': 2, 'drop_path_rate': 0.4})
+    if kind == 'factorised_encoder':
+        blocks, expected = model.spatial_encoder.blocks + model.temporal_encoder.blocks, [0, 0.1, 0.2, 0.3, 0.4]
+    else:
+        blocks, expected = model.encoder.blocks, [0, 0.2, 0.4]
+    assert [block.drop_path.rate for block in blocks] == pytest.approx(expected)
+    assert ViViT(**SMALL | {'depth': 1, 'drop_path_rate': 0.4}).encoder.blocks[0].drop_path.rate == 0
+
+
+def test_initial_weights():
+    for kind in ('factorised_encoder', 'factorised_attention'):
+        model = ViViT(kind=kind, depth=1, temporal_depth=1, head_dim=48)
+        for variable in model.trainable_variables:
+            path, values = variable.path.removeprefix('vivit/'), variable.numpy()
+            if path == 'embedding/projection/kernel':
+                assert values.shape == (8, 8, 8, 17, 256)
+                assert values.std() == pytest.approx((8 * 8 * 8 * 17) ** -0.5, rel=0.01)
+                assert np.abs(values).max() <= 2.28 * (8 * 8 * 8 * 17) ** -0.5  # the normal is cut at two sigma
+            elif path.endswith('positions/embedding'):
+                assert values.std() == pytest.approx(0.02, rel=0.01 if path == 'positions/embedding' else 0.1)
+                assert abs(values.mean()) < 0.003
+                assert np.abs(values).max() > 0.05  # not cut
+            elif path.startswith('head') or path.endswith(('bias', 'beta')):
+                assert not values.any(), path
+            elif path.endswith('gamma'):
+                assert (values == 1).all(), path
+            else:
+                bound = (6 / sum(values.shape)) ** 0.5
+                assert 0.99 * bound < np.abs(values).max() <= bound, path
+                assert values.std() == pytest.approx(bound / 3**0.5, rel=0.01), path
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_compiled_model_equals_eager(kind):
+    model, volume = small_model(kind=kind), volumes()
+    expected = model(volume)
+    of_any_length = tf.function(model, input_signature=[tf.TensorSpec((None, 6, 4, 4, 3), tf.float32)])
+    np.testing.assert_allclose(of_any_length(volume), expected, atol=1e-5)
+    np.testing.assert_allclose(tf.function(model, jit_compile=True)(volume), expected, atol=1e-5)
+
+
+def test_training_step_compiles():
+    model = small_model(drop_path_rate=0.1)
+
+    @tf.function(jit_compile=True)
+    def gradients(volume):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(volume, training=True) ** 2)
+        return tape.gradient(loss, model.trainable_variables)
+
+    first, second = gradients(volumes()), gradients(volumes())
+    assert all(np.isfinite(gradient).all() for gradient in first)
+    assert any((a != b).numpy().any() for a, b in zip(first, second, strict=True))  # dropout is drawn anew
+
+
+@pytest.mark.parametrize('shape', [(2, 6, 4, 4, 4), (2, 6, 4, 5, 3), (2, 8, 4, 4, 3), (2, 6, 3, 4, 4), (6, 4, 4, 3)])
+def test_input_that_does_not_fit(shape):
+    with pytest.raises(ValueError, match=r'num_joints \(6, 4, 4, 3\): it takes \(N, 6, 4, 4, 3\)'):
+        ViViT(**SMALL)(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({'clip_len': 48}, 'data.clip_len is 48, but model.clip_len is 6: set both to the same'),
+        ({'size': 64}, 'heatmap.size is 64, but model.size is 4: set both to the same'),
+        ({'num_joints': 34}, 'model.num_joints is 3, but .* 34 maps per frame .*: set model.num_joints to 34'),
+    ],
+)
+def test_config_that_does_not_fit(config, message):
+    model = ViViT(**SMALL)
+    fitting = {'clip_len': 6, 'num_joints': 3, 'size': 4}
+    model.check_input(**fitting)
+    with pytest.raises(ValueError, match=message):
+        model.check_input(**fitting | config)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        *[({key: 0}, f'model.{key} is 0, but must be positive') for key in SMALL if key != 'tubelet_size'],
+        ({'head_dim': 0}, 'model.head_dim is 0, but must be positive'),
+        ({'mlp_ratio': -1.0}, 'model.mlp_ratio is -1.0, but must be positive'),
+        ({'tubelet_size': (2, 0, 2)}, r'model.tubelet_size is \[2, 0, 2\], but must be 3 positive numbers'),
+        ({'tubelet_size': (2, 2)}, r'model.tubelet_size is \[2, 2\], but must be 3 positive numbers'),
+        ({'tubelet_size': (4, 2, 2)}, r'model.clip_len 6 is no multiple of model.tubelet_size\[0\] 4: .* to 8'),
+        ({'tubelet_size': (2, 3, 2)}, r'model.size 4 is no multiple of model.tubelet_size\[1\] 3: .* to 6'),
+        ({'tubelet_size': (2, 2, 8)}, r'model.size 4 is no multiple of model.tubelet_size\[2\] 8: .* to 8'),
+        ({'num_heads': 3}, 'model.dim_feat 8 cannot be divided among model.num_heads 3: .* set model.head_dim'),
+        ({'kind': 'factorised_dot', 'num_heads': 1}, 'model.num_heads is 1, but must be even'),
+        ({'kind': 'factorised'}, "model.kind is 'factorised', but must be one of joint, factorised_encoder, "),
+        ({'attn_drop_rate': 1.0}, 'model.attn_drop_rate is 1.0, but must be at least 0 and below 1'),
+        ({'drop_path_rate': -0.1}, 'model.drop_path_rate is -0.1'),
+    ],
+)
+def test_value_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ViViT(**SMALL | arguments)
+
+
+def test_config_keys(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text('model: {depth: 2, tubelet_size: [4, 8, 8]}\n')
+    sections = {'model': ViViT}
+    joint = load_config(path, sections).model
+    assert set(joint) == {
+        'kind', 'clip_len', 'size', 'num_joints', 'tubelet_size', 'dim_feat', 'depth', 'num_heads', 'head_dim',
+        'mlp_ratio', 'attn_drop_rate', 'drop_path_rate', 'num_classes',
+    }  # fmt: skip
+    assert ViViT(**joint).positions.embedding.shape == (14, 49, 256)
+    assert load_config(path, sections, ['model.kind=factorised_encoder']).model.temporal_depth == 8
+    with pytest.raises(ValueError, match=r'model.temporal_depth has no effect: model.kind joint has one stack'):
+        load_config(path, sections, ['model.temporal_depth=4'])
