@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision  # noqa: F401 before TensorFlow: loading PyTorch's Triton after it ends the process
 
 
 def pytest_collection_modifyitems(items):
