@@ -60,14 +60,18 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
             del keys[key]  # its default stands
         else:
             keys[key] = parsed
-    if (shown := config.get('data', {}).get('input', 'heatmap')) != 'heatmap':
-        sections = {name: call for name, call in sections.items() if name != 'heatmap'}
-        if 'heatmap' in config:
-            raise ValueError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
     for section in config:
         if section not in sections:
             raise ValueError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
-    return EasyDict({name: _bind(config.get(name, {}), call, f'{where}: {name}') for name, call in sections.items()})
+    resolved = {}
+    for name, call in sections.items():
+        shown = resolved.get('data', {}).get('input', 'heatmap')
+        if name == 'heatmap' and shown != 'heatmap':
+            if name in config:
+                raise ValueError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
+        else:
+            resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}')
+    return EasyDict(resolved)
 
 
 def differences(one: Mapping[str, dict], other: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
@@ -90,10 +94,12 @@ def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     parameters = inspect.signature(call).parameters.values()
     keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    unread = call.unread(**given) if hasattr(call, 'unread') else {}
-    for key in given:
+    for key, value in given.items():
         if key not in keys:
             raise ValueError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
+        _check_type(value, hints[key], f'{where}.{key}')
+    unread = call.unread(**given) if hasattr(call, 'unread') else {}
+    for key in given:
         if key in unread:
             raise ValueError(
                 f'{where}.{key} has no effect: {unread[key]}. Leave it away, or on the command line set it to null.'
@@ -102,7 +108,6 @@ def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any
     bound = {}
     for key, parameter in keys.items():
         if key in given:
-            _check_type(given[key], hints[key], f'{where}.{key}')
             bound[key] = given[key]
         elif parameter.default is parameter.empty:
             raise ValueError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
