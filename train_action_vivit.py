@@ -37,14 +37,15 @@ def train(args: argparse.Namespace) -> None:
     render, model = engine.make_model(ViViT, config, train_clips)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
-    steps = engine.make_steps(render, model, optimizer, options, train_clips)
+    train_step = engine.make_train_step(render, model, optimizer, options, train_clips.shape)
+    predict_step = engine.make_predict_step(render, model, options, val_clips.shape)
     log = engine.open_log(run, options, train_clips, val_clips, render, model)
 
     for epoch in range(run.epoch, options.epochs):
         train_metrics = engine.train_one_epoch(
-            steps, optimizer, config.optimizer.lr, train_clips, epoch, options, log, args.print_freq
+            train_step, optimizer, config.optimizer.lr, train_clips, epoch, options, log, args.print_freq
         )
-        val_metrics = engine.validate(steps, val_clips)
+        val_metrics = engine.validate(predict_step, val_clips)
         run.finish_epoch(model, optimizer, train_metrics, val_metrics)
         log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
     run.say_end()

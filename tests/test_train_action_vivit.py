@@ -85,9 +85,9 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
     clips = make_clips(config, 'train')
     render, model = engine.make_model(script.ViViT, config, clips)
     optimizer = engine.make_optimizer(model, **config.optimizer)
-    steps = engine.make_steps(render, model, optimizer, engine.TrainOptions(**config.train), clips)
+    train_step = engine.make_train_step(render, model, optimizer, engine.TrainOptions(**config.train), clips.shape)
     batch = clips[0, 0]
-    loss, _ = steps.train(batch['keypoint'], batch['score'], batch['label'])
+    loss, _ = train_step(batch['keypoint'], batch['score'], batch['label'])
     assert float(loss) == pytest.approx(np.log(4), abs=1e-3)
 
 
@@ -225,19 +225,20 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(tmp_path, write_pi
     if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
         assert model.count_params() == int(parameters[1].replace(',', ''))
     optimizer = engine.make_optimizer(model, **config.optimizer)
-    steps = engine.make_steps(render, model, optimizer, options, train_clips)
+    train_step = engine.make_train_step(render, model, optimizer, options, train_clips.shape)
+    predict_step = engine.make_predict_step(render, model, options, val_clips.shape)
     before = checkpoint.values(model.trainable_variables)
     log = RunLog(tmp_path / 'run', {}, [])
-    metrics = engine.train_one_epoch(steps, optimizer, config.optimizer.lr, train_clips, 0, options, log, 1)
+    metrics = engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 0, options, log, 1)
     assert metrics['loss'] == pytest.approx(np.log(60), abs=1e-3)
     after = checkpoint.values(model.trainable_variables)
     changed = {name for name in after if (after[name] != before[name]).any()}
     assert changed == {'vivit/head/kernel', 'vivit/head/bias'}  # which is zero at first and stops all other gradients
-    engine.train_one_epoch(steps, optimizer, config.optimizer.lr, train_clips, 1, options, log, 1)
+    engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 1, options, log, 1)
     again = checkpoint.values(model.trainable_variables)
     # The bias of keys shifts all scores of a query alike, and the softmax takes that away: its gradient is rounding.
     assert {name for name in again if (again[name] == before[name]).all()} <= {n for n in again if 'key/bias' in n}
-    logits, labels = engine.predict(steps, val_clips)
+    logits, labels = engine.predict(predict_step, val_clips)
     assert logits.shape == (1, 60)
     assert labels == [2]
 

@@ -197,6 +197,11 @@ class Clips:
         return len(self.skeleton.joints)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Persons, frames and joints of a clip in a batch, (M, T, V)."""
+        return self.max_persons, self.clip_len, self.num_joints
+
+    @property
     def num_clips(self) -> int:
         """Clips of the split."""
         return len(self.clips)

@@ -55,29 +55,28 @@ def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> ker
     return optimizer
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The compiled steps: keypoints go in, volumes exist inside alone.
-
-    train: (keypoint, score, label) -> (loss, number of hits). predict: (keypoint, score) -> logits.
-    """
-
-    train: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+TrainStep = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
+PredictStep = Callable[[np.ndarray, np.ndarray], tf.Tensor]
 
 
-def make_steps(
+def signature(shape: tuple[int, int, int]) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+    """Keypoints and scores of any number of clips of `shape` (M, T, V)."""
+    return tf.TensorSpec((None, *shape, 2), tf.float32), tf.TensorSpec((None, *shape), tf.float32)
+
+
+def make_train_step(
     render: HeatmapRenderer,
     model: keras.Model,
-    optimizer: keras.optimizers.Optimizer | None,
+    optimizer: keras.optimizers.Optimizer,
     options: TrainOptions,
-    clips: Clips,
-) -> Steps:
-    """Compiles the steps for batches of any number of clips."""
-    shape = (None, clips.max_persons, clips.clip_len, clips.num_joints)
-    keypoint_score = (tf.TensorSpec((*shape, 2), tf.float32), tf.TensorSpec(shape, tf.float32))
+    shape: tuple[int, int, int],
+) -> TrainStep:
+    """(keypoint, score, label) -> (loss, number of hits), compiled: the volumes exist inside alone.
 
-    @tf.function(input_signature=(*keypoint_score, tf.TensorSpec((None,), tf.int64)), jit_compile=options.compile)
+    shape: (M, T, V) of the clips.
+    """
+
+    @tf.function(input_signature=(*signature(shape), tf.TensorSpec((None,), tf.int64)), jit_compile=options.compile)
     def train(keypoint: tf.Tensor, score: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = model(render(keypoint, score), training=True)
@@ -91,15 +90,23 @@ def make_steps(
         hits = tf.math.count_nonzero(tf.argmax(logits, axis=-1) == label, dtype=tf.int32)
         return loss, hits
 
-    @tf.function(input_signature=keypoint_score, jit_compile=options.compile)
+    return train
+
+
+def make_predict_step(
+    render: HeatmapRenderer, model: keras.Model, options: TrainOptions, shape: tuple[int, int, int]
+) -> PredictStep:
+    """(keypoint, score) -> logits, compiled; shape as in make_train_step."""
+
+    @tf.function(input_signature=signature(shape), jit_compile=options.compile)
     def predict(keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
         return model(render(keypoint, score), training=False)
 
-    return Steps(train, predict)
+    return predict
 
 
 def train_one_epoch(
-    steps: Steps,
+    train_step: TrainStep,
     optimizer: keras.optimizers.Optimizer,
     lr: float,
     clips: Clips,
@@ -117,7 +124,7 @@ def train_one_epoch(
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
         for b, batch in enumerate(prefetched(lambda b: clips[epoch, b], len(clips))):
             optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, len(clips)))
-            loss, correct = steps.train(batch['keypoint'], batch['score'], batch['label'])
+            loss, correct = train_step(batch['keypoint'], batch['score'], batch['label'])
             losses.append(loss)
             hits.append(correct)
             counts.append(len(batch['label']))
@@ -131,7 +138,7 @@ def train_one_epoch(
     return {'loss': mean_loss, 'top1': top1}
 
 
-def predict(steps: Steps, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+def predict(predict_step: PredictStep, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split.
 
     Of a clip with several views: the logarithm of the mean of their probabilities. Raises FloatingPointError, naming
@@ -142,18 +149,18 @@ def predict(steps: Steps, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
         labels.append(batch['label'])
         keypoint, score = batch['keypoint'], batch['score']
         if clips.num_views > 1:  # one after the other: no more memory than one view takes
-            views = [tf.nn.softmax(steps.predict(keypoint[:, k], score[:, k])) for k in range(clips.num_views)]
+            views = [tf.nn.softmax(predict_step(keypoint[:, k], score[:, k])) for k in range(clips.num_views)]
             logits.append(tf.math.log(tf.reduce_mean(tf.stack(views), axis=0)))
         else:
-            logits.append(steps.predict(keypoint, score))
+            logits.append(predict_step(keypoint, score))
     logits = tf.concat(logits, axis=0).numpy()
     check_logits(logits, clips)
     return logits, np.concatenate(labels)
 
 
-def validate(steps: Steps, clips: Clips) -> dict[str, float]:
+def validate(predict_step: PredictStep, clips: Clips) -> dict[str, float]:
     """{'loss', 'top1', 'top5', 'mean_class'} of a split."""
-    metrics = classification_metrics(*predict(steps, clips))
+    metrics = classification_metrics(*predict(predict_step, clips))
     del metrics['per_class']
     return metrics
 
@@ -187,5 +194,5 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     checkpoint.assign(model.variables, saved['model'], path)
     origin = f'{path}, epoch {saved["epoch"]}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
-    steps = make_steps(render, model, None, TrainOptions(**config.train), clips)
-    report_evaluation(args, kind, saved['epoch'], model.count_params(), clips, *predict(steps, clips))
+    predict_step = make_predict_step(render, model, TrainOptions(**config.train), clips.shape)
+    report_evaluation(args, kind, saved['epoch'], model.count_params(), clips, *predict(predict_step, clips))

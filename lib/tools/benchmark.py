@@ -3,6 +3,7 @@
 python -m lib.tools.benchmark render                      # heatmap drawing: compiled, eager, NumPy, against a fill
 python -m lib.tools.benchmark render --batch 64 --persons 1 --kind both --device cuda --json
 python -m lib.tools.benchmark data                        # training clips/s of Clips on one core, NTU60-sized store
+python -m lib.tools.benchmark vivit                       # steps of vivit.yaml, against stock Keras layers and fit
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 FRAMES, JOINTS, SIZE, SIGMA = 48, 17, 56, 0.6  # the volumes of row 1 of the README's table
+VIVIT_FRAMES = 56
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,6 +49,12 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     data.add_argument('--rounds', type=positive, default=15, help='timed runs (default: %(default)s)')
     data.add_argument('--folder', help='where 20 kB per clip are written meanwhile (default: a temporary folder)')
     data.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    vivit = parts.add_parser('vivit', help='full-size training steps of ViViT from keypoints, clips/s')
+    vivit.set_defaults(run=benchmark_vivit)
+    vivit.add_argument('--batch', type=positive, default=4, help='clips per batch (default: %(default)s)')
+    vivit.add_argument('--steps', type=positive, default=3, help='steps of a timed run (default: %(default)s)')
+    vivit.add_argument('--rounds', type=positive, default=7, help='timed runs of each (default: %(default)s)')
+    vivit.add_argument('--json', action='store_true', help='print JSON instead of a table')
     return parser.parse_args(arguments)
 
 
@@ -154,6 +162,82 @@ def benchmark_data(args: argparse.Namespace) -> dict:
     }
 
 
+def benchmark_vivit(args: argparse.Namespace) -> dict:
+    """Clips/s of training steps of row vivit.yaml, drawing included, with dropout and without.
+
+    stock: the same architecture made of Keras' own layers and trained by `fit`, on volumes that are there already.
+    """
+    import keras
+    import tensorflow as tf
+
+    from lib.tensorflow import engine
+    from lib.tensorflow.heatmap import HeatmapRenderer
+    from lib.tensorflow.vivit import ViViT
+
+    frames = VIVIT_FRAMES
+    keypoint, score = walking_skeletons(args.batch, 2, frames)
+    label = np.arange(args.batch, dtype=np.int64) % 60
+    render = HeatmapRenderer(size=SIZE, sigma=SIGMA)
+    volume = np.tile(render(keypoint, score).numpy(), (args.steps, 1, 1, 1, 1))
+
+    def ours(dropout: float) -> Callable[[], None]:
+        model = ViViT(attn_drop_rate=dropout)
+        optimizer = engine.make_optimizer(model, lr=1e-4, weight_decay=0.0)
+        train = engine.make_train_step(render, model, optimizer, engine.TrainOptions(epochs=1), keypoint.shape[1:4])
+
+        def run() -> None:
+            losses = [train(keypoint, score, label)[0] for _ in range(args.steps)]
+            tf.stack(losses).numpy()
+
+        return run
+
+    def stock(dropout: float) -> Callable[[], None]:
+        model = stock_vivit(dropout)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(1e-4), loss, jit_compile=False)  # XLA is slower on a CPU
+        labels = np.tile(label, args.steps)
+        return lambda: model.fit(volume, labels, batch_size=args.batch, verbose=0)
+
+    candidates = {'ours': ours(0.1), 'stock': stock(0.1), 'ours, no drop': ours(0.0), 'stock, no drop': stock(0.0)}
+    seconds = time_in_turn(candidates, args.rounds, lambda: None)
+    rates = {name: args.steps * args.batch / np.array(times) for name, times in seconds.items()}
+    return {
+        'title': f'vivit: training steps on volumes {(args.batch, frames, SIZE, SIZE, JOINTS)}',
+        'unit': 'clips/s',
+        'setting': {
+            'device': engine.device(),
+            'tensorflow': tf.__version__,
+            'keras': keras.__version__,
+            'steps': args.steps,
+            'rounds': args.rounds,
+        },
+        'rates': {name: summary(rate) for name, rate in rates.items()},
+        'ratios': {
+            'time ours/stock': summary(rates['stock'] / rates['ours']),
+            'without dropout': summary(rates['stock, no drop'] / rates['ours, no drop']),
+        },
+    }
+
+
+def stock_vivit(dropout: float):
+    """ViViT's Model 1 as vivit.yaml has it, put together from Keras' own layers; the positions, which it lacks, are ours."""
+    import keras
+
+    from lib.tensorflow.vivit import PositionEmbedding
+
+    layers = keras.layers
+    inputs = keras.Input((VIVIT_FRAMES, SIZE, SIZE, JOINTS))
+    tokens = layers.Reshape((343, 256))(layers.Conv3D(256, kernel_size=8, strides=8)(inputs))
+    tokens = PositionEmbedding()(tokens)
+    for _ in range(8):
+        normed = layers.LayerNormalization(epsilon=1e-6)(tokens)
+        tokens = tokens + layers.MultiHeadAttention(8, 32, dropout=dropout)(normed, normed)
+        hidden = layers.Dense(1024, activation='gelu')(layers.LayerNormalization(epsilon=1e-6)(tokens))
+        tokens = tokens + layers.Dense(256)(hidden)
+    tokens = layers.LayerNormalization(epsilon=1e-6)(tokens)
+    return keras.Model(inputs, layers.Dense(60)(layers.GlobalAveragePooling1D()(tokens)))
+
+
 def pack_made_up_clips(ann_file: str, num_clips: int) -> None:
     """Writes a pickle of NTU60's proportions (20 to 300 frames, a fifth with two persons) and packs it."""
     from lib.data.store import open_store
@@ -192,18 +276,18 @@ def private_bytes() -> int:
         return 0
 
 
-def walking_skeletons(num_clips: int, num_persons: int) -> tuple[np.ndarray, np.ndarray]:
+def walking_skeletons(num_clips: int, num_persons: int, num_frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
     """Keypoints (N,M,T,V,2), in pixels of the map, and scores (N,M,T,V): persons who swing and drift, always the same.
 
     Some joints leave the map, and one in fifty is missing: score and coordinates zero.
     """
     rng = np.random.default_rng(0)
     shape = (num_clips, num_persons, 1, 1)
-    time_axis, body_height = np.arange(FRAMES)[:, None], np.linspace(-20, 20, JOINTS)  # from nose to ankles
+    time_axis, body_height = np.arange(num_frames)[:, None], np.linspace(-20, 20, JOINTS)  # from nose to ankles
     swing = np.sin(time_axis * 0.4 + rng.uniform(0, 2 * np.pi, (*shape[:2], 1, JOINTS)))
     x = rng.uniform(12, 44, shape) + rng.uniform(-0.3, 0.3, shape) * time_axis + rng.normal(0, 5, (1, 1, 1, JOINTS))
     x = x + 3 * swing
-    y = rng.uniform(24, 32, shape) + body_height + rng.normal(0, 0.3, (*shape[:2], FRAMES, JOINTS))
+    y = rng.uniform(24, 32, shape) + body_height + rng.normal(0, 0.3, (*shape[:2], num_frames, JOINTS))
     score = rng.uniform(0.3, 1, x.shape)
     score[rng.random(x.shape) < 0.02] = 0
     keypoint = np.stack([x, y], axis=-1) * (score > 0)[..., None]

@@ -34,6 +34,15 @@ def test_data_reports_rates_and_what_opening_costs(tmp_path, capsys, monkeypatch
     assert 'private MB' in benchmark.as_text(report)
 
 
+def test_vivit_is_compared_with_the_same_architecture(capsys):
+    assert benchmark.stock_vivit(0.1).count_params() == 8_650_300
+    benchmark.main(['vivit', '--batch', '1', '--steps', '1', '--rounds', '1', '--json'])
+    report = json.loads(capsys.readouterr().out)
+    assert set(report['rates']) == {'ours', 'stock', 'ours, no drop', 'stock, no drop'}
+    assert report['ratios']['time ours/stock']['median'] > 0
+    assert 'without dropout' in benchmark.as_text(report)
+
+
 def test_candidates_are_timed_in_alternating_order():
     calls = []
     candidates = {name: lambda name=name: calls.append(name) for name in 'ab'}
