@@ -220,7 +220,7 @@ def benchmark_vivit(args: argparse.Namespace) -> dict:
 
 
 def stock_vivit(dropout: float):
-    """ViViT's Model 1 as vivit.yaml has it, put together from Keras' own layers; the positions, which it lacks, are ours."""
+    """ViViT's Model 1 as vivit.yaml has it, of Keras' own layers; the positions, which Keras lacks, are ours."""
     import keras
 
     from lib.tensorflow.vivit import PositionEmbedding
