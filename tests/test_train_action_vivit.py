@@ -125,6 +125,15 @@ def test_ctrl_c_in_an_epoch_then_the_same_command(config, tmp_path):
     assert_same_run(tmp_path / 'whole', tmp_path / 'run')
 
 
+def test_xla_computes_the_same(config, tmp_path):
+    options = ['--set', 'train.epochs=1', '--set', 'model.attn_drop_rate=0.0', '--set', 'model.drop_path_rate=0.0']
+    assert call('--config', config, '-c', tmp_path / 'graph', *options) == 0
+    assert call('--config', config, '-c', tmp_path / 'xla', *options, '--set', 'train.compile=true') == 0
+    graph, xla = (lines(tmp_path / name)[0] for name in ('graph', 'xla'))
+    for split in ('train', 'val'):
+        assert xla[split]['loss'] == pytest.approx(graph[split]['loss'], rel=1e-4)
+
+
 def test_views_are_averaged(config, tmp_path):
     run = tmp_path / 'run'
     assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
