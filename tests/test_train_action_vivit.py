@@ -125,6 +125,49 @@ def test_ctrl_c_in_an_epoch_then_the_same_command(config, tmp_path):
     assert_same_run(tmp_path / 'whole', tmp_path / 'run')
 
 
+def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
+    options = ['lr_schedule=cosine', 'lr_decay=null', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.01']
+    config = load_config(config, script.SECTIONS, [f'train.{option}' for option in options])
+    recipe = engine.TrainOptions(**config.train)
+    clips = make_clips(config, 'train')
+    render, model = engine.make_model(script.ViViT, config, clips)
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    norms, rates, apply = [], [], optimizer.apply
+
+    def watched(gradients, variables):
+        norms.append(tf.linalg.global_norm(gradients).numpy())
+        rates.append(float(optimizer.learning_rate))
+        apply(gradients, variables)
+
+    monkeypatch.setattr(optimizer, 'apply', watched)
+    tf.config.run_functions_eagerly(True)
+    try:
+        train_step = engine.make_train_step(render, model, optimizer, recipe, clips.shape)
+        log = RunLog(tmp_path / 'run', {}, [])
+        for epoch in (0, 1):
+            engine.train_one_epoch(train_step, optimizer, 1e-3, clips, epoch, recipe, log, 1)
+        assert max(norms) == pytest.approx(0.01, rel=1e-3)
+        assert rates == pytest.approx([1e-3 * x for x in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
+        model.head.bias.assign([3.0, 0, 0, 0])  # guessing class 0: cross-entropy by hand
+        model.head.kernel.assign(0 * model.head.kernel)
+        batch = clips[0, 0]
+        loss, hits = train_step(batch['keypoint'], batch['score'], batch['label'])
+    finally:
+        tf.config.run_functions_eagerly(False)
+    log_probability = np.array([3.0, 0, 0, 0]) - np.log(np.exp(3) + 3)
+    smoothed = 0.9 * log_probability[batch['label']] + 0.1 * log_probability.mean()
+    assert float(loss) == pytest.approx(-smoothed.mean(), rel=1e-5)
+    assert int(hits) == (batch['label'] == 0).sum()
+
+
+def test_weight_decay_makes_it_adamw(config):
+    config = load_config(config, script.SECTIONS)
+    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val'))
+    assert type(engine.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
+    adamw = engine.make_optimizer(model, lr=1e-3, weight_decay=0.05)
+    assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
+
+
 def test_xla_computes_the_same(config, tmp_path):
     options = ['--set', 'train.epochs=1', '--set', 'model.attn_drop_rate=0.0', '--set', 'model.drop_path_rate=0.0']
     assert call('--config', config, '-c', tmp_path / 'graph', *options) == 0
