@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -90,8 +91,8 @@ class Run:
             **state,
         }
         if is_best:  # before the latest: a run killed in between repeats this epoch, and finds the same best
-            type(self).save(self.folder / self.BEST, content)
-        type(self).save(self.folder / self.LATEST, content)
+            self.save(self.folder / self.BEST, content)
+        self.save(self.folder / self.LATEST, content)
 
     def open_log(
         self,
@@ -168,6 +169,26 @@ def check_logits(logits: np.ndarray, clips: Clips) -> None:
     if bad.any():
         name = clips.store.name(clips.clips[bad.argmax()])
         raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+
+
+def check_kind(found: str, kind: str, path: str | os.PathLike) -> None:
+    """Raises ValueError where a checkpoint is of another kind of model ('mbert', ...) than the script's."""
+    if found != kind:
+        raise ValueError(f'{path} is a checkpoint of {found}: use train_action_{found}.py for it.')
+
+
+def check_weights(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError where saved arrays are not, by name and shape, those of the model's `own`."""
+    wrong = [f'{name} is missing' for name in own if name not in saved]
+    wrong += [f'{name} is not in the model' for name in saved if name not in own]
+    wrong += [
+        f'{name} has shape {tuple(saved[name].shape)}, not {tuple(value.shape)}'
+        for name, value in own.items()
+        if name in saved and tuple(saved[name].shape) != tuple(value.shape)
+    ]
+    if wrong:
+        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        raise ValueError(f'{path} is a checkpoint of another model: {"; ".join(wrong[:3])}{more}.')
 
 
 def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:

@@ -26,35 +26,27 @@ def load(path: str | os.PathLike, kind: str) -> dict[str, Any]:
 
     {'kind', 'config', 'epoch', 'best', 'history', 'model', 'optimizer'}. Raises OSError or ValueError naming the file.
     """
-    content = read_file(path)
-    if not isinstance(content, dict) or not {'kind', 'config', 'epoch', 'model'} <= content.keys():
-        raise ValueError(f'{path} is no checkpoint of this project: it holds no config and epoch beside the weights.')
-    if content['kind'] != kind:
-        raise ValueError(f'{path} is a checkpoint of {content["kind"]}: use train_action_{content["kind"]}.py for it.')
-    return content
+    return _checked(read_file(path), path, kind)
 
 
 def load_any(path: Path, kind: str) -> dict[str, Any]:
     """As `load`, but the weights of others too: these come with None for config and epoch."""
     content = read_file(path)
     if isinstance(content, dict) and 'kind' in content:
-        return load(path, kind)
+        return _checked(content, path, kind)
     return {'config': None, 'epoch': None, 'model': weights_of(content, path)}
+
+
+def _checked(content: object, path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not {'kind', 'config', 'epoch', 'model'} <= content.keys():
+        raise ValueError(f'{path} is no checkpoint of this project: it holds no config and epoch beside the weights.')
+    run.check_kind(content['kind'], kind, path)
+    return content
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Loads all weights, strictly. Raises ValueError, naming what does not fit, before anything is changed."""
-    own = model.state_dict()
-    wrong = [f'{name} is missing' for name in own if name not in weights]
-    wrong += [f'{name} is not in the model' for name in weights if name not in own]
-    wrong += [
-        f'{name} has shape {tuple(weights[name].shape)}, not {tuple(value.shape)}'
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise ValueError(f'{path} is a checkpoint of another model: {"; ".join(wrong[:3])}{more}.')
+    run.check_weights(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
 

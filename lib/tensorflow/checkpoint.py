@@ -57,8 +57,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
         found = content['kind']
     except (KeyError, TypeError, ValueError):
         raise ValueError(f'{path} is no checkpoint of this project: it says nothing about config and epoch.') from None
-    if found != kind:
-        raise ValueError(f'{path} is a checkpoint of {found}: use train_action_{found}.py for it.')
+    run.check_kind(found, kind, path)
     for part in ('model', 'optimizer'):
         names = [name for name in arrays if name.startswith(f'{part}/')]
         content[part] = {name.removeprefix(f'{part}/'): arrays.pop(name) for name in names}
@@ -81,16 +80,7 @@ def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
 def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray], path: Path) -> None:
     """Gives variables their saved values. Raises ValueError, naming what does not fit, before anything is changed."""
     own = by_name(variables)
-    wrong = [f'{name} is missing' for name in own if name not in saved]
-    wrong += [f'{name} is not in the model' for name in saved if name not in own]
-    wrong += [
-        f'{name} has shape {saved[name].shape}, not {tuple(variable.shape)}'
-        for name, variable in own.items()
-        if name in saved and saved[name].shape != tuple(variable.shape)
-    ]
-    if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise ValueError(f'{path} is a checkpoint of another model: {"; ".join(wrong[:3])}{more}.')
+    run.check_weights(own, saved, path)
     for name, variable in own.items():
         variable.assign(saved[name])
 
