@@ -4,11 +4,32 @@ After GeneratePoseTarget of PYSKL (https://github.com/kennymckormick/pyskl, pysk
 Apache-2.0). M persons, T frames, V joints, L limbs, H and W map height and width; all lengths in pixels of the map.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 
 from lib.data.skeletons import Skeleton, skeleton_of
 
+Kind = Literal['joint', 'limb', 'both']  # of a volume's maps
+
 MIN_SCORE = 1e-3  # points with less are not drawn
+
+
+def check_maps(size: int, sigma: float, kind: str) -> None:
+    """Raises ValueError for maps that no renderer draws: the arguments are those of the fast ones."""
+    if size < 1:
+        raise ValueError(f'size is {size}; a map has at least 1 pixel')
+    if not sigma > 0:
+        raise ValueError(f'sigma is {sigma}; it must be above 0')
+    if kind not in get_args(Kind):
+        raise ValueError(f'kind is {kind!r}; choose one of {", ".join(get_args(Kind))}')
+
+
+def num_channels(kind: Kind, num_joints: int) -> int:
+    """Channels of the volume of a skeleton with V = num_joints. Raises ValueError where its limbs are not known."""
+    joints = 0 if kind == 'limb' else num_joints
+    limbs = 0 if kind == 'joint' else len(skeleton_of(num_joints).limbs)
+    return joints + limbs
 
 
 def joint_heatmaps(

@@ -5,16 +5,13 @@ Axes: N clips, M persons, T frames, V joints, L limbs, H = W = size; all lengths
 """
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.data.heatmap import MIN_SCORE
-from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
-
-Kind = Literal['joint', 'limb', 'both']
+from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_channels
+from lib.data.skeletons import PICKLE_SKELETONS
 
 LOG_TINY = -87.0  # what is below is 0: exp() would give a denormal number, and on a CPU takes 50 times as long
 
@@ -30,12 +27,7 @@ class HeatmapRenderer(nn.Module):
 
     def __init__(self, *, size: int = 56, sigma: float = 0.6, kind: Kind = 'joint'):
         super().__init__()
-        if size < 1:
-            raise ValueError(f'size is {size}; a map has at least 1 pixel')
-        if not sigma > 0:
-            raise ValueError(f'sigma is {sigma}; it must be above 0')
-        if kind not in get_args(Kind):
-            raise ValueError(f'kind is {kind!r}; choose one of {", ".join(get_args(Kind))}')
+        check_maps(size, sigma, kind)
         self.size = size
         self.sigma = float(sigma)
         self.kind = kind
@@ -48,10 +40,8 @@ class HeatmapRenderer(nn.Module):
             self.register_buffer(f'limbs_{num_joints}', torch.tensor(skeleton.limbs), persistent=False)
 
     def num_channels(self, num_joints: int) -> int:
-        """Channels of the volume of a skeleton with V = num_joints. Raises ValueError where its limbs are not known."""
-        joints = 0 if self.kind == 'limb' else num_joints
-        limbs = 0 if self.kind == 'joint' else len(skeleton_of(num_joints).limbs)
-        return joints + limbs
+        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_channels)."""
+        return num_channels(self.kind, num_joints)
 
     def forward(self, keypoint: Tensor, score: Tensor) -> Tensor:
         """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,channels,H,W) float32.
