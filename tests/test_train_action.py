@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from lib.pytorch import checkpoint, engine
 from lib.run import make_clips
 from lib.runlog import RunLog
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.processes import interrupt
 
 ROOT = Path(train_action_mbert.__file__).parent
 SCRIPTS = {'mbert': train_action_mbert, 'vanilla': train_action_vanilla}
@@ -158,15 +158,8 @@ def test_ctrl_c_in_an_epoch_then_the_same_command(script, call, config, tmp_path
     assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=10') == 0
     again = [sys.executable, script.__file__, '--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=10']
     again += ['-freq', '1']
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    # A shell's background job ignores SIGINT, and so would its children.
-    with subprocess.Popen(again, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
-        for line in process.stdout:
-            if line.startswith('epoch 3/10  ') and 'clips,' in line:  # in the middle of the third epoch
-                process.send_signal(signal.SIGINT)
-                break
-        _, told = process.communicate()
-    assert process.returncode == 75, told
+    code, told = interrupt(again, 'epoch 3/10  ')  # in the middle of the third epoch
+    assert code == 75, told
     latest = tmp_path / 'run' / 'latest_epoch.bin'
     assert f'The same command goes on from {latest}' in told
     assert 'Traceback' not in told

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from lib.run import make_clips
 from lib.runlog import RunLog
 from lib.tensorflow import checkpoint, engine
 from tests.annotations import make_annotations
+from tests.processes import interrupt
 
 ROOT = Path(script.__file__).parent
 CONFIGS = sorted((ROOT / 'configs').rglob('vivit*.yaml'))
@@ -110,15 +110,8 @@ def test_ctrl_c_in_an_epoch_then_the_same_command(config, tmp_path):
     assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=8') == 0
     again = [sys.executable, script.__file__, '--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=8']
     again += ['-freq', '1']
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    # A shell's background job ignores SIGINT, and so would its children.
-    with subprocess.Popen(again, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
-        for line in process.stdout:
-            if line.startswith('epoch 3/8  ') and 'clips,' in line:  # in the middle of the third epoch
-                process.send_signal(signal.SIGINT)
-                break
-        _, told = process.communicate()
-    assert process.returncode == 75, told
+    code, told = interrupt(again, 'epoch 3/8  ')  # in the middle of the third epoch
+    assert code == 75, told
     assert f'The same command goes on from {tmp_path / "run" / "latest_epoch.npz"}' in told
     assert 'Traceback' not in told
     subprocess.run(again, capture_output=True, text=True, check=True)
