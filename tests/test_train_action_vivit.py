@@ -193,6 +193,13 @@ def test_views_are_averaged(config, tmp_path):
     assert report['loss'] == pytest.approx(-np.log(mean[np.arange(len(label)), label]).mean(), 1e-4)
 
 
+def test_views_that_are_sure_have_finite_scores(config):
+    clips = make_clips(load_config(config, script.SECTIONS, ['data.test_clips=2']), 'val')
+    sure = tf.constant([300.0, 0, 0, 0])
+    logits, _ = engine.predict(lambda keypoint, score: tf.tile(sure[None], (len(keypoint), 1)), clips)
+    np.testing.assert_allclose(logits[0], [0, -300, -300, -300], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

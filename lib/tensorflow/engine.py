@@ -1,6 +1,7 @@
 """What the TensorFlow script is made of: the parts of a run, an epoch of training, evaluation."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +150,8 @@ def predict(predict_step: PredictStep, clips: Clips) -> tuple[np.ndarray, np.nda
         labels.append(batch['label'])
         keypoint, score = batch['keypoint'], batch['score']
         if clips.num_views > 1:  # one after the other: no more memory than one view takes
-            views = [tf.nn.softmax(predict_step(keypoint[:, k], score[:, k])) for k in range(clips.num_views)]
-            logits.append(tf.math.log(tf.reduce_mean(tf.stack(views), axis=0)))
+            views = [tf.nn.log_softmax(predict_step(keypoint[:, k], score[:, k])) for k in range(clips.num_views)]
+            logits.append(tf.reduce_logsumexp(tf.stack(views), axis=0) - math.log(clips.num_views))
         else:
             logits.append(predict_step(keypoint, score))
     logits = tf.concat(logits, axis=0).numpy()
