@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lib.files import require_file
+
 # Weights of which less fits belong to another model. Of those of MotionBERT-Lite, half as wide, only biases fit.
 LEAST_SHARE = 0.1
 
@@ -35,9 +37,7 @@ _NUMBERS = [
 def read_file(path: str | os.PathLike) -> object:
     """What torch.save wrote into a file, on the CPU. Nothing in it is run. Raises OSError or ValueError naming it."""
     path = Path(path)
-    if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob('*') if file.is_file())
-        raise FileNotFoundError(f'{path}: there is no such file. Its folder holds {_listed(there) or "no files"}.')
+    require_file(path)
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location='cpu', weights_only=True)

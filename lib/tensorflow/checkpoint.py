@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from lib import run
-from lib.files import replacing
+from lib.files import replacing, require_file
 
 LATEST, BEST = 'latest_epoch.npz', 'best_epoch.npz'
 
@@ -37,11 +37,7 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     {'kind', 'config', 'epoch', 'best', 'history', 'model', 'optimizer'}. Raises OSError or ValueError naming the file.
     """
     path = Path(path)
-    if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob('*') if file.is_file())
-        raise FileNotFoundError(
-            f'{path}: there is no such file. Its folder holds {", ".join(there[:4]) or "no files"}.'
-        )
+    require_file(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
