@@ -13,7 +13,11 @@ class Recipe:
     lr_schedule: 'step' multiplies the learning rates by lr_decay after each epoch, 'cosine' lets them fall to 0 along
     half a cosine, step by step. warmup_epochs: through which they rise from 0 first, step by step.
     label_smoothing: share of the target that is spread over all classes. max_grad_norm: to which longer gradients are
-    cut, all parameters taken together; null leaves them. compile: whether the model and the drawing are compiled.
+    cut, all parameters taken together; null leaves them.
+    precision: 'bf16' draws and multiplies in bfloat16; weights, optimizer and loss stay in float32.
+    accumulation_steps: parts that a batch is worked on in, one after the other, where memory is too small for all of it;
+    batch norm sees one part at a time. compile: whether the model and the drawing are compiled.
+    num_workers: threads that prepare batches ahead.
 
     Raises ValueError, naming the key, for a value out of range.
     """
@@ -25,7 +29,10 @@ class Recipe:
     label_smoothing: float = 0.0
     max_grad_norm: float | None = None
     seed: int = 0
+    precision: Literal['fp32', 'bf16'] = 'fp32'
+    accumulation_steps: int = 1
     compile: bool = False
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         for sound, key, rule in (
@@ -34,9 +41,21 @@ class Recipe:
             (0 <= self.warmup_epochs < self.epochs, 'warmup_epochs', f'0 or more, and below the {self.epochs} epochs'),
             (0 <= self.label_smoothing < 1, 'label_smoothing', 'at least 0 and below 1'),
             (self.max_grad_norm is None or self.max_grad_norm > 0, 'max_grad_norm', 'above 0, or null'),
+            (self.accumulation_steps >= 1, 'accumulation_steps', 'at least 1'),
+            (self.num_workers >= 1, 'num_workers', 'at least 1'),
         ):
             if not sound:
                 raise ValueError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
+
+    def check_batch_size(self, batch_size: int, num_devices: int) -> None:
+        """Raises ValueError where the devices, and the parts of a batch, cannot have equal shares of it."""
+        shares = num_devices * self.accumulation_steps
+        if batch_size % shares:
+            parts = f' times train.accumulation_steps {self.accumulation_steps}' if self.accumulation_steps > 1 else ''
+            raise ValueError(
+                f'data.batch_size {batch_size}, which is that of all devices together, does not divide among '
+                f'{num_devices} devices{parts}: set data.batch_size to a multiple of {shares}.'
+            )
 
     @staticmethod
     def unread(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +23,10 @@ from lib.runlog import RunLog, metrics_line, say, say_facts
 # May change between two runs of one folder: where the data lies.
 FREE_KEYS = ('data.ann_file', 'data.store_dir')
 # May change for an evaluation: where the data lies, what changes speed alone, and how often a clip is looked at.
-EVALUATION_KEYS = (*FREE_KEYS, 'data.batch_size', 'data.test_clips', 'data.test_flip', 'train.compile')
+EVALUATION_KEYS = (
+    *FREE_KEYS, 'data.batch_size', 'data.test_clips', 'data.test_flip',
+    'train.precision', 'train.compile', 'train.num_workers',
+)  # fmt: skip
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Run:
     """A training run in its folder, as far as it has come. How a checkpoint is read and written is the framework's.
 
     epoch: epochs done. best: {'top1', 'epoch'} of the best of them. history: a line for each (see RunLog). news: what
-    the user should know about how it goes on. path, saved: the checkpoint that it goes on from.
+    the user should know about how it goes on. path, saved: the checkpoint that it goes on from. is_main: whether this
+    process, of several that train together, is the one that writes.
     """
 
     LATEST: ClassVar[str]
@@ -47,14 +52,17 @@ class Run:
     news: list[str] = field(default_factory=list)
     path: Path | None = None
     saved: dict[str, Any] | None = None
+    is_main: bool = True
 
     @classmethod
-    def open(cls, folder: str, resume: str | None, kind: str, config: EasyDict, sections: Sections) -> Self:
+    def open(
+        cls, folder: str, resume: str | None, kind: str, config: EasyDict, sections: Sections, is_main: bool = True
+    ) -> Self:
         """A new run in `folder`, or the one that is there, or for an empty folder the one of the file `resume`.
 
         Nothing is written yet. Raises OSError or ValueError where that run is of another model or other data.
         """
-        run = cls(Path(folder), kind, config)
+        run = cls(Path(folder), kind, config, is_main=is_main)
         latest = run.folder / cls.LATEST
         if latest.is_file():
             if resume and not latest.samefile(resume):
@@ -82,6 +90,8 @@ class Run:
         is_best = val['top1'] > self.best['top1']
         if is_best:
             self.best = {'top1': val['top1'], 'epoch': self.epoch}
+        if not self.is_main:
+            return
         content = {
             'kind': self.kind,
             'config': plain(self.config),
@@ -108,7 +118,7 @@ class Run:
 
         model, device: their descriptions. picture: (name, (3, H, W) uint8) for TensorBoard. notes: further lines.
         """
-        log = RunLog(self.folder, plain(self.config), self.history)
+        log = RunLog(self.folder, plain(self.config), self.history, self.is_main)
         say_facts(
             {
                 'data': train_clips.description,
@@ -140,15 +150,21 @@ def make_clips(config: EasyDict, split: str) -> Clips:
     return clips
 
 
-def prefetched(load: Callable[[int], Any], count: int) -> Iterator[Any]:
-    """load(0), ..., load(count - 1); each is made in a thread while the one before is at work."""
-    with ThreadPoolExecutor(max_workers=1) as loader:
-        ahead = loader.submit(load, 0)
+def prefetched(load: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
+    """load(0), ..., load(count - 1), in this order, made ahead by threads: NumPy computes beside Python in them."""
+    with ThreadPoolExecutor(num_workers) as loader:
+        ahead = deque(loader.submit(load, b) for b in range(min(num_workers + 1, count)))
         for b in range(count):
-            batch = ahead.result()
-            if b + 1 < count:
-                ahead = loader.submit(load, b + 1)
+            batch = ahead.popleft().result()
+            if b + num_workers + 1 < count:
+                ahead.append(loader.submit(load, b + num_workers + 1))
             yield batch
+
+
+def padded(batch: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """A batch with clips of zeros at its end, so that it has `count`: what is compiled then sees one shape alone."""
+    missing = count - len(batch['label'])
+    return {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
 
 
 def check_losses(losses: np.ndarray, clips: Clips, epoch: int) -> None:

@@ -21,21 +21,27 @@ class RunLog:
     """The log of a training run in its checkpoint folder.
 
     metrics.jsonl has one line per epoch and no clock in it: equal runs have equal files. It is written anew from the
-    history that the checkpoint keeps, so the two never disagree. Times and speeds are in timing.jsonl.
+    history that the checkpoint keeps, so the two never disagree. Times and speeds are in timing.jsonl. Of several
+    processes that train together only the one that `is_main` writes.
     """
 
-    def __init__(self, folder: Path, config: dict[str, dict[str, Any]], history: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, dict[str, Any]], history: Sequence[dict[str, Any]], is_main: bool = True
+    ) -> None:
         self.folder = folder
+        self.is_main = is_main
+        self._train_seconds = math.nan  # of the last epoch
+        if not is_main:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / 'config.yaml', yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=120))
         self._write_metrics(history)
         self._board = SummaryWriter(str(folder / 'logs'), purge_step=len(history) + 1)
-        self._train_seconds = math.nan  # of the last epoch
 
     def progress(self, title: str, num_clips: int) -> tqdm:
         """A progress bar over the clips of an epoch. Where there is no terminal, `report` prints it as lines."""
         form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
-        screen = sys.stderr if sys.stderr.isatty() else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
+        screen = sys.stderr if sys.stderr.isatty() and self.is_main else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
         width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals that do not tell theirs
         return tqdm(desc=title, total=num_clips, unit=' clips', bar_format=form, leave=False, file=screen, ncols=width)
 
@@ -48,6 +54,8 @@ class RunLog:
 
     def epoch(self, history: Sequence[dict[str, Any]], *, epochs: int, best: dict[str, Any], num_clips: int) -> None:
         """Tells the last line of `history`: {'epoch': ..., 'lr': ..., 'train': {...}, 'val': {...}}."""
+        if not self.is_main:
+            return
         line = history[-1]
         self._write_metrics(history)
         clips_per_second = num_clips / self._train_seconds
@@ -70,6 +78,8 @@ class RunLog:
 
     def picture(self, name: str, image: np.ndarray) -> None:
         """Puts a picture (3, H, W), uint8, on TensorBoard."""
+        if not self.is_main:
+            return
         self._board.add_image(name, image)
         self._board.flush()
 

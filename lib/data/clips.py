@@ -4,6 +4,7 @@ N clips of a batch, K views of a clip, M persons, P person rows (the persons of 
 V joints.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
@@ -162,6 +163,7 @@ class Clips:
         # One gather per frame is one contiguous copy.
         self._keypoint_rows = self.store.keypoint.reshape(len(self.store.keypoint), -1)
         self._order = (-1, self.clips)
+        self._share = slice(None)
 
     @staticmethod
     def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
@@ -261,8 +263,17 @@ class Clips:
         """frame_dir of each clip of a batch."""
         return [self.store.name(clip) for clip in self.batch_clips(epoch, b)]
 
+    def shared(self, rank: int, world_size: int) -> Self:
+        """The same clips, as one of several devices takes them: of every batch one clip in world_size, from `rank` on.
+
+        Batches stay whole for all but `clips[epoch, b]`. The share of a short batch may be empty.
+        """
+        shared = copy.copy(self)
+        shared._share = slice(rank, None, world_size)
+        return shared
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        clip = self.batch_clips(*key)
+        clip = self.batch_clips(*key)[self._share]
         random = ClipRandom(self.seed, key[0], clip) if self.training else None
         make = {'heatmap': self._heatmap, 'keypoint_2d': self._keypoint_2d, 'keypoint_3d': self._keypoint_3d}
         return make[self.input](clip, random) | {'label': self.store.label[clip]}

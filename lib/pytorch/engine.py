@@ -112,7 +112,7 @@ def batches(clips: Clips, epoch: int, device: torch.device) -> Iterator[dict[str
         batch = {name: torch.from_numpy(array) for name, array in clips[epoch, b].items()}
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if device.type == 'cuda' else batch
 
-    for batch in prefetched(load, len(clips)):
+    for batch in prefetched(load, len(clips), 1):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 

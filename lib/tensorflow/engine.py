@@ -123,7 +123,7 @@ def train_one_epoch(
     """
     losses, counts, hits = [], [], []
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
-        for b, batch in enumerate(prefetched(lambda b: clips[epoch, b], len(clips))):
+        for b, batch in enumerate(prefetched(lambda b: clips[epoch, b], len(clips), options.num_workers)):
             optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, len(clips)))
             loss, correct = train_step(batch['keypoint'], batch['score'], batch['label'])
             losses.append(loss)
@@ -146,7 +146,7 @@ def predict(predict_step: PredictStep, clips: Clips) -> tuple[np.ndarray, np.nda
     the clip, where a logit is not finite.
     """
     logits, labels = [], []
-    for batch in prefetched(lambda b: clips[0, b], len(clips)):
+    for batch in prefetched(lambda b: clips[0, b], len(clips), 1):
         labels.append(batch['label'])
         keypoint, score = batch['keypoint'], batch['score']
         if clips.num_views > 1:  # one after the other: no more memory than one view takes

@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from lib.tools import benchmark
+from lib.tools.benchmark import common, vivit
+from lib.tools.benchmark.__main__ import main
 
 
 def test_render_reports_rates_and_ratios(capsys):
-    benchmark.main(['render', '--batch', '2', '--persons', '1', '--pairs', '3', '--json'])
+    main(['render', '--batch', '2', '--persons', '1', '--pairs', '3', '--json'])
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {'title', 'unit', 'setting', 'rates', 'ratios'}
     assert set(report['setting']) == {'device', 'threads', 'torch', 'pairs'}
@@ -18,41 +19,41 @@ def test_render_reports_rates_and_ratios(capsys):
     for numbers in (*report['rates'].values(), *report['ratios'].values()):
         assert 0 < numbers['min'] <= numbers['lower'] <= numbers['median'] <= numbers['upper'] <= numbers['max']
 
-    table = benchmark.as_text(report)
+    table = common.as_text(report)
     for name in (*report['rates'], *report['ratios'], 'clips/s', f'threads {report["setting"]["threads"]}'):
         assert name in table
 
 
 def test_data_reports_rates_and_what_opening_costs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('os.sched_setaffinity', lambda *_: None, raising=False)  # pytest keeps its cores
-    benchmark.main(['data', '--clips', '200', '--batch', '8', '--rounds', '2', '--folder', str(tmp_path), '--json'])
+    main(['data', '--clips', '200', '--batch', '8', '--rounds', '2', '--folder', str(tmp_path), '--json'])
     report = json.loads(capsys.readouterr().out)
     assert set(report['rates']) == {'train', 'val'}
     assert report['rates']['train']['min'] > 0
     assert 0 < report['opening']['milliseconds']['median'] < 1000
     assert not list(tmp_path.iterdir())
-    assert 'private MB' in benchmark.as_text(report)
+    assert 'private MB' in common.as_text(report)
 
 
 def test_vivit_is_compared_with_the_same_architecture(capsys):
-    assert benchmark.stock_vivit(0.1).count_params() == 8_650_300
-    benchmark.main(['vivit', '--batch', '1', '--steps', '1', '--rounds', '1', '--json'])
+    assert vivit.stock_vivit(0.1).count_params() == 8_650_300
+    main(['vivit', '--batch', '1', '--steps', '1', '--rounds', '1', '--json'])
     report = json.loads(capsys.readouterr().out)
     assert set(report['rates']) == {'ours', 'stock', 'ours, no drop', 'stock, no drop'}
     assert report['ratios']['time ours/stock']['median'] > 0
-    assert 'without dropout' in benchmark.as_text(report)
+    assert 'without dropout' in common.as_text(report)
 
 
 def test_candidates_are_timed_in_alternating_order():
     calls = []
     candidates = {name: lambda name=name: calls.append(name) for name in 'ab'}
-    seconds = benchmark.time_in_turn(candidates, 3, lambda: None)
+    seconds = common.time_in_turn(candidates, 3, lambda: None)
     assert ''.join(calls) == 'abab' + 'abbaab'
     assert {name: len(times) for name, times in seconds.items()} == {'a': 3, 'b': 3}
 
 
 def test_skeletons_are_plausible():
-    keypoint, score = benchmark.walking_skeletons(8, 2)
+    keypoint, score = common.walking_skeletons(8, 2)
     assert keypoint.shape == (8, 2, 48, 17, 2)
     assert score.shape == (8, 2, 48, 17)
     assert keypoint.dtype == score.dtype == np.float32
@@ -61,20 +62,20 @@ def test_skeletons_are_plausible():
     assert 0 < (score == 0).mean() < 0.05
     assert score.max() <= 1
     assert not keypoint[score == 0].any()
-    np.testing.assert_array_equal(keypoint, benchmark.walking_skeletons(8, 2)[0])
+    np.testing.assert_array_equal(keypoint, common.walking_skeletons(8, 2)[0])
 
 
 @pytest.mark.parametrize('arguments', [['render', '--batch', '0'], ['render', '--kind', 'bones'], []])
 def test_wrong_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit, match='2'):
-        benchmark.main(arguments)
+        main(arguments)
     assert 'error' in capsys.readouterr().err
 
 
 def test_help_imports_no_framework():
     code = (
-        'import sys; from lib.tools import benchmark\n'
-        'try: benchmark.main(["render", "--help"])\n'
+        'import sys; from lib.tools.benchmark.__main__ import main\n'
+        'try: main(["render", "--help"])\n'
         'finally: assert not {"torch", "tensorflow"} & set(sys.modules)'
     )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)

@@ -1,0 +1,103 @@
+"""Batches of training clips on one core, without a model; what opening their store costs."""
+
+import argparse
+import multiprocessing
+import os
+import pickle
+import tempfile
+import time
+
+import numpy as np
+
+from lib.tools.benchmark.common import FRAMES, JOINTS, positive, summary, time_in_turn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--clips', type=positive, default=60_000, help='clips in the store (default: %(default)s)')
+    parser.add_argument('--batch', type=positive, default=32, help='clips per batch (default: %(default)s)')
+    parser.add_argument('--rounds', type=positive, default=15, help='timed runs (default: %(default)s)')
+    parser.add_argument('--folder', help='where 20 kB per clip are written meanwhile (default: a temporary folder)')
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Clips/s of Clips alone, held on one core, and what opening its store costs in seconds and private memory."""
+    from lib.data.clips import Clips
+    from lib.data.store import open_store
+
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        ann_file = os.path.join(folder, 'benchmark.pkl')
+        # In a process of its own, so that neither its memory nor its warm arrays count here.
+        packing = multiprocessing.get_context('spawn').Process(target=pack_made_up_clips, args=(ann_file, args.clips))
+        packing.start()
+        packing.join()
+        assert packing.exitcode == 0, 'packing failed, see above'
+        opening = []
+        before = private_bytes()
+        for _ in range(args.rounds):
+            start = time.perf_counter()
+            store = open_store(ann_file)
+            opening.append(time.perf_counter() - start)
+        options = {'ann_file': ann_file, 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': args.batch, 'seed': 0}
+        clips = {split: Clips(split, **options) for split in ('train', 'val')}
+        private = private_bytes() - before
+        batches = min(64, *(part.num_clips // args.batch for part in clips.values()))
+
+        def load(split: str) -> None:
+            for b in range(batches):
+                clips[split][0, b]
+
+        seconds = time_in_turn({split: lambda split=split: load(split) for split in clips}, args.rounds, lambda: None)
+        setting = {
+            'clips': args.clips,
+            'two persons': f'{(store.num_persons[:] == 2).mean():.0%}',
+            'batch': args.batch,
+            'rounds': args.rounds,
+        }
+        size = store.keypoint.nbytes + store.score.nbytes
+    return {
+        'title': f'data: batches of {FRAMES} frames from a store of {size / 1e6:,.0f} MB, on one core',
+        'unit': 'clips/s',
+        'setting': setting,
+        'rates': {split: summary(batches * args.batch / np.array(times)) for split, times in seconds.items()},
+        'opening': {'milliseconds': summary(1e3 * np.array(opening)), 'private MB': summary(np.array([private / 1e6]))},
+    }
+
+
+def pack_made_up_clips(ann_file: str, num_clips: int) -> None:
+    """Writes a pickle of NTU60's proportions (20 to 300 frames, a fifth with two persons) and packs it."""
+    from lib.data.store import open_store
+
+    rng = np.random.default_rng(0)
+    pool = rng.uniform(300, 1500, (600, JOINTS, 2)).astype(np.float16)
+    scores = rng.uniform(0.3, 1, (600, JOINTS)).astype(np.float16)
+    annotations = []
+    for i, (total, persons) in enumerate(
+        zip(rng.integers(20, 301, num_clips), rng.random(num_clips) < 0.2, strict=True)
+    ):
+        rows, shape = slice(0, (persons + 1) * total), (persons + 1, total, JOINTS)
+        annotations.append(
+            {
+                'frame_dir': f'clip{i:06d}',
+                'label': i % 60,
+                'total_frames': int(total),
+                'img_shape': (1080, 1920),
+                'keypoint': pool[rows].reshape(*shape, 2),
+                'keypoint_score': scores[rows].reshape(shape),
+            }
+        )
+    names = [annotation['frame_dir'] for annotation in annotations]
+    split = {'xsub_train': names[: num_clips * 7 // 10], 'xsub_val': names[num_clips * 7 // 10 :]}
+    with open(ann_file, 'wb') as file:
+        pickle.dump({'split': split, 'annotations': annotations}, file)
+    open_store(ann_file)
+
+
+def private_bytes() -> int:
+    """Memory that this process alone has written: Private_Dirty and swap. 0 where the system does not tell."""
+    try:
+        with open('/proc/self/smaps_rollup') as file:
+            return 1024 * sum(int(line.split()[1]) for line in file if line.startswith(('Private_Dirty', 'Swap:')))
+    except FileNotFoundError:
+        return 0
