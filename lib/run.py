@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,15 @@ def padded(batch: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]
     """A batch with clips of zeros at its end, so that it has `count`: what is compiled then sees one shape alone."""
     missing = count - len(batch['label'])
     return {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16, as far as the system tells (Linux)."""
+    try:
+        told = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', told, re.MULTILINE) is not None
 
 
 def check_losses(losses: np.ndarray, clips: Clips, epoch: int) -> None:
