@@ -12,6 +12,7 @@ import numpy as np
 
 from lib.data.geometry import (
     AffineMap,
+    as_complex,
     compact_box,
     extent,
     jitter,
@@ -322,9 +323,10 @@ class Clips:
         """Keypoints moved into the heatmap, left and right exchanged in the clips `flipped` (N,); (N, M, ...)."""
         keypoint, mirrored = affine.apply(keypoint, persons.clip), flipped[persons.clip]
         if mirrored.any():
-            order = self.skeleton.flip_order
-            keypoint[mirrored] = keypoint[mirrored][:, :, order]
-            score = np.where(mirrored[:, None, None], score[:, :, order], score)
+            row, order = np.flatnonzero(mirrored), self.skeleton.flip_order
+            points, score = as_complex(keypoint), score.copy()
+            points[row] = points[row].take(order, axis=2)
+            score[row] = score[row].take(order, axis=2)
         return {'keypoint': persons.spread(keypoint), 'score': persons.spread(score)}
 
     def _views(self, flips: list[np.ndarray]) -> np.ndarray:
@@ -373,7 +375,8 @@ class Clips:
         if self.input != 'heatmap':
             return resampled_frames(total_frames, T, None if random is None else random.uniform(T))
         if random is None:
-            return np.stack([evaluation_frames(int(count), T, self.test_clips) for count in total_frames])
+            frames = [evaluation_frames(int(count), T, self.test_clips) for count in total_frames]
+            return np.array(frames, np.int64).reshape(len(clip), self.test_clips * T)
         frames = train_frames(total_frames, T, random.uniform(T + 1))
         return shifted_frames(frames, self.temporal_shift, random.uniform(1)) if self.temporal_shift else frames
 

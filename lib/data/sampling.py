@@ -30,13 +30,22 @@ class ClipRandom:
         """The next `count` draws of every clip, (N, count) float64 in [0, 1)."""
         counter = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
-        return (_mix(self._start + counter * _GOLDEN) >> np.uint64(11)) * 2.0**-53
+        bits = _mix(self._start + counter * _GOLDEN)
+        bits >>= np.uint64(11)
+        draws = bits.astype(np.float64)
+        draws *= 2.0**-53
+        return draws
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    """Scrambles 64-bit numbers in place: memory that the system must hand out anew costs more than the arithmetic."""
+    shifted = bits >> np.uint64(30)
+    bits ^= shifted
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= np.right_shift(bits, np.uint64(27), out=shifted)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits ^= np.right_shift(bits, np.uint64(31), out=shifted)
+    return bits
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -54,9 +63,9 @@ def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> 
     start = (draws[:, :1] * T).astype(np.int64)
     wrapped = (start + part) % T
 
-    skipped = np.zeros(draws.shape, np.int64)
-    np.put_along_axis(skipped, np.argsort(draws, axis=1), np.arange(clip_len + 1) < T - clip_len, axis=1)
-    skipping = part + np.cumsum(skipped, axis=1)[:, :clip_len]
+    # The T - L frames with the smallest draws.
+    smallest_kept = np.take_along_axis(np.sort(draws, axis=1), np.clip(T - clip_len, 0, clip_len), axis=1)
+    skipping = part + np.cumsum(draws < smallest_kept, axis=1)[:, :clip_len]
 
     first, last = part * T // clip_len, (part + 1) * T // clip_len
     one_per_part = first + (draws[:, :clip_len] * (last - first)).astype(np.int64)
