@@ -5,6 +5,8 @@ V joints.
 """
 
 import copy
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
@@ -46,6 +48,7 @@ Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']
 
 VIEW_ANGLE = 30.0  # degrees either way, where a 3D pickle is drawn
 TEST_SCALE = 2.0  # MotionBERT's: the window of a test clip, in lengths of the persons' box
+PIECE = 2**16  # clips of a split that are looked at together, where all of them are
 
 # The keys that only some inputs read.
 INPUT_KEYS = {
@@ -158,12 +161,11 @@ class Clips:
         self.clips = self.store.splits[self.list_name]
         if len(self.clips) <= self.training:
             raise ValueError(f'{ann_file}: the list {self.list_name} has {len(self.clips)} clips; that is too few.')
-        self.is_3d = self.store.keypoint.shape[2] == 3
+        self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton(view_angle)
         self.view_angle = np.radians(VIEW_ANGLE if view_angle is None else view_angle)
-        # One gather per frame is one contiguous copy.
-        self._keypoint_rows = self.store.keypoint.reshape(len(self.store.keypoint), -1)
-        self._order = (-1, self.clips)
+        self._order = (-1, self.clips)  # an epoch, and the places in the list that its clips are taken from, in turn
+        self._ordering = threading.Lock()
         self._share = slice(None)
 
     @staticmethod
@@ -174,7 +176,7 @@ class Clips:
 
     def _skeleton(self, view_angle: float | None) -> Skeleton:
         """The joints that a batch holds. Raises ValueError where the pickle does not suit the input."""
-        skeleton = skeleton_of(self.store.keypoint.shape[1])
+        skeleton = skeleton_of(self.store.num_joints)
         if self.input == 'keypoint_2d':
             if self.is_3d or skeleton is not COCO17:
                 raise ValueError(
@@ -217,7 +219,7 @@ class Clips:
     @property
     def classes(self) -> np.ndarray:
         """The labels that occur in the split, rising."""
-        return np.unique(self.store.label[self.clips])
+        return np.unique(np.concatenate([np.unique(self.store.label[clips]) for clips in self._pieces()]))
 
     @property
     def description(self) -> str:
@@ -234,19 +236,24 @@ class Clips:
     def split_description(self) -> str:
         """Which list of the set this is, for the log."""
         count = len(self.classes)
-        crowded = int((self.store.num_persons[self.clips] > self.max_persons).sum())
+        crowded = sum(int((self.store.num_persons[clips] > self.max_persons).sum()) for clips in self._pieces())
         left_out = f'; {crowded:,} have over {self.max_persons} persons, of whom the first are taken' if crowded else ''
         return f'{self.list_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){left_out}'
 
     def check_labels(self, num_classes: int) -> None:
         """Raises ValueError, naming the clip, for a label that a model of `num_classes` cannot learn."""
-        label = self.store.label[self.clips]
-        if (label >= num_classes).any():
-            worst = label.argmax()
+        highest = self.classes[-1]
+        if highest >= num_classes:
+            clip = next(clip for clips in self._pieces() for clip in clips[self.store.label[clips] == highest])
             raise ValueError(
-                f'{self.store.ann_file}: clip {self.store.name(self.clips[worst])} has label {label[worst]}, but '
-                f'model.num_classes is {num_classes}; it must be {label[worst] + 1} or more.'
+                f'{self.store.ann_file}: clip {self.store.name(clip)} has label {highest}, but model.num_classes is '
+                f'{num_classes}; it must be {highest + 1} or more.'
             )
+
+    def _pieces(self) -> Iterator[np.ndarray]:
+        """The split's clips, some at a time: what is looked up of all of them at once may not fit in memory."""
+        for start in range(0, self.num_clips, PIECE):
+            yield self.clips[start : start + PIECE]
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_clips, self.batch_size)
@@ -256,9 +263,13 @@ class Clips:
         """Which clips of the store make up batch b of an epoch, (N,) int."""
         if not 0 <= b < len(self):
             raise IndexError(b)
-        if self.training and self._order[0] != epoch:
-            self._order = (epoch, self.clips[epoch_order(self.seed, epoch, self.num_clips)])
-        return self._order[1][b * self.batch_size : (b + 1) * self.batch_size]
+        batch = slice(b * self.batch_size, (b + 1) * self.batch_size)
+        if not self.training:
+            return self.clips[batch]
+        with self._ordering:  # one loader thread shuffles, the others wait
+            if self._order[0] != epoch:
+                self._order = (epoch, epoch_order(self.seed, epoch, self.num_clips))
+            return self.clips[self._order[1][batch]]
 
     def names(self, epoch: int, b: int) -> list[str]:
         """frame_dir of each clip of a batch."""
@@ -274,8 +285,14 @@ class Clips:
         return shared
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        clip = self.batch_clips(*key)[self._share]
-        random = ClipRandom(self.seed, key[0], clip) if self.training else None
+        whole = self.batch_clips(*key)
+        clip = whole[self._share]
+        if not len(clip):
+            return {name: array[:0] for name, array in self._batch(whole[:1], key[0]).items()}
+        return self._batch(clip, key[0])
+
+    def _batch(self, clip: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+        random = ClipRandom(self.seed, epoch, clip) if self.training else None
         make = {'heatmap': self._heatmap, 'keypoint_2d': self._keypoint_2d, 'keypoint_3d': self._keypoint_3d}
         return make[self.input](clip, random) | {'label': self.store.label[clip]}
 
@@ -375,16 +392,13 @@ class Clips:
         if self.input != 'heatmap':
             return resampled_frames(total_frames, T, None if random is None else random.uniform(T))
         if random is None:
-            frames = [evaluation_frames(int(count), T, self.test_clips) for count in total_frames]
-            return np.array(frames, np.int64).reshape(len(clip), self.test_clips * T)
+            return np.stack([evaluation_frames(int(count), T, self.test_clips) for count in total_frames])
         frames = train_frames(total_frames, T, random.uniform(T + 1))
         return shifted_frames(frames, self.temporal_shift, random.uniform(1)) if self.temporal_shift else frames
 
     def _read(self, persons: '_Persons', frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keypoints (P, T, V, C) and scores (P, T, V) of the chosen frames, as the store has them."""
-        rows = persons.first_row[:, None] + frames[persons.clip]
-        keypoint = self._keypoint_rows[rows].reshape(*rows.shape, *self.store.keypoint.shape[1:])
-        return keypoint, self.store.score[rows]
+        return self.store.gather(persons.first_row[:, None] + frames[persons.clip])
 
     def _tracked(self, keypoint: np.ndarray, clip: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Exchanges the first two persons of keypoint (N, M, T, V, C) where the file has mixed them up."""
@@ -395,7 +409,7 @@ class Clips:
         start = np.cumsum(total_frames) - total_frames
         clip_of = np.repeat(np.arange(len(pair)), total_frames)  # of every frame of every pair
         first_row = self.store.first_row[clip[pair]][clip_of] + np.arange(len(clip_of)) - start[clip_of]
-        tracks = [self.store.keypoint[first_row + person * total_frames[clip_of]] for person in (0, 1)]
+        tracks = [self.store.gather(first_row + person * total_frames[clip_of])[0] for person in (0, 1)]
         if self.input == 'keypoint_2d':
             tracks = [to_camera(track[:, None], self.store.img_shape[clip[pair]][clip_of])[:, 0] for track in tracks]
         swapped = identity_swaps(*tracks, total_frames)[start[:, None] + frames[pair]]  # (pairs, T)

@@ -49,8 +49,10 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order (count,) in which epoch `epoch` visits its clips."""
-    return np.random.default_rng([seed % 2**64, epoch]).permutation(count)
+    """The order (count,) int32 in which epoch `epoch` visits its clips."""
+    order = np.arange(count, dtype=np.int32)  # half the memory that `permutation` takes, for the same order
+    np.random.default_rng([seed % 2**64, epoch]).shuffle(order)
+    return order
 
 
 def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> np.ndarray:

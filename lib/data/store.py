@@ -1,102 +1,183 @@
 """The packed form of a PYSKL pickle: a folder of flat .npy arrays beside it, made once and memory-mapped afterwards.
 
-    keypoint.npy      (R, V, C)   float16 as PYSKL writes (float32 if the pickle has more); R = frames of all persons:
+    keypoint_0000.npy (R, V, C)   float16 as PYSKL writes (float32 if the pickle has more); R = frames of all persons:
                                   clip after clip, in it person after person, in it frame after frame
-    score.npy         (R, V)      0 for a missing joint
+    score_0000.npy    (R, V)      0 for a missing joint
     first_row.npy     (N,) int64  where clip i begins
     total_frames.npy  (N,) int32
     num_persons.npy   (N,) int32
     label.npy         (N,) int64
     img_shape.npy     (N, 2) int32, (h, w) in pixels; zeros for 3D
-    frame_dir.npy     (N,) bytes, UTF-8
-    split.npy         (S,) int32  the clips of all splits, split after split, each in the order of the pickle
-    meta.json         which pickle it was made from, and where each split lies
+    frame_dir.npy     uint8, the UTF-8 names of all clips in a row
+    name_end.npy      (N,) int64  where clip i's name ends in it
+    split_0000.npy    (S,) int32  the clips of the first split, in the order of the pickle; split_0001.npy of the second
+    meta.json         which pickle it was made from, the names of its splits, the number of shards
+
+Keypoints and scores go on in keypoint_0001.npy, score_0001.npy, ... (shards) where a file would grow beyond SHARD_BYTES
+or the type of the numbers changes; rows are counted over all shards, and a clip lies in one of them.
 
 However many processes open it, they share one copy in the page cache.
 """
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lib.data.pickles import load_annotations, require_pickle
 
-FORMAT = 1  # raise it whenever the arrays change their meaning
-ARRAYS = (
-    'keypoint',
-    'score',
-    'first_row',
-    'total_frames',
-    'num_persons',
-    'label',
-    'img_shape',
-    'frame_dir',
-    'split',
-)
+FORMAT = 2  # raise it whenever the arrays change their meaning
+SHARD_BYTES = 4 * 2**30  # of keypoints
+BUFFER_BYTES = 2**20  # of every file that is being written
+INDEX = {  # the arrays that hold something of each clip: type and shape of it
+    'first_row': (np.int64, ()),
+    'total_frames': (np.int32, ()),
+    'num_persons': (np.int32, ()),
+    'label': (np.int64, ()),
+    'img_shape': (np.int32, (2,)),
+    'name_end': (np.int64, ()),
+}
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Store:
-    """The mapped arrays (see the module's docstring) of one pickle, and the clips (int32 indices) of each split."""
+    """The mapped arrays (see the module's docstring) of one set, and the clips (int32 indices) of each split.
+
+    keypoints, scores: one array of each shard.
+    """
 
     ann_file: Path
-    keypoint: np.ndarray
-    score: np.ndarray
+    keypoints: tuple[np.ndarray, ...]
+    scores: tuple[np.ndarray, ...]
     first_row: np.ndarray
     total_frames: np.ndarray
     num_persons: np.ndarray
     label: np.ndarray
     img_shape: np.ndarray
     frame_dir: np.ndarray
+    name_end: np.ndarray
     splits: dict[str, np.ndarray]
+
+    @property
+    def num_joints(self) -> int:
+        return self.keypoints[0].shape[1]
+
+    @property
+    def is_3d(self) -> bool:
+        return self.keypoints[0].shape[2] == 3
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keypoints and scores."""
+        return sum(shard.nbytes for shard in self.keypoints + self.scores)
 
     def name(self, clip: int) -> str:
         """frame_dir of a clip."""
-        return self.frame_dir[clip].decode()
+        start = self.name_end[clip - 1] if clip else 0
+        return self.frame_dir[start : self.name_end[clip]].tobytes().decode()
+
+    def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints (*rows.shape, V, C) and scores (*rows.shape, V) of the rows: copies, of one type in all the store.
+
+        rows: (P,) or (P, T) int; the T rows of an item lie in one shard, as the frames of a clip do.
+        """
+        keypoint = self._gather(self._flat_keypoints, rows).reshape(*rows.shape, *self.keypoints[0].shape[1:])
+        return keypoint, self._gather(self.scores, rows)
+
+    def _gather(self, shards: tuple[np.ndarray, ...], rows: np.ndarray) -> np.ndarray:
+        if len(shards) == 1:
+            return shards[0].take(rows, axis=0)
+        found = np.empty((*rows.shape, shards[0].shape[1]), np.result_type(*shards))
+        shard_of = np.searchsorted(self._shard_start, rows if rows.ndim == 1 else rows[:, 0], side='right') - 1
+        for shard in np.unique(shard_of):
+            here = np.flatnonzero(shard_of == shard)
+            found[here] = shards[shard].take(rows[here] - self._shard_start[shard], axis=0)
+        return found
+
+    @cached_property
+    def _flat_keypoints(self) -> tuple[np.ndarray, ...]:
+        return tuple(shard.reshape(len(shard), -1) for shard in self.keypoints)  # a frame is one contiguous copy
+
+    @cached_property
+    def _shard_start(self) -> np.ndarray:
+        lengths = [len(shard) for shard in self.keypoints]
+        return np.cumsum([0, *lengths[:-1]])
 
 
 def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None = None) -> Store:
     """Maps the packed form of a PYSKL pickle; packs it first where there is none or the pickle has changed.
 
-    store_dir: where the packed form lies, the pickle's own folder by default. One process packs, others wait for it.
+    ann_file: a pickle, or a folder: all its *.pkl files, sorted by name, are one set then, whose lists of the same name
+    are joined. Each list names clips of its own file. They are read one after another, so that memory is bounded by the
+    largest. store_dir: where the packed form lies, the folder that `ann_file` lies in by default. One process packs,
+    others wait for it.
     Raises FileNotFoundError, OSError or ValueError (see `load_annotations`); a failed packing leaves nothing behind.
     """
     ann_file = Path(ann_file)
-    require_pickle(ann_file)
-    folder = (Path(store_dir) if store_dir else ann_file.parent) / f'{ann_file.stem}.store'
+    folder = store_folder(ann_file, store_dir)
     if _meta(folder, ann_file) is None:
         with _packing_lock(folder):
             if _meta(folder, ann_file) is None:  # nobody packed it while this process waited
                 _pack(ann_file, folder)
     meta = _meta(folder, ann_file)
-    arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in ARRAYS}
-    split = arrays.pop('split')
-    return Store(ann_file, **arrays, splits={name: split[a:b] for name, (a, b) in meta['splits'].items()})
+
+    def mapped(name: str) -> np.ndarray:
+        return np.load(folder / f'{name}.npy', mmap_mode='r').view(np.ndarray)
+
+    return Store(
+        ann_file,
+        keypoints=tuple(mapped(f'keypoint_{i:04d}') for i in range(meta['shards'])),
+        scores=tuple(mapped(f'score_{i:04d}') for i in range(meta['shards'])),
+        frame_dir=mapped('frame_dir'),
+        **{name: mapped(name) for name in INDEX},
+        splits={name: mapped(f'split_{i:04d}') for i, name in enumerate(meta['splits'])},
+    )
 
 
-def _fingerprint(ann_file: Path) -> dict[str, int]:
-    status = ann_file.stat()
-    return {'format': FORMAT, 'bytes': status.st_size, 'mtime_ns': status.st_mtime_ns}
+def store_folder(ann_file: Path, store_dir: str | os.PathLike | None = None) -> Path:
+    """Where the packed form of a pickle or of a folder of pickles lies."""
+    ann_file = ann_file.absolute()
+    name = ann_file.name if ann_file.is_dir() else ann_file.stem
+    return (Path(store_dir) if store_dir else ann_file.parent) / f'{name}.store'
+
+
+def _pickles(ann_file: Path) -> list[Path]:
+    if not ann_file.is_dir():
+        require_pickle(ann_file)
+        return [ann_file]
+    if files := sorted(file for file in ann_file.glob('*.pkl') if file.is_file()):
+        return files
+    raise FileNotFoundError(f'{ann_file} is a folder without a *.pkl file. Name a PYSKL pickle, or a folder of them.')
+
+
+def fingerprint(ann_file: Path) -> dict[str, Any]:
+    """What tells whether a store was made from these very pickles. Raises FileNotFoundError where there are none."""
+    status = {file.name: file.stat() for file in _pickles(ann_file)}
+    return {'format': FORMAT, 'files': {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}}
 
 
 def _meta(folder: Path, ann_file: Path) -> dict[str, Any] | None:
-    """meta.json of a store that was made from this very pickle, else None."""
+    """meta.json of a store that was made from these very pickles, else None."""
+    source = fingerprint(ann_file)
     try:
         meta = json.loads((folder / 'meta.json').read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-    return meta if meta['pickle'] == _fingerprint(ann_file) else None
+    return meta if meta.get('source') == source else None
 
 
 @contextlib.contextmanager
@@ -121,83 +202,176 @@ def _packing_lock(folder: Path) -> Iterator[None]:
 
 def _pack(ann_file: Path, folder: Path) -> None:
     log.info('packing %s into %s (once)', ann_file, folder)
-    fingerprint = _fingerprint(ann_file)  # before reading: a pickle replaced meanwhile is packed again next time
-    data = load_annotations(ann_file)
+    source = fingerprint(ann_file)  # before reading: a pickle replaced meanwhile is packed again next time
     temporary = folder.with_suffix('.packing')  # what a killed process left there is taken over: we hold the lock
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        num_missing = _write_arrays(data['annotations'], temporary)
-        splits = _write_splits(data, ann_file, temporary)
-        (temporary / 'meta.json').write_text(json.dumps({'pickle': fingerprint, 'splits': splits}))
+        with StoreWriter(temporary) as writer:
+            for file in _pickles(ann_file):
+                _add_pickle(writer, file)
+        writer.write_meta(source)
         for file in temporary.iterdir():
             with file.open('rb') as written:
                 os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            f'{folder.parent} is full, and the packed form of {ann_file} takes as much room as the pickle: make room '
+            'there, or name another folder with `--set data.store_dir=FOLDER`.'
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if num_missing:
+    if writer.num_missing:
         warnings.warn(
-            f'{ann_file}: {num_missing} joints with coordinates or scores that are not finite (NaN) count as missing.',
+            f'{ann_file}: {writer.num_missing} joints with coordinates or scores that are not finite (NaN) count as '
+            'missing.',
             stacklevel=2,
         )
 
 
-def _write_arrays(annotations: list[dict[str, Any]], folder: Path) -> int:
-    """Writes all arrays but the splits; returns the number of joints that were not finite."""
-    total_frames = np.array([a['total_frames'] for a in annotations], np.int32)
-    num_persons = np.array([len(a['keypoint']) for a in annotations], np.int32)
-    num_rows = total_frames.astype(np.int64) * num_persons
-    first_row = np.cumsum(num_rows) - num_rows
-    per_clip = {
-        'first_row': first_row,
-        'total_frames': total_frames,
-        'num_persons': num_persons,
-        'label': np.array([a['label'] for a in annotations], np.int64),
-        'img_shape': np.array([a.get('img_shape', (0, 0)) for a in annotations], np.int32),
-        'frame_dir': np.array([a['frame_dir'].encode() for a in annotations]),
-    }
-    for name, array in per_clip.items():
-        np.save(folder / f'{name}.npy', array)
+def _add_pickle(writer: 'StoreWriter', file: Path) -> None:
+    data = load_annotations(file)
+    annotations = data['annotations']
+    layout = annotations[0]['keypoint'].shape[2:]
+    if writer.layout not in (None, layout):
+        raise ValueError(
+            f'{file} has (joints, coordinates) = {layout}, and the files of {file.parent} before it {writer.layout}; '
+            'a folder holds one set of one layout. Move one of them to a folder of its own.'
+        )
 
-    def create(name: str, key: str, shape: tuple[int, ...]) -> np.memmap:
+    def dtype(key: str) -> type:
         half = all(a[key].dtype == np.float16 for a in annotations if a.get(key) is not None)
-        dtype = np.float16 if half else np.float32
-        return np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', dtype, shape)
+        return np.float16 if half else np.float32
 
-    joints, coordinates = annotations[0]['keypoint'].shape[2:]
-    keypoints = create('keypoint', 'keypoint', (int(num_rows.sum()), joints, coordinates))
-    scores = create('score', 'keypoint_score', (int(num_rows.sum()), joints))
-    num_missing = 0
-    for annotation, start, count in zip(annotations, first_row, num_rows, strict=True):
-        keypoint = annotation['keypoint'].reshape(count, joints, coordinates)
-        score = annotation.get('keypoint_score')
-        score = (keypoint != 0).any(axis=2) if score is None else score.reshape(count, joints)
-        sound = np.isfinite(keypoint).all(axis=2) & np.isfinite(score)
-        if not sound.all():
-            num_missing += int((~sound).sum())
-            keypoint, score = np.where(sound[..., None], keypoint, 0), np.where(sound, score, 0)
-        keypoints[start : start + count] = keypoint
-        scores[start : start + count] = score
-    keypoints.flush()
-    scores.flush()
-    return num_missing
-
-
-def _write_splits(data: dict[str, Any], ann_file: Path, folder: Path) -> dict[str, tuple[int, int]]:
-    """Writes split.npy; returns start and end of each split in it."""
-    frame_dirs = [annotation['frame_dir'] for annotation in data['annotations']]
-    parts, splits, end = [], {}, 0
+    first, dtypes = writer.num_clips, (dtype('keypoint'), dtype('keypoint_score'))
+    for annotation in annotations:
+        writer.add(annotation, *dtypes)
+    frame_dirs = [annotation['frame_dir'] for annotation in annotations]
     for name, ids in data['split'].items():
         wanted = set(ids)
-        part = np.array([i for i, frame_dir in enumerate(frame_dirs) if frame_dir in wanted], np.int32)
+        writer.add_to_split(name, [first + i for i, frame_dir in enumerate(frame_dirs) if frame_dir in wanted])
         if lost := len(wanted.difference(frame_dirs)):
-            warnings.warn(
-                f'{ann_file}: {lost} clips of split {name} have no annotation and are left out.', stacklevel=2
-            )
-        parts.append(part)
-        splits[name] = (end, end + len(part))
-        end += len(part)
-    np.save(folder / 'split.npy', np.concatenate(parts) if parts else np.zeros(0, np.int32))
-    return splits
+            warnings.warn(f'{file}: {lost} clips of split {name} have no annotation and are left out.', stacklevel=2)
+
+
+class StoreWriter:
+    """Writes a store as a stream: annotations are added one after another, and none is kept in memory.
+
+        with StoreWriter(folder) as writer:
+            writer.add(annotation)
+            writer.add_to_split('xsub_train', [0])
+        writer.write_meta(source)
+
+    folder: an empty one. shard_bytes: of keypoints, at most, unless one clip alone has more.
+    num_clips: clips added so far. num_missing: their joints that were not finite. layout: (V, C), None before the
+    first clip.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.num_clips = self.num_missing = self.num_shards = 0
+        self.layout: tuple[int, int] | None = None
+        self._row = self._name_end = 0
+        self._splits: dict[str, NpyStream] = {}
+        self._shard: tuple[NpyStream, NpyStream] | None = None
+        self._frame_dir = NpyStream(folder / 'frame_dir.npy', np.uint8)
+        self._index = {name: NpyStream(folder / f'{name}.npy', *kind) for name, kind in INDEX.items()}
+
+    def add(self, annotation: dict[str, Any], keypoint_dtype: type = np.float16, score_dtype: type = np.float16) -> int:
+        """Adds a checked annotation (see `load_annotations`), its arrays in the given types; returns its number."""
+        persons, frames, *layout = annotation['keypoint'].shape
+        self.layout = self.layout or tuple(layout)
+        assert self.layout == tuple(layout)
+        count = persons * frames
+        keypoint = annotation['keypoint'].reshape(count, *layout)
+        score = annotation.get('keypoint_score')
+        score = (keypoint != 0).any(axis=2) if score is None else score.reshape(count, layout[0])
+        sound = np.isfinite(keypoint).all(axis=2) & np.isfinite(score)
+        if not sound.all():
+            self.num_missing += int((~sound).sum())
+            keypoint, score = np.where(sound[..., None], keypoint, 0), np.where(sound, score, 0)
+        for stream, rows in zip(self._shard_for(count, keypoint_dtype, score_dtype), (keypoint, score), strict=True):
+            stream.append(rows)
+
+        name = annotation['frame_dir'].encode()
+        self._frame_dir.append(np.frombuffer(name, np.uint8))
+        self._name_end += len(name)
+        values = {
+            'first_row': self._row,
+            'total_frames': frames,
+            'num_persons': persons,
+            'label': annotation['label'],
+            'img_shape': annotation.get('img_shape', (0, 0)),
+            'name_end': self._name_end,
+        }
+        for key, value in values.items():
+            self._index[key].append([value])
+        self._row += count
+        self.num_clips += 1
+        return self.num_clips - 1
+
+    def add_to_split(self, name: str, clips: Sequence[int]) -> None:
+        """Adds clips, by their numbers, to the end of a split, which is made where it is new."""
+        if name not in self._splits:
+            self._splits[name] = NpyStream(self.folder / f'split_{len(self._splits):04d}.npy', np.int32)
+        self._splits[name].append(clips)
+
+    def _shard_for(self, count: int, *dtypes: type) -> 'tuple[NpyStream, NpyStream]':
+        """The shard that takes `count` more rows: the last one, or a new one."""
+        if self._shard is not None:
+            keypoint, score = self._shard
+            fits = (keypoint.count + count) * keypoint.item_bytes <= self.shard_bytes
+            if fits and (keypoint.dtype, score.dtype) == dtypes:
+                return self._shard
+            for stream in self._shard:
+                stream.close()
+        self._shard = tuple(
+            NpyStream(self.folder / f'{name}_{self.num_shards:04d}.npy', dtype, shape)
+            for name, dtype, shape in zip(('keypoint', 'score'), dtypes, (self.layout, self.layout[:1]), strict=True)
+        )
+        self.num_shards += 1
+        return self._shard
+
+    def write_meta(self, source: dict[str, Any]) -> None:
+        """Writes meta.json, which makes the folder a store. source: `fingerprint` of what it was made from."""
+        meta = {'source': source, 'splits': list(self._splits), 'shards': self.num_shards}
+        (self.folder / 'meta.json').write_text(json.dumps(meta))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in itertools.chain(
+            self._index.values(), self._splits.values(), self._shard or (), (self._frame_dir,)
+        ):
+            stream.close()
+
+
+class NpyStream:
+    """A .npy file that grows at its end: (count, *shape). Little of it is ever in memory."""
+
+    def __init__(self, path: Path, dtype: type, shape: tuple[int, ...] = ()) -> None:
+        self.dtype, self.shape, self.count = np.dtype(dtype), shape, 0
+        self.item_bytes = self.dtype.itemsize * math.prod(shape)
+        self._file = path.open('wb', BUFFER_BYTES)
+        self._write_header()
+
+    def append(self, items: np.typing.ArrayLike) -> None:
+        """Adds items (n, *shape), converted to the file's type."""
+        items = np.ascontiguousarray(items, self.dtype)
+        self._file.write(items.data)
+        self.count += len(items)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        # NumPy leaves room in it for a first axis of any length, so that it may be written again.
+        header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False}
+        np.lib.format.write_array_header_1_0(self._file, header | {'shape': (self.count, *self.shape)})

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict:
             'batch': args.batch,
             'rounds': args.rounds,
         }
-        size = store.keypoint.nbytes + store.score.nbytes
+        size = store.nbytes
     return {
         'title': f'data: batches of {FRAMES} frames from a store of {size / 1e6:,.0f} MB, on one core',
         'unit': 'clips/s',
