@@ -12,7 +12,7 @@ import sys
 from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
-from lib.pytorch import checkpoint, engine
+from lib.pytorch import checkpoint, distributed, engine
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.vanilla import VanillaTransformer
 from lib.run import make_clips
@@ -30,23 +30,24 @@ SECTIONS = {
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, SECTIONS, args.set)
-    options = engine.TrainOptions(**config.train)
-    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS)
-    device = engine.default_device()
+    options, world = engine.TrainOptions(**config.train), distributed.init()
+    options.check_device(world.device)
+    options.check_batch_size(config.data.batch_size, world.size)
+    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(VanillaTransformer, config, train_clips, device)
+    render, model = engine.make_model(VanillaTransformer, config, train_clips, world.device)
     pretrained = engine.load_pretrained(model, options, args, run)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
-    forward = engine.make_forward(render, model, options.compile)
-    log = engine.open_log(run, options, train_clips, val_clips, render, model, pretrained, device)
+    forward = engine.make_forward(render, model, options, world)
+    log = engine.open_log(run, options, train_clips, val_clips, render, model, pretrained, world)
 
     for epoch in range(run.epoch, options.epochs):
         train_metrics = engine.train_one_epoch(
-            forward, model, optimizer, train_clips, epoch, options, device, log, args.print_freq
+            forward, model, optimizer, train_clips, epoch, options, world, log, args.print_freq
         )
-        val_metrics = engine.validate(forward, model, val_clips, device)
+        val_metrics = engine.validate(forward, model, val_clips, options, world)
         run.finish_epoch(model, optimizer, train_metrics, val_metrics)
         log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
     run.say_end()

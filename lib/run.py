@@ -163,8 +163,8 @@ def prefetched(load: Callable[[int], Any], count: int, num_workers: int) -> Iter
 
 
 def padded(batch: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """A batch with clips of zeros at its end, so that it has `count`: what is compiled then sees one shape alone."""
-    missing = count - len(batch['label'])
+    """A batch with clips of zeros at its end, so that it has at least `count`: for what is compiled one shape alone."""
+    missing = max(0, count - len(batch['label']))
     return {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,3 +18,9 @@ def interrupt(command: Sequence[str | Path], beginning: str) -> tuple[int, str]:
                 break
         _, told = process.communicate()
     return process.returncode, told
+
+
+def torchrun(count: int, script: str | Path, *argv: str | Path) -> list[str]:
+    """The command by which `count` processes train together."""
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}']
+    return [*launcher, *map(str, (script, *argv))]

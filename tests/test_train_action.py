@@ -1,10 +1,14 @@
 """The PyTorch scripts as a user runs them, on tiny models and made-up clips; a step at full size; real motion."""
 
 import json
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +21,16 @@ import train_action_vanilla
 from lib import cli
 from lib.config import load_config
 from lib.pytorch import checkpoint, engine
+from lib.pytorch.distributed import World
 from lib.run import make_clips
 from lib.runlog import RunLog
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.processes import interrupt
+from tests.processes import interrupt, torchrun
 
 ROOT = Path(train_action_mbert.__file__).parent
 SCRIPTS = {'mbert': train_action_mbert, 'vanilla': train_action_vanilla}
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.yaml') if not path.stem.startswith('vivit'))
-CPU = torch.device('cpu')
+ALONE = World(0, 1, torch.device('cpu'))
 TINY = {
     'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
               'mlp_ratio': 2, 'dropout_ratio': 0.5, 'num_classes': 4},
@@ -304,23 +309,23 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(full_size_pickles,
     config = load_config(path, script.SECTIONS, overrides)
     options = engine.TrainOptions(**config.train)
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.SECTIONS['model'], config, train_clips, CPU)
+    render, model = engine.make_model(script.SECTIONS['model'], config, train_clips, ALONE.device)
     if published := re.search(r'Published: .* ([\d,]+) parameters', path.read_text()):
         assert sum(p.numel() for p in model.parameters()) == int(published[1].replace(',', ''))
     else:
         assert path.parent.name == 'sample'
     optimizer = engine.make_optimizer(model, **config.optimizer)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    forward = engine.make_forward(render, model, False)
+    forward = engine.make_forward(render, model, options, ALONE)
     log = RunLog(tmp_path, {}, [])
-    metrics = engine.train_one_epoch(forward, model, optimizer, train_clips, 0, options, CPU, log, 1)
+    metrics = engine.train_one_epoch(forward, model, optimizer, train_clips, 0, options, ALONE, log, 1)
     assert 0 < metrics['loss'] < 10
     for name, p in model.named_parameters():
         assert p.requires_grad == (not name.startswith('backbone.head.'))
         # The bias before a batch norm is subtracted again with the mean: its gradient is rounding alone.
         assert (p.grad is not None and p.grad.any()) == p.requires_grad or name == 'head.fc1.bias', name
         assert torch.equal(p, before[name]) != p.requires_grad, name
-    logits, labels = engine.predict(forward, model, val_clips, CPU)
+    logits, labels = engine.predict(forward, model, val_clips, options, ALONE)
     assert logits.shape == (1, config.model.num_classes)
     assert labels == [2]
 
@@ -329,6 +334,8 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(full_size_pickles,
 def test_published_configs_write_every_key(path):
     written, resolved = yaml.safe_load(path.read_text()), load_config(path, script_of(path).SECTIONS)
     left_out = {('data', 'store_dir'), ('data', 'view_angle')}
+    # Speed and memory are the machine's matter.
+    left_out |= {('train', key) for key in ('accumulation_steps', 'activation_checkpointing', 'num_workers')}
     assert {(s, k) for s in written for k in written[s]} == {(s, k) for s in resolved for k in resolved[s]} - left_out
 
 
@@ -412,11 +419,11 @@ def test_views_of_a_test_clip_are_averaged(script, call, config, tmp_path, capsy
     assert '20 views of each test clip' in capsys.readouterr().out
 
     config = load_config(config, script.SECTIONS, views[1::2])
-    clips = make_clips(config, 'val')
-    render, model = engine.make_model(script.SECTIONS['model'], config, clips, CPU)
+    clips, options = make_clips(config, 'val'), engine.TrainOptions(**config.train)
+    render, model = engine.make_model(script.SECTIONS['model'], config, clips, ALONE.device)
     checkpoint.load_weights(model, checkpoint.load(run / 'latest_epoch.bin', script.KIND)['model'], run)
-    forward = engine.make_forward(render, model, False)
-    logits, label = engine.predict(forward, model, clips, CPU)
+    forward = engine.make_forward(render, model, options, ALONE)
+    logits, label = engine.predict(forward, model, clips, options, ALONE)
     np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
     with torch.inference_mode():
         batches = [clips[0, b] for b in range(len(clips))]
@@ -486,7 +493,7 @@ def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
     ]  # fmt: skip
     config = load_config(config, script.SECTIONS, overrides)
     clips = make_clips(config, 'train')
-    render, model = engine.make_model(script.SECTIONS['model'], config, clips, CPU)
+    render, model = engine.make_model(script.SECTIONS['model'], config, clips, ALONE.device)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(8):
@@ -509,3 +516,133 @@ def test_the_same_command_trains_on_a_gpu(call, config, tmp_path, capsys):
 def test_runs_without_tensorflow(script):
     code = f"import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; import {script.__name__}"
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_several_processes_train_as_one(script, call, config, tmp_path):
+    """To rounding the same losses, with a last batch in which some processes of four have no clip."""
+    count = {'mbert': 4, 'vanilla': 2}[script.KIND]
+    data = make_annotations([5, 12, 40] * 9 + [9, 9], persons=[1, 2, 1] * 9 + [1, 1])
+    (tmp_path / 'made_up.pkl').write_bytes(pickle.dumps(data))
+    # A small rate: where a gradient is rounding alone, before a batch norm, Adam makes whole steps of it.
+    changes = ['model.dropout_ratio=0.0', 'optimizer.lr_head=1.0e-5', 'optimizer.lr_backbone=1.0e-5']
+    command = ['--config', config, '-freq', 1, *(part for change in changes for part in ('--set', change))]
+    one, many = tmp_path / 'one', tmp_path / 'many'
+    assert call(*command, '-c', one) == 0
+    first_epoch = torchrun(count, script.__file__, *command, '-c', many, '--set', 'train.epochs=1')
+    told = subprocess.run(first_epoch, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.count(f'on {count} x cpu') == told.count('val loss') == 1
+    assert told.count('19/19 clips') == 1
+
+    # One process goes on with what several have written, and several with what one has written.
+    assert call(*command, '-c', many) == 0
+    one_epoch = tmp_path / 'one_epoch'
+    assert call(*command, '-c', one_epoch, '--set', 'train.epochs=1') == 0
+    second_epoch = torchrun(count, script.__file__, *command, '-c', one_epoch)
+    subprocess.run(second_epoch, cwd=ROOT, capture_output=True, check=True)
+    for folder in (many, one_epoch):
+        for a, b in zip(lines(one), lines(folder), strict=True):
+            assert a['train'] == pytest.approx(b['train'], abs=1e-4)
+            assert a['val'] == pytest.approx(b['val'], abs=1e-4)
+        a, b = (checkpoint.load(f / checkpoint.LATEST, script.KIND) for f in (one, folder))
+        for name, value in a['model'].items():
+            assert torch.allclose(value, b['model'][name], atol=2 * 6 * 1e-5), name
+        for i, moments in a['optimizer']['state'].items():  # Adam's step does not depend on the gradient's length
+            moment, other = moments['exp_avg'], b['optimizer']['state'][i]['exp_avg']
+            assert (moment - other).abs().max() < 1e-3 * moment.abs().max() + 1e-5, i
+        assert len(list((folder / 'logs').iterdir())) == 2  # one writer for each of the two runs
+
+
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(script, config, tmp_path):
+    run = tmp_path / 'run'
+    command = torchrun(2, script.__file__, '--config', config, '-c', run, '-freq', 1, '--set')
+    with subprocess.Popen(
+        [*command, 'train.epochs=10000'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        for line in job.stdout:
+            if line.startswith('epoch 2/'):
+                break
+        children = Path(f'/proc/{job.pid}/task/{job.pid}/children').read_text().split()
+        killed = time.monotonic()
+        os.kill(int(children[1]), signal.SIGKILL)
+        _, told = job.communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    assert job.returncode == 1
+    assert 'Signal 9 (SIGKILL)' in told
+    done = len(lines(run))
+    again = subprocess.run([*command, f'train.epochs={done + 1}'], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 'goes on from' in again.stdout
+    assert len(lines(run)) == done + 1
+
+
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+def test_a_batch_that_processes_or_parts_cannot_share_is_refused(call, script, config, tmp_path, capsys):
+    command = torchrun(2, script.__file__, '--config', config, '-c', tmp_path / 'run')
+    told = subprocess.run([*command, '--set', 'data.batch_size=7'], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 1  # torchrun's own
+    assert 'error: data.batch_size 7, which is that of all devices together, does not divide among 2' in told.stderr
+    assert 'set data.batch_size to a multiple of 2' in told.stderr
+
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.accumulation_steps=3') == 2
+    assert 'set data.batch_size to a multiple of 3' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)  # without batch norm, which sees one part at a time
+def test_parts_of_a_batch_add_up_to_it(call, config, tmp_path, monkeypatch):
+    command = ['--config', config, '--set', 'model.protocol=linprobe', '--set', 'model.dropout_ratio=null']
+    sizes = []
+    monkeypatch.setattr(
+        engine, 'split', lambda *a, split=engine.split: [sizes.append(len(p['label'])) or p for p in split(*a)]
+    )
+    for parts in (1, 4):
+        run = tmp_path / str(parts)
+        assert call(*command, '-c', run, '--set', f'train.accumulation_steps={parts}', '--set', 'train.epochs=1') == 0
+    assert sizes == [8, 8, 4] + [2] * 10
+    one, four = (lines(tmp_path / name)[0] for name in '14')
+    assert one['train'] == pytest.approx(four['train'], abs=1e-6)
+    assert one['val'] == pytest.approx(four['val'], abs=1e-5)
+
+
+def test_activation_checkpointing_changes_memory_alone(call, script, config, tmp_path):
+    kept = {'false': 0, 'true': 0}
+    for checkpointing in kept:
+
+        def keep(tensor: torch.Tensor, name: str = checkpointing) -> torch.Tensor:
+            kept[name] += tensor.nbytes
+            return tensor
+
+        command = ['--config', config, '-c', tmp_path / checkpointing]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            assert call(*command, '--set', f'train.activation_checkpointing={checkpointing}') == 0
+    assert lines(tmp_path / 'true') == lines(tmp_path / 'false')
+    assert kept['true'] < kept['false']
+
+
+def test_a_short_batch_compiles_nothing_anew(call, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.compile=true') == 0
+    assert counters['stats']['unique_graphs'] == 2  # one to train, one to evaluate
+    assert not counters['graph_break']
+    assert call('--config', config, '-c', tmp_path / 'eager') == 0
+    for compiled, eager in zip(lines(tmp_path / 'run'), lines(tmp_path / 'eager'), strict=True):
+        assert compiled['train'] == pytest.approx(eager['train'], abs=1e-5)
+
+
+def test_bf16_trains_with_weights_of_fp32(call, script, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: False)
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 2
+    assert 'train.precision is bf16, but this CPU does not compute in bfloat16' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: True)
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 0
+    assert call('--config', config, '-c', tmp_path / 'fp32') == 0
+    half, full = lines(tmp_path / 'run')[-1], lines(tmp_path / 'fp32')[-1]
+    assert half['train']['loss'] != full['train']['loss']
+    assert half['train']['loss'] == pytest.approx(full['train']['loss'], abs=0.1)
+    saved = checkpoint.load(tmp_path / 'run' / checkpoint.LATEST, script.KIND)
+    assert {value.dtype for value in saved['model'].values()} <= {torch.float32, torch.int64}

@@ -1,6 +1,7 @@
 """What the PyTorch scripts share: the parts of a run, an epoch of training, evaluation."""
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,20 +12,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
+from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from lib.config import Sections
 from lib.data.clips import Clips
 from lib.metrics import classification_metrics
-from lib.pytorch import checkpoint
+from lib.pytorch import checkpoint, distributed, dstformer, vanilla
+from lib.pytorch.distributed import World
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
 from lib.recipe import Recipe
-from lib.run import check_logits, check_losses, evaluation_config, make_clips, prefetched, report_evaluation
+from lib.run import (
+    check_logits,
+    check_losses,
+    cpu_has_bf16,
+    evaluation_config,
+    make_clips,
+    padded,
+    prefetched,
+    report_evaluation,
+)
 from lib.runlog import RunLog, say_facts
 from lib.tools.preview import draw_clip
 
-Forward = Callable[..., Tensor]
+# Repeated in backward() instead of kept, with train.activation_checkpointing.
+CHECKPOINTED = (dstformer.Block, vanilla.Block)
 
 
 @dataclass(kw_only=True)
@@ -34,15 +48,24 @@ class TrainOptions(Recipe):
     finetune: whether a new run begins with the weights of `--pretrained FOLDER --selection FILE`.
     partial_train: parts of names; of the backbone only the parameters whose names hold one of them are trained, null
     for all. The head is trained in any case.
+    activation_checkpointing: whether a block's inner results are computed again in the backward pass instead of kept,
+    which takes a third more time and much less memory.
     """
 
     finetune: bool = False
     partial_train: list[str] | None = None
+    activation_checkpointing: bool = False
 
-
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    def check_device(self, device: torch.device) -> None:
+        """Raises ValueError where the device does not have the precision."""
+        if self.precision == 'bf16' and not (
+            torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' else cpu_has_bf16()
+        ):
+            name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'
+            raise ValueError(
+                f'train.precision is bf16, but {name} does not compute in bfloat16 (GPUs do from Ampere on, CPUs with '
+                'AVX512-BF16 or AMX): set train.precision to fp32.'
+            )
 
 
 def make_model(
@@ -96,103 +119,155 @@ def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weig
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
-def make_forward(render: HeatmapRenderer | None, model: nn.Module, compile: bool) -> Forward:
-    """(keypoint, score) -> logits: draws the volume on the device and classifies it; or (keypoint) -> logits."""
+class Forward(nn.Module):
+    """(keypoint, score) -> logits (N, K) float32: draws the volume on the device and classifies it; or (keypoint)."""
 
-    def forward(keypoint: Tensor, score: Tensor | None = None) -> Tensor:
-        return model(keypoint if render is None else render(keypoint, score))
+    def __init__(self, render: HeatmapRenderer | None, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.render, self.model = render, model
+        self.dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
 
-    return torch.compile(forward) if compile else forward
+    def forward(self, keypoint: Tensor, score: Tensor | None = None) -> Tensor:
+        with torch.autocast(keypoint.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.model(keypoint if self.render is None else self.render(keypoint, score)).float()
 
 
-def batches(clips: Clips, epoch: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """The batches of an epoch on the device; the next one is made in a thread while the last one is at work."""
+def make_forward(render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: World) -> nn.Module:
+    """Renderer and model as one module (see Forward), for all processes of `world`, compiled if `options` say so."""
+    torch.backends.cudnn.allow_tf32 = False  # else fp32 would not be fp32 in the vanilla transformer's convolution
+    if options.activation_checkpointing:
+        for module in model.modules():
+            if isinstance(module, CHECKPOINTED):
+                module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
+    forward = world.wrap(Forward(render, model, options.precision))
+    return torch.compile(forward) if options.compile else forward
+
+
+def batches(
+    clips: Clips, epoch: int, device: torch.device, num_workers: int, at_least: int = 1
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of an epoch on the device; the next ones are made in threads while the last one is at work.
+
+    at_least: clips to which smaller batches are filled up, with zeros.
+    """
 
     def load(b: int) -> dict[str, Tensor]:
-        batch = {name: torch.from_numpy(array) for name, array in clips[epoch, b].items()}
+        batch = {name: torch.from_numpy(array) for name, array in padded(clips[epoch, b], at_least).items()}
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if device.type == 'cuda' else batch
 
-    for batch in prefetched(load, len(clips), 1):
+    for batch in prefetched(load, len(clips), num_workers):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def train_one_epoch(
-    forward: Forward,
+    forward: nn.Module,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     clips: Clips,
     epoch: int,
     options: TrainOptions,
-    device: torch.device,
+    world: World,
     log: RunLog,
     print_freq: int,
 ) -> dict[str, float]:
     """Trains on every clip once; returns the means over the epoch, {'loss', 'top1'}.
 
-    Dropout of a step is a function of (seed, epoch, step). The device is waited for only when a line is printed.
+    Every process works on its share of each batch; the step is that of the mean loss over the whole batch. Dropout is
+    a function of (seed, epoch, step, rank). The device is waited for only when a line is printed.
     Raises FloatingPointError, naming step and clips, where the loss is not finite.
     """
     model.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    losses, counts, correct = [], [], torch.zeros((), device=device)
+    losses, counts, correct = [], [], torch.zeros((), device=world.device)
+    share = clips.shared(world.rank, world.size)
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
-        for b, batch in enumerate(batches(clips, epoch, device)):
-            label = batch.pop('label')
+        for b, batch in enumerate(batches(share, epoch, world.device, options.num_workers)):
+            counts.append(len(clips.batch_clips(epoch, b)))
+            has_share = world.rank < counts[-1]  # else its one clip is a filling, there to keep step with the others
+            world.count_in_batch_norm(model, has_share)
             for group in optimizer.param_groups:
                 group['lr'] = group['initial_lr'] * options.lr_factor(epoch, b, len(clips))
-            torch.manual_seed(step_seed(options.seed, epoch, b))
-            logits = forward(**batch)
-            loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+            torch.manual_seed(step_seed(options.seed, epoch, b, world.rank))
             optimizer.zero_grad()
-            loss.backward()
+            loss = torch.zeros((), device=world.device)
+            # Of a short last batch fewer parts, so that none gets too small for batch norm.
+            parts = split(batch, max(1, counts[-1] * options.accumulation_steps // clips.batch_size))
+            for i, part in enumerate(parts):
+                label = part.pop('label') if has_share else part.pop('label')[:0]
+                synchronised = world.size == 1 or i == len(parts) - 1
+                with contextlib.nullcontext() if synchronised else forward.no_sync():
+                    if options.compile:
+                        for tensor in part.values():
+                            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # a short batch needs no graph of its own
+                    logits = forward(**part)[: len(label)]
+                    sum_of_losses = F.cross_entropy(
+                        logits, label, label_smoothing=options.label_smoothing, reduction='sum'
+                    )
+                    # DDP takes the mean of the processes' gradients; what is wanted is their sum.
+                    (sum_of_losses * (world.size / counts[-1])).backward()
+                loss += sum_of_losses.detach() / counts[-1]
+                correct += (logits.detach().argmax(1) == label).sum()
             if options.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
             optimizer.step()
-            losses.append(loss.detach())
-            counts.append(len(logits))
-            correct += (logits.detach().argmax(1) == label).sum()
+            losses.append(loss)
             bar.update(counts[-1])
             if (b + 1) % print_freq == 0 or b + 1 == len(clips):
-                values = torch.stack(losses).double().cpu().numpy()
+                values = world.sum(torch.stack(losses)).double().cpu().numpy()
                 check_losses(values, clips, epoch)
                 mean_loss = float(np.average(values, weights=counts))
-                top1 = float(correct) / sum(counts)
+                top1 = float(world.sum(correct.clone())) / sum(counts)
                 log.report(bar, f'loss {mean_loss:.4f}, top1 {top1:.2%}')
     return {'loss': mean_loss, 'top1': top1}
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of a step's dropout."""
-    return int(np.random.SeedSequence([seed % 2**64, epoch, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def split(batch: dict[str, Tensor], num_parts: int) -> list[dict[str, Tensor]]:
+    """A batch in parts of as many clips each, as far as it goes."""
+    parts = {name: tensor.tensor_split(num_parts) for name, tensor in batch.items()}
+    return [{name: tensors[i] for name, tensors in parts.items()} for i in range(num_parts)]
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """The seed of a step's dropout in a process."""
+    state = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
 
 
 @torch.inference_mode()
-def predict(forward: Forward, model: nn.Module, clips: Clips, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split.
+def predict(
+    forward: nn.Module, model: nn.Module, clips: Clips, options: TrainOptions, world: World
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split, in every process.
 
-    Of a clip with several views: the logarithm of the mean of their probabilities. Raises FloatingPointError, naming
-    the clip, where a logit is not finite.
+    Each process predicts its share of each batch, filled up to one size. Of a clip with several views: the logarithm of
+    the mean of their probabilities. Raises FloatingPointError, naming the clip, where a logit is not finite.
     """
     model.eval()
-    logits, labels = [], []
-    for batch in batches(clips, 0, device):
-        labels.append(batch.pop('label'))
+    share = clips.shared(world.rank, world.size)
+    share_size = math.ceil(clips.batch_size / world.size)
+    logits = []
+    for batch in batches(share, 0, world.device, options.num_workers, at_least=share_size):
+        del batch['label']
         if clips.num_views > 1:  # one after the other: no more memory than one view takes
             views = [
-                forward(**{name: tensor[:, k] for name, tensor in batch.items()}).float().log_softmax(-1)
+                forward(**{name: tensor[:, k] for name, tensor in batch.items()}).log_softmax(-1)
                 for k in range(clips.num_views)
             ]
             logits.append(torch.stack(views).logsumexp(0) - math.log(clips.num_views))
         else:
-            logits.append(forward(**batch).float())
-    logits = torch.cat(logits).cpu().numpy()
+            logits.append(forward(**batch))
+    # Clip i of a batch is clip i // size of process i % size.
+    logits = rearrange(world.gather(torch.stack(logits)), 'rank b i k -> b (i rank) k')[:, : clips.batch_size]
+    logits = logits.flatten(0, 1)[: clips.num_clips].cpu().numpy()
     check_logits(logits, clips)
-    return logits, torch.cat(labels).cpu().numpy()
+    return logits, clips.store.label[clips.clips]
 
 
-def validate(forward: Forward, model: nn.Module, clips: Clips, device: torch.device) -> dict[str, float]:
+def validate(
+    forward: nn.Module, model: nn.Module, clips: Clips, options: TrainOptions, world: World
+) -> dict[str, float]:
     """{'loss', 'top1', 'top5', 'mean_class'} of a split."""
-    metrics = classification_metrics(*predict(forward, model, clips, device))
+    metrics = classification_metrics(*predict(forward, model, clips, options, world))
     del metrics['per_class']
     return metrics
 
@@ -205,14 +280,14 @@ def open_log(
     render: HeatmapRenderer | None,
     model: nn.Module,
     pretrained: list[str],
-    device: torch.device,
+    world: World,
 ) -> RunLog:
     """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     described = f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained'
-    picture = None if render is None else draw_clip(val_clips, render.kind, partial(draw, render, device))
-    return run.open_log(options, train_clips, val_clips, described, str(device), picture, pretrained)
+    picture = None if render is None else draw_clip(val_clips, render.kind, partial(draw, render, world.device))
+    return run.open_log(options, train_clips, val_clips, described, world.description, picture, pretrained)
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -229,13 +304,16 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     path = Path(args.evaluate)
     saved = checkpoint.load_any(path, kind)
     config = evaluation_config(args, saved['config'], sections, default_config)
-    device = default_device()
+    options, world = TrainOptions(**config.train), distributed.init()
+    options.check_device(world.device)
     clips = make_clips(config, 'val')
-    render, model = make_model(sections['model'], config, clips, device)
+    render, model = make_model(sections['model'], config, clips, world.device)
     checkpoint.load_weights(model, saved['model'], path)
     foreign = f'not of this project; config {args.config or default_config}'
     origin = f'epoch {saved["epoch"]}' if saved['config'] else foreign
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
-    forward = make_forward(render, model, config.train.compile)
+    forward = make_forward(render, model, options, world)
     parameters = sum(p.numel() for p in model.parameters())
-    report_evaluation(args, kind, saved['epoch'], parameters, clips, *predict(forward, model, clips, device))
+    logits, label = predict(forward, model, clips, options, world)
+    if world.is_main:
+        report_evaluation(args, kind, saved['epoch'], parameters, clips, logits, label)
