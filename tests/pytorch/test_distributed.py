@@ -1,0 +1,33 @@
+"""What concerns one process; tests/test_train_action.py has several that train together."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lib.pytorch import distributed
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(dist, 'is_torchelastic_launched', lambda: True)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    with pytest.raises(ValueError, match='started 4 processes here.* only 2: give it --nproc_per_node=2'):
+        distributed.init()
+    assert not dist.is_initialized()
+
+
+def test_a_process_by_itself_exchanges_nothing():
+    world, model = distributed.init(), torch.nn.BatchNorm1d(2)
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    assert world.wrap(model) is model
+    assert type(model) is torch.nn.BatchNorm1d
+    numbers = torch.arange(3.0)
+    assert torch.equal(world.sum(numbers), numbers)
+    assert torch.equal(world.gather(numbers), numbers[None])
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_taken_where_there_is_one():
+    assert distributed.init().device.type == 'cuda'
