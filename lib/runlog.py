@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class RunLog:
         self.folder = folder
         self.is_main = is_main
         self._train_seconds = math.nan  # of the last epoch
+        self._waited_seconds = 0.0  # for data, of them
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,14 @@ class RunLog:
         screen = sys.stderr if sys.stderr.isatty() and self.is_main else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
         width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals that do not tell theirs
         return tqdm(desc=title, total=num_clips, unit=' clips', bar_format=form, leave=False, file=screen, ncols=width)
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Passes on the batches of an epoch, and notes how long they are waited for."""
+        self._waited_seconds, begin = 0.0, time.perf_counter()
+        for batch in batches:
+            self._waited_seconds += time.perf_counter() - begin
+            yield batch
+            begin = time.perf_counter()
 
     def report(self, bar: tqdm, text: str) -> None:
         """Adds a text to the progress bar: what is known of the epoch so far."""
@@ -59,7 +69,12 @@ class RunLog:
         line = history[-1]
         self._write_metrics(history)
         clips_per_second = num_clips / self._train_seconds
-        timing = {'epoch': line['epoch'], 'train_seconds': self._train_seconds, 'clips_per_second': clips_per_second}
+        timing = {
+            'epoch': line['epoch'],
+            'train_seconds': self._train_seconds,
+            'clips_per_second': clips_per_second,
+            'waited_for_data': self._waited_seconds / self._train_seconds,
+        }
         with (self.folder / 'timing.jsonl').open('a') as file:
             file.write(json.dumps(timing) + '\n')
         for split in ('train', 'val'):

@@ -1,5 +1,6 @@
 """The SLURM scripts, with stand-ins for the few commands of SLURM that they call; tiny models on made-up clips."""
 
+import itertools
 import os
 import pickle
 import signal
@@ -86,6 +87,7 @@ def test_a_job_whose_time_is_nearly_over_queues_again(slurm):
         if line.startswith('epoch 2/'):
             break
     job.send_signal(signal.SIGUSR1)
-    requeued = any(line.startswith('requeued') for line in job.stdout if time.monotonic() < deadline)
+    in_time = itertools.takewhile(lambda _: time.monotonic() < deadline, job.stdout)
+    requeued = any(line.startswith('requeued') for line in in_time)
     os.killpg(job.pid, signal.SIGKILL)
     assert requeued

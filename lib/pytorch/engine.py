@@ -181,7 +181,7 @@ def train_one_epoch(
     losses, counts, correct = [], [], torch.zeros((), device=world.device)
     share = clips.shared(world.rank, world.size)
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
-        for b, batch in enumerate(batches(share, epoch, world.device, options.num_workers)):
+        for b, batch in enumerate(log.timed(batches(share, epoch, world.device, options.num_workers))):
             counts.append(len(clips.batch_clips(epoch, b)))
             has_share = world.rank < counts[-1]  # else its one clip is a filling, there to keep step with the others
             world.count_in_batch_norm(model, has_share)

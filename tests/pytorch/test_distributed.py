@@ -13,7 +13,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(dist, 'is_torchelastic_launched', lambda: True)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    with pytest.raises(ValueError, match='started 4 processes here.* only 2: give it --nproc_per_node=2'):
+    with pytest.raises(ValueError, match=r'started 4 processes here.* only 2: give it --nproc_per_node=2'):
         distributed.init()
     assert not dist.is_initialized()
 
