@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from lib.pytorch.layers import Attention, Mlp
+from lib.pytorch.layers import Attention, Linear, Mlp
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # torch's own default is 1e-5
 
@@ -96,7 +96,7 @@ class DSTformer(nn.Module):
         att_fuse: bool = True,
     ) -> None:
         super().__init__()
-        self.joints_embed = nn.Linear(dim_in, dim_feat)
+        self.joints_embed = Linear(dim_in, dim_feat)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_joints, dim_feat))
         self.temp_embed = nn.Parameter(torch.zeros(1, maxlen, 1, dim_feat))
         self.pos_drop = nn.Dropout(drop_rate)
@@ -123,10 +123,10 @@ class DSTformer(nn.Module):
         self.ts_attn = nn.ModuleList(nn.Linear(2 * dim_feat, 2) for _ in range(depth)) if att_fuse else None
         self.norm = norm_layer(dim_feat)
         if dim_rep:
-            self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(dim_feat, dim_rep), act=nn.Tanh()))
+            self.pre_logits = nn.Sequential(OrderedDict(fc=Linear(dim_feat, dim_rep), act=nn.Tanh()))
         else:
             self.pre_logits = nn.Identity()
-        self.head = nn.Linear(dim_rep or dim_feat, dim_out)
+        self.head = Linear(dim_rep or dim_feat, dim_out)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

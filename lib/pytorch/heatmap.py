@@ -43,9 +43,10 @@ class HeatmapRenderer(nn.Module):
         """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_channels)."""
         return num_channels(self.kind, num_joints)
 
-    def forward(self, keypoint: Tensor, score: Tensor) -> Tensor:
-        """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,channels,H,W) float32.
+    def forward(self, keypoint: Tensor, score: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,channels,H,W).
 
+        dtype: of the volume; it is computed in float32 and written rounded.
         Raises ValueError where the shapes do not fit.
         """
         if keypoint.ndim != 5 or keypoint.shape[-1] != 2 or score.shape != keypoint.shape[:-1]:
@@ -55,15 +56,34 @@ class HeatmapRenderer(nn.Module):
             )
         num_clips, _, num_frames, num_joints, _ = keypoint.shape
         self.num_channels(num_joints)  # raises where limbs are asked for and not known
+        if torch.compiler.is_compiling():
+            joints = self._joints(keypoint, score).to(dtype) if self.kind != 'limb' else None
+            limbs = self._limbs(keypoint, score).to(dtype) if self.kind != 'joint' else None
+            return torch.cat([joints, limbs], dim=2) if self.kind == 'both' else limbs if joints is None else joints
         if self.kind == 'joint':
-            volume = keypoint.new_zeros(num_clips, num_frames, num_joints, self.size, self.size)
+            volume = keypoint.new_zeros(num_clips, num_frames, num_joints, self.size, self.size, dtype=dtype)
         else:
-            volume = self._limbs(keypoint, score)
+            volume = self._limbs(keypoint, score).to(dtype)
         if self.kind == 'both':
             volume = functional.pad(volume, (0, 0, 0, 0, num_joints, 0))
         if self.kind != 'limb':
             self._draw_joints(volume[:, :, :num_joints], keypoint, score)
         return volume
+
+    def _joints(self, keypoint: Tensor, score: Tensor) -> Tensor:
+        """The joint channels (N,T,V,H,W) as outer products of two windowed Gaussians along the axes.
+
+        For the compiler, which makes one pass over the volume of it; eager would take several.
+        """
+        centre = keypoint[..., None]  # (N,M,T,V,2,1)
+        first, last = self._window(centre, centre)
+        pixel = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
+        inside = (pixel >= first) & (pixel <= last)
+        # The score goes into one of the two here, so that the compiler computes both once and not for every pixel.
+        height = torch.stack([torch.ones_like(score), torch.where(score >= MIN_SCORE, score, 0)], dim=-1)[..., None]
+        gaussian = torch.where(inside, height * torch.exp((pixel - centre) ** 2 * (-0.5 / self.sigma**2)), 0)
+        x, y = gaussian.unbind(-2)  # (N,M,T,V,size)
+        return (y[..., :, None] * x[..., None, :]).amax(1)
 
     def _draw_joints(self, volume: Tensor, keypoint: Tensor, score: Tensor) -> None:
         """Draws into volume (N,T,V,H,W), which is zero.
@@ -80,7 +100,7 @@ class HeatmapRenderer(nn.Module):
         # A pixel outside the window stays, with the value 0, which changes nothing wherever it is put.
         value = torch.where((col <= right) & (row <= bottom) & (score >= MIN_SCORE), value, 0)
         index = row.clamp(max=self.size - 1).long() * self.size + col.clamp(max=self.size - 1).long()
-        volume.flatten(3).scatter_reduce_(3, index.flatten(3), value.flatten(3), 'amax')
+        volume.flatten(3).scatter_reduce_(3, index.flatten(3), value.flatten(3).to(volume.dtype), 'amax')
 
     def _limbs(self, keypoint: Tensor, score: Tensor) -> Tensor:
         """The limb channels (N,T,L,H,W)."""

@@ -159,6 +159,36 @@ def test_compiled_equals_eager_and_a_short_last_batch_compiles_once_more():
     assert counter.frame_count == 2  # the first batch size, then any
 
 
+@pytest.mark.parametrize('kind', ['joint', 'both'])
+def test_one_graph_for_all_batch_sizes_where_the_axis_is_marked(kind):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('inductor')
+    renderer = HeatmapRenderer(size=SIZE, kind=kind)
+    compiled = torch.compile(renderer, backend=counter, fullgraph=True)
+    with torch.inference_mode():
+        for num_clips in (16, 7, 3):
+            inputs = random_batch(num_clips)
+            for tensor in inputs:
+                torch._dynamo.mark_dynamic(tensor, 0)
+            torch.testing.assert_close(compiled(*inputs), renderer(*inputs), rtol=0, atol=2e-6)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize('kind', ['joint', 'limb', 'both'])
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_volume_in_bfloat16_is_the_float32_one_rounded(kind, compiled):
+    torch._dynamo.reset()
+    renderer = HeatmapRenderer(size=SIZE, kind=kind)
+    renderer = torch.compile(renderer, fullgraph=True) if compiled else renderer
+    inputs = random_batch(2)
+    with torch.inference_mode():
+        volume = renderer(*inputs, dtype=torch.bfloat16)
+        expected = renderer(*inputs).bfloat16()
+    assert volume.dtype == torch.bfloat16
+    # The compiler may order a float32 sum otherwise, so that a number between two is rounded to the other.
+    torch.testing.assert_close(volume, expected, rtol=2**-7 if compiled else 0, atol=0)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize('compiled', [False, True])
 def test_gpu_equals_cpu(compiled):

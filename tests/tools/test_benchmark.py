@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from lib.tools.benchmark import common, vivit
+from lib.data.heatmap import limb_heatmaps
+from lib.tools.benchmark import common, render, vivit
 from lib.tools.benchmark.__main__ import main
 
 
@@ -22,6 +23,18 @@ def test_render_reports_rates_and_ratios(capsys):
     table = common.as_text(report)
     for name in (*report['rates'], *report['ratios'], 'clips/s', f'threads {report["setting"]["threads"]}'):
         assert name in table
+
+
+def test_limbs_are_compared_with_numpy_without_loops(capsys):
+    main(['render', '--kind', 'limb', '--batch', '1', '--pairs', '1', '--json'])
+    report = json.loads(capsys.readouterr().out)
+    assert report['rates']['numpy']['median'] > 0
+    assert report['ratios']['compiled/numpy']['median'] > 0
+    keypoint, score = common.walking_skeletons(2, 2)
+    maps = render.limbs_in_numpy(keypoint, score)
+    for i in range(2):
+        expected = limb_heatmaps(keypoint[i], score[i], img_shape=(56, 56))
+        np.testing.assert_allclose(maps[i], expected, rtol=0, atol=2e-5)
 
 
 def test_data_reports_rates_and_what_opening_costs(tmp_path, capsys, monkeypatch):

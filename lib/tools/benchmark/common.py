@@ -70,12 +70,13 @@ def as_text(report: dict) -> str:
         (report['unit'], report['rates'], 1),
         ('ratio', report.get('ratios'), 3),
         ('opening', report.get('opening'), 2),
+        ('peak MB', report.get('memory'), 0),
     )
     for heading, rows, digits in tables:
         if not rows:
             continue
-        lines.append(f'{heading:<16}' + ''.join(f'{column:>10}' for column in columns))
+        lines.append(f'{heading:<28}' + ''.join(f'{column:>10}' for column in columns))
         for name, numbers in rows.items():
-            lines.append(f'{name:<16}' + ''.join(f'{numbers[column]:>10.{digits}f}' for column in columns))
+            lines.append(f'{name:<28}' + ''.join(f'{numbers[column]:>10.{digits}f}' for column in columns))
         lines.append('')
     return '\n'.join(lines).rstrip()

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Clips/s of the torch renderer, and of filling the same volume with a constant: the limit that memory sets.
 
-    Both sides allocate their result on each call, as a training step does. The NumPy reference draws one clip.
+    Both sides allocate their result on each call, as a training step does. oracle: the NumPy reference, one clip.
+    numpy, for limbs: the same formula without loops.
     """
     import torch
 
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> dict:
         'eager': lambda: renderer(*inputs),
         'oracle': oracle,
     }
+    if args.kind == 'limb':
+        candidates['numpy'] = lambda: limbs_in_numpy(keypoint, score)
     with torch.inference_mode():
         seconds = time_in_turn(candidates, args.pairs, synchronize)
     clips = {name: 1 if name == 'oracle' else args.batch for name in candidates}
@@ -63,6 +66,34 @@ def run(args: argparse.Namespace) -> dict:
         'ratios': {
             'compiled/fill': summary(rates['compiled'] / rates['fill']),
             'eager/fill': summary(rates['eager'] / rates['fill']),
-            'compiled/oracle': summary(rates['compiled'] / rates['oracle']),
+            **{
+                f'compiled/{name}': summary(rates['compiled'] / rates[name])
+                for name in ('oracle', 'numpy')
+                if name in rates
+            },
         },
     }
+
+
+def limbs_in_numpy(keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Limb maps (N,T,L,H,W) of keypoint (N,M,T,V,2) and score (N,M,T,V), without a loop; see lib.data.heatmap."""
+    from lib.data.heatmap import MIN_SCORE
+    from lib.data.skeletons import skeleton_of
+
+    limbs = np.array(skeleton_of(keypoint.shape[-2]).limbs)
+    start, end = (keypoint[..., limbs[:, i], :][..., None, None, :] for i in (0, 1))  # (N,M,T,L,1,1,2)
+    start_score, end_score = (score[..., limbs[:, i]][..., None, None] for i in (0, 1))
+    lower = np.minimum(start_score, end_score)
+    short = ((end - start) ** 2).sum(-1) < 1  # drawn as the joint at its start
+    end = np.where(short[..., None], start, end)
+    value = np.where(lower >= MIN_SCORE, np.where(short, start_score, lower), np.float32(0))
+    reach = np.float32(3 * SIGMA)
+    first, last = np.trunc(np.minimum(start, end) - reach), np.trunc(np.maximum(start, end) + reach)
+    x, y = np.arange(SIZE, dtype=np.float32), np.arange(SIZE, dtype=np.float32)[:, None]
+    step = end - start
+    square = np.maximum((step**2).sum(-1), np.float32(1e-9))
+    share = ((x - start[..., 0]) * step[..., 0] + (y - start[..., 1]) * step[..., 1]) / square
+    share = np.clip(share, 0, 1)
+    distance2 = (x - start[..., 0] - share * step[..., 0]) ** 2 + (y - start[..., 1] - share * step[..., 1]) ** 2
+    inside = (x >= first[..., 0]) & (x <= last[..., 0]) & (y >= first[..., 1]) & (y <= last[..., 1])
+    return np.where(inside, value * np.exp(distance2 * np.float32(-0.5 / SIGMA**2)), np.float32(0)).max(axis=1)
