@@ -63,6 +63,15 @@ class World:
                 module.__class__ = GlobalBatchNorm1d  # parameters, buffers and names stay
         return DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
+    def check_same(self, what: str, number: int) -> None:
+        """Raises ValueError where the processes have different numbers; what: what they count."""
+        numbers = self.gather(torch.tensor(number, device=self.device)).tolist()
+        if len(set(numbers)) > 1:
+            raise ValueError(
+                f'the processes have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
+                'folder that all hosts share.'
+            )
+
     def count_in_batch_norm(self, model: nn.Module, counted: bool) -> None:
         """Whether the clips of this process count in the batch norm of a model that was wrapped."""
         if self.size > 1:

@@ -129,7 +129,7 @@ class Forward(nn.Module):
 
     def forward(self, keypoint: Tensor, score: Tensor | None = None) -> Tensor:
         with torch.autocast(keypoint.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.model(keypoint if self.render is None else self.render(keypoint, score)).float()
+            return self.model(keypoint if self.render is None else self.render(keypoint, score, self.dtype)).float()
 
 
 def make_forward(render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: World) -> nn.Module:
@@ -282,7 +282,11 @@ def open_log(
     pretrained: list[str],
     world: World,
 ) -> RunLog:
-    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps."""
+    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
+
+    Raises ValueError where the processes have found different runs in their folders.
+    """
+    world.check_same('numbers of epochs done', run.epoch)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     described = f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained'
