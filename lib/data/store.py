@@ -26,6 +26,7 @@ import itertools
 import json
 import logging
 import math
+import mmap
 import os
 import shutil
 import warnings
@@ -134,14 +135,19 @@ def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None 
             if _meta(folder, ann_file) is None:  # nobody packed it while this process waited
                 _pack(ann_file, folder)
     meta = _meta(folder, ann_file)
+    # The system reads 128 kB around a page that it lacks: many times a clip, where most clips are read from the disk.
+    beyond_memory = meta['shards'] > 1 and hasattr(mmap, 'MADV_RANDOM')
 
-    def mapped(name: str) -> np.ndarray:
-        return np.load(folder / f'{name}.npy', mmap_mode='r').view(np.ndarray)
+    def mapped(name: str, at_random: bool = False) -> np.ndarray:
+        array = np.load(folder / f'{name}.npy', mmap_mode='r')
+        if at_random:
+            array._mmap.madvise(mmap.MADV_RANDOM)
+        return array.view(np.ndarray)
 
     return Store(
         ann_file,
-        keypoints=tuple(mapped(f'keypoint_{i:04d}') for i in range(meta['shards'])),
-        scores=tuple(mapped(f'score_{i:04d}') for i in range(meta['shards'])),
+        keypoints=tuple(mapped(f'keypoint_{i:04d}', beyond_memory) for i in range(meta['shards'])),
+        scores=tuple(mapped(f'score_{i:04d}', beyond_memory) for i in range(meta['shards'])),
         frame_dir=mapped('frame_dir'),
         **{name: mapped(name) for name in INDEX},
         splits={name: mapped(f'split_{i:04d}') for i, name in enumerate(meta['splits'])},
@@ -365,6 +371,12 @@ class NpyStream:
         items = np.ascontiguousarray(items, self.dtype)
         self._file.write(items.data)
         self.count += len(items)
+
+    def append_zeros(self, count: int) -> None:
+        """Adds items of zeros as a hole in the file, which takes no room on the disk."""
+        self._file.truncate(self._file.tell() + count * self.item_bytes)
+        self._file.seek(0, os.SEEK_END)
+        self.count += count
 
     def close(self) -> None:
         self._file.seek(0)

@@ -1,15 +1,22 @@
-"""Batches of training clips on one core, without a model; what opening their store costs."""
+"""Batches of training clips, without a model; what opening their store costs."""
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import pickle
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from multiprocessing.queues import SimpleQueue
 
 import numpy as np
 
 from lib.tools.benchmark.common import FRAMES, JOINTS, positive, summary, time_in_turn
+
+AUGMENTATION = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}  # of the rows with Aug
+PROCESSES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Clips/s of Clips alone, held on one core, and what opening its store costs in seconds and private memory."""
+    """Clips/s of Clips alone, and what opening its store costs in seconds and private memory.
+
+    Splits are timed on one core, loader threads on all. 8 processes: the private memory of each of them while all have
+    the store open and have read batches.
+    """
     from lib.data.clips import Clips
     from lib.data.store import open_store
+    from lib.run import prefetched
 
-    if hasattr(os, 'sched_setaffinity'):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         ann_file = os.path.join(folder, 'benchmark.pkl')
         # In a process of its own, so that neither its memory nor its warm arrays count here.
@@ -42,13 +52,22 @@ def run(args: argparse.Namespace) -> dict:
         options = {'ann_file': ann_file, 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': args.batch, 'seed': 0}
         clips = {split: Clips(split, **options) for split in ('train', 'val')}
         private = private_bytes() - before
+        clips['train with Aug'] = Clips('train', **options, **AUGMENTATION)
         batches = min(64, *(part.num_clips // args.batch for part in clips.values()))
 
-        def load(split: str) -> None:
+        def load(name: str) -> None:
             for b in range(batches):
-                clips[split][0, b]
+                clips[name][0, b]
 
-        seconds = time_in_turn({split: lambda split=split: load(split) for split in clips}, args.rounds, lambda: None)
+        def load_ahead(num_workers: int) -> None:
+            for _ in prefetched(lambda b: clips['train'][0, b], batches, num_workers):
+                pass
+
+        with _one_core():
+            seconds = time_in_turn({name: lambda name=name: load(name) for name in clips}, args.rounds, lambda: None)
+        threads = {f'train, {n} loader thread{"s" * (n > 1)}': lambda n=n: load_ahead(n) for n in (1, 2)}
+        seconds |= time_in_turn(threads, args.rounds, lambda: None)
+        shared = _private_bytes_of_processes(options)
         setting = {
             'clips': args.clips,
             'two persons': f'{(store.num_persons[:] == 2).mean():.0%}',
@@ -57,12 +76,55 @@ def run(args: argparse.Namespace) -> dict:
         }
         size = store.nbytes
     return {
-        'title': f'data: batches of {FRAMES} frames from a store of {size / 1e6:,.0f} MB, on one core',
+        'title': f'data: batches of {FRAMES} frames from a store of {size / 1e6:,.0f} MB',
         'unit': 'clips/s',
         'setting': setting,
-        'rates': {split: summary(batches * args.batch / np.array(times)) for split, times in seconds.items()},
-        'opening': {'milliseconds': summary(1e3 * np.array(opening)), 'private MB': summary(np.array([private / 1e6]))},
+        'rates': {name: summary(batches * args.batch / np.array(times)) for name, times in seconds.items()},
+        'opening': {
+            'milliseconds': summary(1e3 * np.array(opening)),
+            'private MB': summary(np.array([private / 1e6])),
+            f'private MB of {PROCESSES} processes': summary(np.array(shared) / 1e6),
+        },
     }
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """Holds this process on one core, where the system can."""
+    if not hasattr(os, 'sched_setaffinity'):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _private_bytes_of_processes(options: dict) -> list[int]:
+    """Private memory of each of several processes that read the same store at the same time."""
+    context = multiprocessing.get_context('spawn')
+    barrier, queue = context.Barrier(PROCESSES), context.SimpleQueue()
+    readers = [context.Process(target=_read_batches, args=(options, barrier, queue)) for _ in range(PROCESSES)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert not any(reader.exitcode for reader in readers), 'a reader failed, see above'
+    return [queue.get() for _ in readers]
+
+
+def _read_batches(options: dict, barrier: threading.Barrier, queue: SimpleQueue) -> None:
+    from lib.data.clips import Clips
+
+    before = private_bytes()
+    clips = Clips('train', **options)
+    for b in range(20):
+        clips[0, b % len(clips)]
+    barrier.wait(timeout=300)
+    queue.put(private_bytes() - before)
+    barrier.wait(timeout=300)  # none leaves before all have measured
 
 
 def pack_made_up_clips(ann_file: str, num_clips: int) -> None:
