@@ -118,29 +118,32 @@ class HeatmapRenderer(nn.Module):
         log_value = torch.where(shown, log_value, -math.inf)
         first, last = self._window(torch.minimum(start, end), torch.maximum(start, end))
 
-        # The limb's line in the coordinates (along it, across it), turned about the map's corner. In float64, for
-        # what is left of the difference of two large float32 numbers is too coarse for a Gaussian.
-        start64, end64 = start.double(), end.double()
+        # The limb's line in the coordinates (along it, across it), turned about the map's corner, with sqrt(2) sigma as
+        # the unit. In float64, for what is left of the difference of two large float32 numbers is too coarse for a
+        # Gaussian.
+        unit = math.sqrt(2) * self.sigma
+        start64, end64 = start.double() / unit, end.double() / unit
         step_x, step_y = (end64 - start64).unbind(-1)
         length = torch.hypot(step_x, step_y)
         ux = torch.where(short, 1, step_x / length)
         uy = torch.where(short, 0, step_y / length)
-        begin = start64[..., 0] * ux + start64[..., 1] * uy
+        middle = start64[..., 0] * ux + start64[..., 1] * uy + length / 2
         level = start64[..., 1] * ux - start64[..., 0] * uy
         # One tensor of all that describes a limb, so that the compiler computes it once and not for every pixel.
-        limb = (ux, uy, begin, begin + length, level, log_value, *first.unbind(-1), *last.unbind(-1))
+        limb = (ux / unit, uy / unit, middle, length / 2, level, log_value, *first.unbind(-1), *last.unbind(-1))
         limb = torch.stack([number.float() for number in limb])[..., None, None]  # (10,N,M,T,L,1,1)
-        ux, uy, begin, stop, level, log_value, left, top, right, bottom = limb.unbind()
+        ux, uy, middle, half, level, log_value, left, top, right, bottom = limb.unbind()
 
         x = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
         y = x[:, None]
-        along = x * ux + y * uy
-        # Distance to the segment: how far before its begin or past its stop, and how far aside.
-        beyond = torch.maximum(begin - along, along - stop).clamp(min=0)
-        aside = y * ux - x * uy - level
-        log_maps = log_value - (beyond**2 + aside**2) * (0.5 / self.sigma**2)
-        margin = torch.minimum(torch.minimum(x - left, right - x), torch.minimum(y - top, bottom - y))
-        log_maps = torch.where(margin >= 0, log_maps, -math.inf).amax(1)
+        # What depends on the row alone comes first: it costs nothing beside the pixels.
+        log_value = torch.where((y >= top) & (y <= bottom), log_value, -math.inf)  # (N,M,T,L,H,1)
+        # Distance to the segment: how far past one of its ends, and how far aside.
+        beyond = ((x * ux + (y * uy - middle)).abs() - half).relu()
+        aside = (y * ux - level) - x * uy
+        log_maps = log_value - (beyond**2 + aside**2)
+        inside = (x - (left + right) / 2).abs() <= (right - left) / 2
+        log_maps = torch.where(inside, log_maps, -math.inf).amax(1)
         return torch.where(log_maps > LOG_TINY, log_maps.clamp(min=LOG_TINY).exp(), 0)
 
     def _window(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
