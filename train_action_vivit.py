@@ -3,7 +3,8 @@
     python train_action_vivit.py --config configs/action/vivit.yaml --checkpoint checkpoint/action/vivit
     python train_action_vivit.py --evaluate checkpoint/action/vivit/best_epoch.npz
 
-The same command again goes on from the last finished epoch. On a GPU where there is one, else on the CPU.
+The same command again goes on from the last finished epoch. On all GPUs of the host, else on the CPU; on several hosts
+where TF_CONFIG names them (see lib/tensorflow/distributed.py). data.batch_size is that of all devices together.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
 from lib.run import make_clips
-from lib.tensorflow import checkpoint, engine
+from lib.tensorflow import checkpoint, distributed, engine
 from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tensorflow.vivit import ViViT
 
@@ -30,22 +31,24 @@ SECTIONS = {
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, SECTIONS, args.set)
-    options = engine.TrainOptions(**config.train)
-    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS)
+    options, world = engine.TrainOptions(**config.train), distributed.init()
+    options.check_device()
+    options.check_batch_size(config.data.batch_size, world.num_replicas)
+    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(ViViT, config, train_clips)
+    render, model = engine.make_model(ViViT, config, train_clips, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, options, train_clips.shape)
-    predict_step = engine.make_predict_step(render, model, options, val_clips.shape)
-    log = engine.open_log(run, options, train_clips, val_clips, render, model)
+    train_step = engine.make_train_step(render, model, optimizer, options, world)
+    predict_step = engine.make_predict_step(render, model, options, world)
+    log = engine.open_log(run, options, train_clips, val_clips, render, model, world)
 
     for epoch in range(run.epoch, options.epochs):
         train_metrics = engine.train_one_epoch(
-            train_step, optimizer, config.optimizer.lr, train_clips, epoch, options, log, args.print_freq
+            train_step, optimizer, config.optimizer.lr, train_clips, epoch, options, world, log, args.print_freq
         )
-        val_metrics = engine.validate(predict_step, val_clips)
+        val_metrics = engine.validate(predict_step, val_clips, options, world)
         run.finish_epoch(model, optimizer, train_metrics, val_metrics)
         log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
     run.say_end()

@@ -16,7 +16,7 @@ from lib import cli
 from lib.config import load_config
 from lib.run import make_clips
 from lib.runlog import RunLog
-from lib.tensorflow import checkpoint, engine
+from lib.tensorflow import checkpoint, distributed, engine
 from tests.annotations import make_annotations
 from tests.processes import interrupt
 
@@ -44,6 +44,11 @@ def config(tmp_path, write_pickle):
 def call(*argv: str | Path) -> int:
     args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv], finetunes=False)
     return cli.run(script.evaluate if args.evaluate else script.train, args)
+
+
+def alone() -> distributed.World:
+    """This process without others, whatever TensorFlow has been told."""
+    return distributed.World(tf.distribute.get_strategy())
 
 
 def lines(folder: Path) -> list[dict]:
@@ -83,11 +88,11 @@ def test_trains_then_evaluates(config, tmp_path, capsys):
 def test_the_first_loss_is_that_of_guessing(config, tmp_path):
     config = load_config(config, script.SECTIONS)
     clips = make_clips(config, 'train')
-    render, model = engine.make_model(script.ViViT, config, clips)
+    options, world = engine.TrainOptions(**config.train), alone()
+    render, model = engine.make_model(script.ViViT, config, clips, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, engine.TrainOptions(**config.train), clips.shape)
-    batch = clips[0, 0]
-    loss, _ = train_step(batch['keypoint'], batch['score'], batch['label'])
+    train_step = engine.make_train_step(render, model, optimizer, options, world)
+    loss, _ = train_step(world.distribute(next(engine.batches(clips, 0, options, world))))
     assert float(loss) == pytest.approx(np.log(4), abs=1e-3)
 
 
@@ -123,7 +128,8 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     config = load_config(config, script.SECTIONS, [f'train.{option}' for option in options])
     recipe = engine.TrainOptions(**config.train)
     clips = make_clips(config, 'train')
-    render, model = engine.make_model(script.ViViT, config, clips)
+    world = alone()
+    render, model = engine.make_model(script.ViViT, config, clips, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     norms, rates, apply = [], [], optimizer.apply
 
@@ -135,16 +141,16 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     monkeypatch.setattr(optimizer, 'apply', watched)
     tf.config.run_functions_eagerly(True)
     try:
-        train_step = engine.make_train_step(render, model, optimizer, recipe, clips.shape)
+        train_step = engine.make_train_step(render, model, optimizer, recipe, world)
         log = RunLog(tmp_path / 'run', {}, [])
         for epoch in (0, 1):
-            engine.train_one_epoch(train_step, optimizer, 1e-3, clips, epoch, recipe, log, 1)
+            engine.train_one_epoch(train_step, optimizer, 1e-3, clips, epoch, recipe, world, log, 1)
         assert max(norms) == pytest.approx(0.01, rel=1e-3)
         assert rates == pytest.approx([1e-3 * x for x in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
         model.head.bias.assign([3.0, 0, 0, 0])  # guessing class 0: cross-entropy by hand
         model.head.kernel.assign(0 * model.head.kernel)
         batch = clips[0, 0]
-        loss, hits = train_step(batch['keypoint'], batch['score'], batch['label'])
+        loss, hits = train_step(world.distribute(next(engine.batches(clips, 0, recipe, world))))
     finally:
         tf.config.run_functions_eagerly(False)
     log_probability = np.array([3.0, 0, 0, 0]) - np.log(np.exp(3) + 3)
@@ -155,7 +161,7 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
 
 def test_weight_decay_makes_it_adamw(config):
     config = load_config(config, script.SECTIONS)
-    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val'))
+    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val'), alone())
     assert type(engine.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
     adamw = engine.make_optimizer(model, lr=1e-3, weight_decay=0.05)
     assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
@@ -178,7 +184,7 @@ def test_views_are_averaged(config, tmp_path):
     report = json.loads((run / 'evaluation.json').read_text())
     config = load_config(config, script.SECTIONS, views[1::2])
     clips = make_clips(config, 'val')
-    render, model = engine.make_model(script.ViViT, config, clips)
+    render, model = engine.make_model(script.ViViT, config, clips, alone())
     checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
     batches = [clips[0, b] for b in range(len(clips))]
     mean = np.mean(
@@ -194,9 +200,12 @@ def test_views_are_averaged(config, tmp_path):
 
 
 def test_views_that_are_sure_have_finite_scores(config):
-    clips = make_clips(load_config(config, script.SECTIONS, ['data.test_clips=2']), 'val')
+    config = load_config(config, script.SECTIONS, ['data.test_clips=2'])
+    clips = make_clips(config, 'val')
     sure = tf.constant([300.0, 0, 0, 0])
-    logits, _ = engine.predict(lambda keypoint, score: tf.tile(sure[None], (len(keypoint), 1)), clips)
+    logits, _ = engine.predict(
+        lambda share: tf.tile(sure[None], (len(share['score']), 1)), clips, engine.TrainOptions(**config.train), alone()
+    )
     np.testing.assert_allclose(logits[0], [0, -300, -300, -300], atol=1e-4)
 
 
@@ -271,26 +280,26 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(tmp_path, write_pi
     pickle_path = write_pickle(make_annotations([60, 120, 300], persons=[1, 2, 2]))
     overrides = [f'data.ann_file={pickle_path}', 'data.batch_size=2']
     config = load_config(path, script.SECTIONS, overrides)
-    options = engine.TrainOptions(**config.train)
+    options, world = engine.TrainOptions(**config.train), alone()
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.ViViT, config, train_clips)
+    render, model = engine.make_model(script.ViViT, config, train_clips, world)
     if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
         assert model.count_params() == int(parameters[1].replace(',', ''))
     optimizer = engine.make_optimizer(model, **config.optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, options, train_clips.shape)
-    predict_step = engine.make_predict_step(render, model, options, val_clips.shape)
+    train_step = engine.make_train_step(render, model, optimizer, options, world)
+    predict_step = engine.make_predict_step(render, model, options, world)
     before = checkpoint.values(model.trainable_variables)
     log = RunLog(tmp_path / 'run', {}, [])
-    metrics = engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 0, options, log, 1)
+    metrics = engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 0, options, world, log, 1)
     assert metrics['loss'] == pytest.approx(np.log(60), abs=1e-3)
     after = checkpoint.values(model.trainable_variables)
     changed = {name for name in after if (after[name] != before[name]).any()}
     assert changed == {'vivit/head/kernel', 'vivit/head/bias'}  # which is zero at first and stops all other gradients
-    engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 1, options, log, 1)
+    engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 1, options, world, log, 1)
     again = checkpoint.values(model.trainable_variables)
     # The bias of keys shifts all scores of a query alike, and the softmax takes that away: its gradient is rounding.
     assert {name for name in again if (again[name] == before[name]).all()} <= {n for n in again if 'key/bias' in n}
-    logits, labels = engine.predict(predict_step, val_clips)
+    logits, labels = engine.predict(predict_step, val_clips, options, world)
     assert logits.shape == (1, 60)
     assert labels == [2]
 
@@ -299,6 +308,8 @@ def test_published_configs_write_every_key():
     for path in (path for path in CONFIGS if path.parent.name == 'action'):
         written, resolved = yaml.safe_load(path.read_text()), load_config(path, script.SECTIONS)
         left_out = {('data', 'store_dir'), ('data', 'view_angle')}
+        # Speed and memory are the machine's matter.
+        left_out |= {('train', key) for key in ('accumulation_steps', 'num_workers')}
         assert {(s, k) for s in written for k in written[s]} == {
             (s, k) for s in resolved for k in resolved[s]
         } - left_out

@@ -70,7 +70,7 @@ def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
 
 def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
     """{path: value} of variables."""
-    return {name: np.asarray(variable) for name, variable in by_name(variables).items()}
+    return {name: variable.numpy() for name, variable in by_name(variables).items()}
 
 
 def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray], path: Path) -> None:
@@ -103,4 +103,4 @@ class Run(run.Run):
     ) -> None:
         """Notes the metrics of one more epoch and saves the run, as the best one too where it is."""
         state = {'model': values(model.variables), 'optimizer': values(optimizer.variables)}
-        self.add_epoch(float(optimizer.learning_rate), train, val, state)
+        self.add_epoch(float(optimizer.learning_rate.numpy()), train, val, state)

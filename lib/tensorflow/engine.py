@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,19 @@ from lib.config import Sections
 from lib.data.clips import Clips
 from lib.metrics import classification_metrics
 from lib.recipe import Recipe
-from lib.run import check_logits, check_losses, evaluation_config, make_clips, prefetched, report_evaluation
+from lib.run import (
+    check_logits,
+    check_losses,
+    cpu_has_bf16,
+    evaluation_config,
+    make_clips,
+    padded,
+    prefetched,
+    report_evaluation,
+)
 from lib.runlog import RunLog, say_facts
-from lib.tensorflow import checkpoint
+from lib.tensorflow import checkpoint, distributed
+from lib.tensorflow.distributed import World
 from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tools.preview import draw_clip
 
@@ -27,9 +37,25 @@ from lib.tools.preview import draw_clip
 class TrainOptions(Recipe):
     """Section `train`: the recipe. compile: whether XLA compiles the steps, which are TensorFlow graphs in any case."""
 
+    def check_device(self) -> None:
+        """Raises ValueError where a device does not have the precision."""
+        if self.precision != 'bf16':
+            return
+        gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices('GPU')]
+        lacking = [gpu.get('device_name', 'the GPU') for gpu in gpus if gpu.get('compute_capability', (0, 0)) < (8, 0)]
+        if not gpus and not cpu_has_bf16():
+            lacking = ['this CPU']
+        if lacking:
+            raise ValueError(
+                f'train.precision is bf16, but {lacking[0]} does not compute in bfloat16 (GPUs do from Ampere on, CPUs '
+                'with AVX512-BF16 or AMX): set train.precision to fp32.'
+            )
 
-def make_model(make: Callable[..., keras.Model], config: EasyDict, clips: Clips) -> tuple[HeatmapRenderer, keras.Model]:
-    """The renderer, and the model with its first weights.
+
+def make_model(
+    make: Callable[..., keras.Model], config: EasyDict, clips: Clips, world: World
+) -> tuple[HeatmapRenderer, keras.Model]:
+    """The renderer, and the model with its first weights, on all devices of `world`.
 
     Raises ValueError, naming the keys, where the model does not suit the clips.
     """
@@ -38,7 +64,10 @@ def make_model(make: Callable[..., keras.Model], config: EasyDict, clips: Clips)
             f'ViViT sees heatmaps alone, but data.input is {config.data.input}: set data.input to heatmap.'
         )
     keras.utils.set_random_seed(config.train.seed % 2**32)
-    model, render = make(**config.model), HeatmapRenderer(**config.heatmap)
+    # The policy is the process's, and a model keeps the one that it is made under.
+    keras.config.set_dtype_policy('mixed_bfloat16' if config.train.precision == 'bf16' else 'float32')
+    with world.strategy.scope():
+        model, render = make(**config.model), HeatmapRenderer(**config.heatmap)
     channels = render.num_channels(clips.num_joints)
     model.check_input(clip_len=config.data.clip_len, size=config.heatmap.size, num_joints=channels)
     return render, model
@@ -48,21 +77,18 @@ def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> ker
     """Section `optimizer`: Adam, or with a weight_decay above 0 AdamW; built for the model."""
     if weight_decay < 0:
         raise ValueError(f'optimizer.weight_decay is {weight_decay}; it must be 0 or more.')
-    if weight_decay:
-        optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # the name is that of its saved variables
-    else:
-        optimizer = keras.optimizers.Adam(lr, name='adam')
-    optimizer.build(model.trainable_variables)
+    with model.distribute_strategy.scope():
+        if weight_decay:
+            optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # the name is that of its saved variables
+        else:
+            optimizer = keras.optimizers.Adam(lr, name='adam')
+        optimizer.build(model.trainable_variables)
     return optimizer
 
 
-TrainStep = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]
-PredictStep = Callable[[np.ndarray, np.ndarray], tf.Tensor]
-
-
-def signature(shape: tuple[int, int, int]) -> tuple[tf.TensorSpec, tf.TensorSpec]:
-    """Keypoints and scores of any number of clips of `shape` (M, T, V)."""
-    return tf.TensorSpec((None, *shape, 2), tf.float32), tf.TensorSpec((None, *shape), tf.float32)
+# Both take a batch in shares, as World.distribute gives it. See make_train_step and make_predict_step.
+TrainStep = Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
+PredictStep = Callable[[Any], tf.Tensor]
 
 
 def make_train_step(
@@ -70,40 +96,105 @@ def make_train_step(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     options: TrainOptions,
-    shape: tuple[int, int, int],
+    world: World,
 ) -> TrainStep:
-    """(keypoint, score, label) -> (loss, number of hits), compiled: the volumes exist inside alone.
+    """A batch in shares (see `batches`) -> (loss, number of hits) of all of it; the volumes exist inside alone."""
+    strategy, trained = world.strategy, model.trainable_variables
+    generators = [variable for variable in model.non_trainable_variables if variable.name == 'seed_generator_state']
 
-    shape: (M, T, V) of the clips.
-    """
-
-    @tf.function(input_signature=(*signature(shape), tf.TensorSpec((None,), tf.int64)), jit_compile=options.compile)
-    def train(keypoint: tf.Tensor, score: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def gradients_of_part(part: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
-            logits = model(render(keypoint, score), training=True)
-            target = tf.one_hot(label, logits.shape[-1])
+            logits = tf.cast(model(render(part['keypoint'], part['score']), training=True), tf.float32)
+            target = tf.one_hot(part['label'], logits.shape[-1])
             smoothed = target * (1 - options.label_smoothing) + options.label_smoothing / logits.shape[-1]
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(smoothed, logits))
-        gradients = tape.gradient(loss, model.trainable_variables)
+            loss = tf.reduce_sum(part['weight'] * tf.nn.softmax_cross_entropy_with_logits(smoothed, logits))
+        hit = (tf.argmax(logits, axis=-1) == part['label']) & (part['weight'] > 0)
+        return tf.stack([loss, tf.reduce_sum(tf.cast(hit, tf.float32))]), tape.gradient(loss, trained)
+
+    @tf.function(jit_compile=options.compile)
+    def gradients_of_share(share: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        share = dict(share)
+        seed = share.pop('seed')
+        for i, state in enumerate(generators):
+            first = tf.stack([seed[0], seed[1] + (i << 16)])
+            state.assign(first)  # and counts on from there, by less than that in a step
+        if options.accumulation_steps == 1:
+            return gradients_of_part(share)
+        count = options.accumulation_steps
+        parts = {name: tf.reshape(tensor, (count, -1, *tensor.shape[1:])) for name, tensor in share.items()}
+
+        def add_part(i: tf.Tensor, sums: tf.Tensor, gradients: list[tf.Tensor]) -> tuple:
+            more, further = gradients_of_part({name: tensor[i] for name, tensor in parts.items()})
+            return i + 1, sums + more, [a + b for a, b in zip(gradients, further, strict=True)]
+
+        zeros = [tf.zeros(variable.shape) for variable in trained]
+        # A loop of the graph, for TensorFlow would work on the parts of an unrolled one at the same time.
+        _, sums, gradients = tf.while_loop(
+            lambda i, *_: i < count, add_part, (0, tf.zeros(2), zeros), parallel_iterations=1
+        )
+        return sums, gradients
+
+    def step(share: dict[str, tf.Tensor]) -> tf.Tensor:
+        sums, gradients = gradients_of_share(share)
         if options.max_grad_norm is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, options.max_grad_norm)
-        optimizer.apply(gradients, model.trainable_variables)
-        hits = tf.math.count_nonzero(tf.argmax(logits, axis=-1) == label, dtype=tf.int32)
+            total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            scale = options.max_grad_norm / tf.maximum(tf.linalg.global_norm(total), options.max_grad_norm)
+            gradients = [gradient * scale for gradient in gradients]
+        optimizer.apply(gradients, trained)  # which sums them over the replicas
+        return sums
+
+    # XLA knows nothing of exchanges between devices: with several it compiles the gradients alone.
+    @tf.function(jit_compile=options.compile and world.num_replicas == 1)
+    def train(shares: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        loss, hits = tf.unstack(strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None))
         return loss, hits
 
     return train
 
 
-def make_predict_step(
-    render: HeatmapRenderer, model: keras.Model, options: TrainOptions, shape: tuple[int, int, int]
-) -> PredictStep:
-    """(keypoint, score) -> logits, compiled; shape as in make_train_step."""
+def make_predict_step(render: HeatmapRenderer, model: keras.Model, options: TrainOptions, world: World) -> PredictStep:
+    """The keypoints and scores of a batch in shares -> logits (N, K) float32 in the order of the batch.
 
-    @tf.function(input_signature=signature(shape), jit_compile=options.compile)
-    def predict(keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
-        return model(render(keypoint, score), training=False)
+    The N are those of all shares, what fills them up included, which comes last.
+    """
+    strategy = world.strategy
+
+    @tf.function(jit_compile=options.compile)
+    def logits_of_share(share: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf.cast(model(render(share['keypoint'], share['score']), training=False), tf.float32)
+
+    @tf.function
+    def predict(shares: Any) -> tf.Tensor:
+        logits = strategy.gather(strategy.run(logits_of_share, args=(shares,)), axis=0)
+        # Clip i of a batch is clip i // num_replicas of replica i % num_replicas.
+        logits = tf.transpose(tf.reshape(logits, (world.num_replicas, -1, model.num_classes)), (1, 0, 2))
+        return tf.reshape(logits, (-1, model.num_classes))
 
     return predict
+
+
+def batches(clips: Clips, epoch: int, options: TrainOptions, world: World) -> Iterator[list[dict[str, np.ndarray]]]:
+    """The batches of an epoch: of each the shares of this worker's replicas, all of one size.
+
+    To what Clips gives of n clips come 'weight' (n,) float32, the part of a clip in the mean over the whole batch, and
+    'seed' (2,) int64, which makes the dropout of (train.seed, epoch, step, replica). A share is filled up with clips of
+    weight 0. Threads make the next batches while the last one is at work.
+    """
+    share_size = math.ceil(clips.batch_size / world.num_replicas)
+    shares = {replica: clips.shared(replica, world.num_replicas) for replica in world.local_replicas}
+
+    def load_share(replica: int, b: int) -> dict[str, np.ndarray]:
+        share = shares[replica][epoch, b]
+        weight = np.full(len(share['label']), 1 / len(clips.batch_clips(epoch, b)), np.float32)
+        return padded(share | {'weight': weight}, share_size) | {'seed': step_seed(options.seed, epoch, b, replica)}
+
+    return prefetched(lambda b: [load_share(replica, b) for replica in shares], len(clips), options.num_workers)
+
+
+def step_seed(seed: int, epoch: int, step: int, replica: int) -> np.ndarray:
+    """The seed of a step's dropout on a replica, (2,) int64 of 31 bits each."""
+    state = np.random.SeedSequence([seed % 2**64, epoch, step, replica]).generate_state(2)
+    return (state >> 1).astype(np.int64)
 
 
 def train_one_epoch(
@@ -113,22 +204,23 @@ def train_one_epoch(
     clips: Clips,
     epoch: int,
     options: TrainOptions,
+    world: World,
     log: RunLog,
     print_freq: int,
 ) -> dict[str, float]:
     """Trains on every clip once; returns the means over the epoch, {'loss', 'top1'}.
 
-    The device is waited for only when a line is printed. Raises FloatingPointError, naming step and clips, where the
+    The devices are waited for only when a line is printed. Raises FloatingPointError, naming step and clips, where the
     loss is not finite.
     """
     losses, counts, hits = [], [], []
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
-        for b, batch in enumerate(prefetched(lambda b: clips[epoch, b], len(clips), options.num_workers)):
+        for b, shares in enumerate(log.timed(batches(clips, epoch, options, world))):
             optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, len(clips)))
-            loss, correct = train_step(batch['keypoint'], batch['score'], batch['label'])
+            loss, correct = train_step(world.distribute(shares))
             losses.append(loss)
             hits.append(correct)
-            counts.append(len(batch['label']))
+            counts.append(len(clips.batch_clips(epoch, b)))
             bar.update(counts[-1])
             if (b + 1) % print_freq == 0 or b + 1 == len(clips):
                 values = tf.stack(losses).numpy().astype(np.float64)
@@ -139,29 +231,35 @@ def train_one_epoch(
     return {'loss': mean_loss, 'top1': top1}
 
 
-def predict(predict_step: PredictStep, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split.
+def predict(
+    predict_step: PredictStep, clips: Clips, options: TrainOptions, world: World
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split, in every worker.
 
     Of a clip with several views: the logarithm of the mean of their probabilities. Raises FloatingPointError, naming
     the clip, where a logit is not finite.
     """
-    logits, labels = [], []
-    for batch in prefetched(lambda b: clips[0, b], len(clips), 1):
-        labels.append(batch['label'])
-        keypoint, score = batch['keypoint'], batch['score']
+    logits = []
+    for shares in batches(clips, 0, options, world):
+        seen = [{name: share[name] for name in ('keypoint', 'score')} for share in shares]
         if clips.num_views > 1:  # one after the other: no more memory than one view takes
-            views = [tf.nn.log_softmax(predict_step(keypoint[:, k], score[:, k])) for k in range(clips.num_views)]
-            logits.append(tf.reduce_logsumexp(tf.stack(views), axis=0) - math.log(clips.num_views))
+            views = [
+                predict_step(world.distribute([{name: array[:, k] for name, array in share.items()} for share in seen]))
+                for k in range(clips.num_views)
+            ]
+            views = tf.stack([tf.nn.log_softmax(view) for view in views])
+            logits.append(tf.reduce_logsumexp(views, axis=0) - math.log(clips.num_views))
         else:
-            logits.append(predict_step(keypoint, score))
-    logits = tf.concat(logits, axis=0).numpy()
+            logits.append(predict_step(world.distribute(seen)))
+    # The shares may be larger than the batch, and the last batch shorter than the others.
+    logits = tf.concat([batch[: clips.batch_size] for batch in logits], axis=0).numpy()[: clips.num_clips]
     check_logits(logits, clips)
-    return logits, np.concatenate(labels)
+    return logits, clips.store.label[clips.clips]
 
 
-def validate(predict_step: PredictStep, clips: Clips) -> dict[str, float]:
+def validate(predict_step: PredictStep, clips: Clips, options: TrainOptions, world: World) -> dict[str, float]:
     """{'loss', 'top1', 'top5', 'mean_class'} of a split."""
-    metrics = classification_metrics(*predict(predict_step, clips))
+    metrics = classification_metrics(*predict(predict_step, clips, options, world))
     del metrics['per_class']
     return metrics
 
@@ -173,16 +271,16 @@ def open_log(
     val_clips: Clips,
     render: HeatmapRenderer,
     model: keras.Model,
+    world: World,
 ) -> RunLog:
-    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps."""
+    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
+
+    Raises ValueError where the workers have not come to the same epoch.
+    """
+    world.check_same('numbers of epochs done', run.epoch)
     described = f'{type(model).__name__}, {model.count_params():,} parameters'
     picture = draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2))
-    return run.open_log(options, train_clips, val_clips, described, device(), picture, [])
-
-
-def device() -> str:
-    """What TensorFlow computes on."""
-    return 'cuda' if tf.config.list_physical_devices('GPU') else 'cpu'
+    return run.open_log(options, train_clips, val_clips, described, world.description, picture, [])
 
 
 def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
@@ -190,10 +288,14 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     path = Path(args.evaluate)
     saved: dict[str, Any] = checkpoint.load(path, kind)
     config = evaluation_config(args, saved['config'], sections, default_config)
+    options, world = TrainOptions(**config.train), distributed.init()
+    options.check_device()
     clips = make_clips(config, 'val')
-    render, model = make_model(sections['model'], config, clips)
+    render, model = make_model(sections['model'], config, clips, world)
     checkpoint.assign(model.variables, saved['model'], path)
     origin = f'{path}, epoch {saved["epoch"]}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
-    predict_step = make_predict_step(render, model, TrainOptions(**config.train), clips.shape)
-    report_evaluation(args, kind, saved['epoch'], model.count_params(), clips, *predict(predict_step, clips))
+    predict_step = make_predict_step(render, model, options, world)
+    logits, label = predict(predict_step, clips, options, world)
+    if world.is_main:
+        report_evaluation(args, kind, saved['epoch'], model.count_params(), clips, logits, label)

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> dict:
     import keras
     import tensorflow as tf
 
-    from lib.tensorflow import engine
+    from lib.tensorflow import distributed, engine
     from lib.tensorflow.heatmap import HeatmapRenderer
     from lib.tensorflow.vivit import ViViT
 
@@ -34,13 +34,18 @@ def run(args: argparse.Namespace) -> dict:
     render = HeatmapRenderer(size=SIZE, sigma=SIGMA)
     volume = np.tile(render(keypoint, score).numpy(), (args.steps, 1, 1, 1, 1))
 
+    world = distributed.World(tf.distribute.get_strategy())
+    weight, seed = np.full(args.batch, 1 / args.batch, np.float32), engine.step_seed(0, 0, 0, 0)
+    batch = {'keypoint': keypoint, 'score': score, 'label': label, 'weight': weight, 'seed': seed}
+    batch = world.distribute([batch])
+
     def ours(dropout: float) -> Callable[[], None]:
         model = ViViT(attn_drop_rate=dropout)
         optimizer = engine.make_optimizer(model, lr=1e-4, weight_decay=0.0)
-        train = engine.make_train_step(render, model, optimizer, engine.TrainOptions(epochs=1), keypoint.shape[1:4])
+        train = engine.make_train_step(render, model, optimizer, engine.TrainOptions(epochs=1), world)
 
         def steps() -> None:
-            losses = [train(keypoint, score, label)[0] for _ in range(args.steps)]
+            losses = [train(batch)[0] for _ in range(args.steps)]
             tf.stack(losses).numpy()
 
         return steps
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> dict:
         'title': f'vivit: training steps on volumes {(args.batch, frames, SIZE, SIZE, JOINTS)}',
         'unit': 'clips/s',
         'setting': {
-            'device': engine.device(),
+            'device': world.description,
             'tensorflow': tf.__version__,
             'keras': keras.__version__,
             'steps': args.steps,
