@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from lib.data.clips import Clips
 from lib.data.heatmap import joint_heatmaps
 from lib.data.sampling import evaluation_frames
 from lib.data.skeletons import COCO17
+from lib.tools.benchmark.scale import write_sparse_store
 from tests.annotations import make_3d_annotations, make_annotations
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
@@ -162,6 +165,24 @@ def test_persons_beyond_the_limit_are_left_out(write_pickle):
     assert two['score'].all()
     assert clips('val', path).split_description.endswith('; 2 have over 2 persons, of whom the first are taken')
     assert 'persons' not in clips('val', path, max_persons=3).split_description
+
+
+def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
+    count = 300_000
+    write_sparse_store(tmp_path / 'set.pkl', count)
+    tracemalloc.start()
+    try:
+        loaded = clips('train', tmp_path / 'set.pkl')
+        assert loaded.split_description.startswith(f'xsub_train, {count:,} clips of 60 classes')
+        loaded.check_labels(60)
+        loaded.batch_clips(0, 0)
+        kept, _ = tracemalloc.get_traced_memory()
+        loaded.batch_clips(1, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 5 * count
+    assert peak < 16 * count
 
 
 @pytest.mark.parametrize(
