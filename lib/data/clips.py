@@ -329,9 +329,9 @@ class Clips:
             middle = sum(np.where(np.isfinite(edge), edge, 0) for edge in edges) / 2
             keypoint = rotate(keypoint, angle[persons.clip], middle[persons.clip])
         if self.joint_noise:
-            draws = random.uniform(self.max_persons * keypoint[0, ..., 0].size * 3)
-            draws = draws.reshape(len(persons.count), self.max_persons, *keypoint.shape[1:3], 3)
-            keypoint = jitter(keypoint, self.joint_noise, draws[persons.clip, persons.number])
+            count = keypoint[0, ..., 0].size * 3
+            draws = random.uniform_parts(count, self.max_persons, persons.clip, persons.number)
+            keypoint = jitter(keypoint, self.joint_noise, draws.reshape(*keypoint.shape[:3], 3))
         return keypoint
 
     def _placed(

@@ -121,3 +121,12 @@ def test_resampling_in_training_reaches_every_frame_of_a_long_clip():
     draws = ClipRandom(0, 0, np.arange(2000)).uniform(10)
     frames = resampled_frames(np.full(2000, 35), 10, draws)
     np.testing.assert_allclose(np.bincount(frames.ravel(), minlength=35) / 20_000, 1 / 35, atol=0.006)
+
+
+def test_parts_of_the_draws_are_those_of_all_draws():
+    whole, parts = (ClipRandom(3, 1, np.array([7, 2, 9])) for _ in range(2))
+    whole.uniform(4), parts.uniform(4)
+    clip, part = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 0, 0, 1])
+    expected = whole.uniform(2 * 6).reshape(3, 2, 6)[clip, part]
+    np.testing.assert_array_equal(parts.uniform_parts(6, 2, clip, part), expected)
+    np.testing.assert_array_equal(parts.uniform(5), whole.uniform(5))
