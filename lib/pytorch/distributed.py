@@ -68,8 +68,8 @@ class World:
         numbers = self.gather(torch.tensor(number, device=self.device)).tolist()
         if len(set(numbers)) > 1:
             raise ValueError(
-                f'the processes have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
-                'folder that all hosts share.'
+                f'the processes have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name '
+                'one folder that all hosts share.'
             )
 
     def count_in_batch_norm(self, model: nn.Module, counted: bool) -> None:

@@ -134,7 +134,6 @@ class Forward(nn.Module):
 
 def make_forward(render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: World) -> nn.Module:
     """Renderer and model as one module (see Forward), for all processes of `world`, compiled if `options` say so."""
-    torch.backends.cudnn.allow_tf32 = False  # else fp32 would not be fp32 in the vanilla transformer's convolution
     if options.activation_checkpointing:
         for module in model.modules():
             if isinstance(module, CHECKPOINTED):
