@@ -37,17 +37,6 @@ def test_limbs_are_compared_with_numpy_without_loops(capsys):
         np.testing.assert_allclose(maps[i], expected, rtol=0, atol=2e-5)
 
 
-def test_data_reports_rates_and_what_opening_costs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('os.sched_setaffinity', lambda *_: None, raising=False)  # pytest keeps its cores
-    main(['data', '--clips', '200', '--batch', '8', '--rounds', '2', '--folder', str(tmp_path), '--json'])
-    report = json.loads(capsys.readouterr().out)
-    assert set(report['rates']) == {'train', 'val'}
-    assert report['rates']['train']['min'] > 0
-    assert 0 < report['opening']['milliseconds']['median'] < 1000
-    assert not list(tmp_path.iterdir())
-    assert 'private MB' in common.as_text(report)
-
-
 def test_vivit_is_compared_with_the_same_architecture(capsys):
     assert vivit.stock_vivit(0.1).count_params() == 8_650_300
     main(['vivit', '--batch', '1', '--steps', '1', '--rounds', '1', '--json'])
