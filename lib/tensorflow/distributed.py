@@ -107,7 +107,7 @@ def cluster_task(text: str) -> tuple[int, int]:
     """This worker's rank and the number of workers, of TF_CONFIG's text. Raises ValueError for what it cannot be."""
     try:
         told = json.loads(text or '{}')
-        if 'cluster' not in told:
+        if told.get('cluster') is None:
             return 0, 1
         (job, addresses), *others = told['cluster'].items()
         task, index = told['task']['type'], told['task']['index']

@@ -163,9 +163,12 @@ def make_predict_step(render: HeatmapRenderer, model: keras.Model, options: Trai
     def logits_of_share(share: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.cast(model(render(share['keypoint'], share['score']), training=False), tf.float32)
 
+    def step(share: dict[str, tf.Tensor]) -> tf.Tensor:
+        return logits_of_share(share)  # handed to strategy.run as it is, XLA's function would mix up the devices
+
     @tf.function
     def predict(shares: Any) -> tf.Tensor:
-        logits = strategy.gather(strategy.run(logits_of_share, args=(shares,)), axis=0)
+        logits = strategy.gather(strategy.run(step, args=(shares,)), axis=0)
         # Clip i of a batch is clip i // num_replicas of replica i % num_replicas.
         logits = tf.transpose(tf.reshape(logits, (world.num_replicas, -1, model.num_classes)), (1, 0, 2))
         return tf.reshape(logits, (-1, model.num_classes))

@@ -1,0 +1,306 @@
+"""Several workers and several devices that train ViViT together, as processes of their own, against one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+import train_action_vivit as script
+from lib import cli
+from lib.config import load_config
+from lib.run import make_clips
+from lib.runlog import RunLog
+from lib.tensorflow import checkpoint, distributed, engine
+from tests.annotations import make_annotations
+
+ROOT = Path(script.__file__).parent
+# The script on a CPU that is divided in two devices.
+DIVIDED = """
+import sys
+import tensorflow as tf
+cpu, = tf.config.list_physical_devices('CPU')
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import train_action_vivit as script
+from lib import cli
+"""
+
+
+@pytest.fixture
+def config(tmp_path, write_pickle):
+    """A config file for a tiny model without dropout; 21 clips to train, the last batch short, and 11 to test."""
+    write_pickle(make_annotations([5, 12] * 16, persons=[1, 2] * 16), 'made_up.pkl')
+    content = {
+        'data': {'ann_file': f'{tmp_path}/made_up.pkl', 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
+        'heatmap': {'size': 12},
+        'model': {'clip_len': 8, 'size': 12, 'num_joints': 17, 'tubelet_size': [4, 4, 4], 'dim_feat': 16, 'depth': 1,
+                  'num_heads': 2, 'attn_drop_rate': 0.0, 'num_classes': 4},
+        'optimizer': {'lr': 1e-2, 'weight_decay': 0.01},
+        'train': {'epochs': 1, 'max_grad_norm': 0.1},
+    }  # fmt: skip
+    path = tmp_path / 'tiny.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def call(*argv: str | Path) -> int:
+    args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv], finetunes=False)
+    return cli.run(script.evaluate if args.evaluate else script.train, args)
+
+
+@contextmanager
+def workers(count: int, *argv: str | Path) -> Iterator[list[subprocess.Popen]]:
+    """The script with these arguments as workers of this host, which are killed in the end."""
+    sockets = [socket.socket() for _ in range(count)]
+    for unused in sockets:
+        unused.bind(('localhost', 0))
+    cluster = {'worker': [f'localhost:{unused.getsockname()[1]}' for unused in sockets]}
+    for unused in sockets:
+        unused.close()
+    started = []
+    for rank in range(count):
+        told = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': rank}})
+        command = [sys.executable, script.__file__, *map(str, argv)]
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        started.append(subprocess.Popen(command, env=os.environ | {'TF_CONFIG': told}, **pipes))
+    try:
+        yield started
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.communicate()
+
+
+def run_workers(count: int, *argv: str | Path) -> list[str]:
+    """What each worker has printed, when all are done."""
+    with workers(count, *argv) as started:
+        told = [worker.communicate(timeout=120) for worker in started]
+        assert [worker.returncode for worker in started] == [0] * count, told
+    return [printed for printed, _ in told]
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def assert_same_metrics(one: list[dict], other: list[dict]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a['train'] == pytest.approx(b['train'], abs=1e-4)
+        assert a['val'] == pytest.approx(b['val'], abs=1e-5)
+
+
+def test_workers_train_as_one_process_does_and_take_turns_with_it(config, tmp_path):
+    whole, run = tmp_path / 'whole', tmp_path / 'run'
+    assert call('--config', config, '-c', whole, '--set', 'train.epochs=3') == 0
+    expected = lines(whole)
+    assert abs(expected[-1]['train']['loss'] - expected[0]['train']['loss']) > 5e-3  # weights change and count
+
+    main, other = run_workers(2, '--config', config, '-c', run)
+    assert '3 steps each, on 2 workers of 1 x cpu' in main
+    assert other == ''
+    assert_same_metrics(lines(run), expected[:1])
+    assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.npz', 'best_epoch.npz', 'logs'} == {
+        path.name for path in run.iterdir()
+    }
+    assert len(list((run / 'logs').iterdir())) == len((run / 'timing.jsonl').read_text().splitlines()) == 1
+
+    assert call('--config', config, '-c', run, '--set', 'train.epochs=2') == 0
+    assert_same_metrics(lines(run), expected[:2])
+
+    with workers(2, '--config', config, '-c', run, '--set', 'train.epochs=1000') as (main, other):
+        for line in main.stdout:
+            if line.startswith('epoch 4/'):
+                break
+        other.kill()
+        begin = time.monotonic()
+        _, told = main.communicate(timeout=60)
+    assert time.monotonic() - begin < 60
+    assert main.returncode == 1, told
+    assert told.splitlines()[-1].startswith('error: another worker does not answer any more')
+    assert 'Traceback' not in told
+    assert_same_metrics(lines(run)[:3], expected)
+    assert call('-e', run / 'latest_epoch.npz') == 0  # it is whole
+
+
+def test_workers_evaluate_every_clip_once(config, tmp_path):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    views = ['--set', 'data.test_clips=2', '--set', 'data.test_flip=true', '--set', 'data.batch_size=7']
+    assert call('-e', run / 'latest_epoch.npz', *views) == 0
+    alone = json.loads((run / 'evaluation.json').read_text())
+    main, other = run_workers(2, '-e', run / 'latest_epoch.npz', '-c', tmp_path / 'report', *views)
+    together = json.loads((tmp_path / 'report' / 'evaluation.json').read_text())
+    assert 'Acc@1' in main
+    assert other == ''
+    assert (together.pop('num_clips'), together.pop('views')) == (11, 4)
+    for name in ('loss', 'top1', 'top5', 'mean_class'):
+        assert together[name] == pytest.approx(alone[name], abs=1e-5)
+    assert together['per_class'] == alone['per_class']
+
+
+def test_devices_of_a_process_train_as_one(config, tmp_path):
+    assert call('--config', config, '-c', tmp_path / 'whole') == 0
+    command = ['--config', config, '-c', tmp_path / 'run', '--set', 'train.accumulation_steps=2']
+    code = """
+from unittest import mock
+from lib.tensorflow import engine
+made, make = [], engine.make_train_step
+with mock.patch.object(engine, 'make_train_step', lambda *parts: made.append(make(*parts)) or made[0]):
+    args = cli.parse_args('', '', finetunes=False)
+    code = cli.run(script.train, args)
+print('traces', made[0].experimental_get_tracing_count())
+args = cli.parse_args('', '', [*sys.argv[1:], '--set', 'data.batch_size=6', '-c', args.checkpoint + '6'])
+print('codes', code, cli.run(script.train, args))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', DIVIDED + code, *map(str, command)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert 'on 2 x cpu' in done.stdout, done.stderr
+    assert 'traces 1\n' in done.stdout  # the short last batch is no other shape
+    assert 'codes 0 2\n' in done.stdout
+    assert 'data.batch_size 6' in done.stderr
+    assert 'set data.batch_size to a multiple of 4' in done.stderr
+    assert_same_metrics(lines(tmp_path / 'run'), lines(tmp_path / 'whole'))
+    one, other = (checkpoint.load(tmp_path / name / checkpoint.LATEST, 'vivit')['model'] for name in ('whole', 'run'))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if 'key/bias' not in name:  # whose gradient is rounding, which Adam makes large
+            np.testing.assert_allclose(other[name], value, atol=1e-4, err_msg=name)
+
+
+def test_replicas_and_steps_have_dropout_of_their_own(config):
+    """The loss of a batch is the sum of the replicas' parts; every part depends on its own seed alone."""
+    code = """
+import numpy as np
+from lib.config import load_config
+from lib.run import make_clips
+from lib.tensorflow import distributed, engine
+options = ['model.attn_drop_rate=0.5', 'model.drop_path_rate=0.2', 'optimizer.lr=0.0', 'optimizer.weight_decay=0.0']
+config = load_config(sys.argv[1], script.SECTIONS, options)
+options, world = engine.TrainOptions(**config.train), distributed.init()
+clips = make_clips(config, 'train')
+render, model = engine.make_model(script.ViViT, config, clips, world)
+model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
+train_step = engine.make_train_step(render, model, engine.make_optimizer(model, **config.optimizer), options, world)
+share, other = next(engine.batches(clips, 0, options, world))
+seeds = share['seed'], other['seed']
+for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
+    print('loss', float(train_step(world.distribute([share | {'seed': seeds[i]}, share | {'seed': seeds[j]}]))[0]))
+"""
+    done = subprocess.run([sys.executable, '-c', DIVIDED + code, config], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first, second, mixed, turned, again = (
+        float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith('loss')
+    )
+    assert abs(first - second) > 1e-3
+    assert mixed == pytest.approx((first + second) / 2, rel=1e-6)
+    assert mixed == pytest.approx(turned, rel=1e-6)
+    assert mixed == again
+
+
+def test_seeds_are_of_seed_epoch_step_and_replica():
+    seeds = [tuple(engine.step_seed(*of)) for of in np.ndindex(3, 3, 3, 3)]
+    assert len(set(seeds)) == 81
+    assert engine.step_seed(-1, 2, 3, 4).tolist() == engine.step_seed(-1, 2, 3, 4).tolist()
+    assert 0 <= min(map(min, seeds)) < max(map(max, seeds)) < 2**31
+
+
+@pytest.mark.parametrize('compile', [False, True])
+def test_steps_are_traced_once(config, tmp_path, compile):
+    config = load_config(config, script.SECTIONS, [f'train.compile={compile}', 'train.accumulation_steps=1'])
+    options, world = engine.TrainOptions(**config.train), distributed.World(tf.distribute.get_strategy())
+    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
+    render, model = engine.make_model(script.ViViT, config, train_clips, world)
+    traced = []
+
+    def drawn(keypoint, score):
+        traced.append(keypoint.shape)
+        return render(keypoint, score)
+
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    train_step = engine.make_train_step(drawn, model, optimizer, options, world)
+    predict_step = engine.make_predict_step(drawn, model, options, world)
+    log = RunLog(tmp_path / 'run', {}, [])
+    for epoch in (0, 1):
+        engine.train_one_epoch(train_step, optimizer, 1e-3, train_clips, epoch, options, world, log, 50)
+        engine.validate(predict_step, val_clips, options, world)
+    assert traced == [(8, 2, 8, 17, 2)] * 2
+
+
+def test_parts_of_a_batch_add_up(config, tmp_path):
+    for steps in (1, 4):
+        accumulated = ['--set', f'train.accumulation_steps={steps}', '--set', 'train.epochs=2']
+        assert call('--config', config, '-c', tmp_path / str(steps), *accumulated) == 0
+    assert_same_metrics(lines(tmp_path / '4'), lines(tmp_path / '1'))
+
+
+def test_bf16_is_for_the_products_alone(config, tmp_path, monkeypatch):
+    assert call('--config', config, '-c', tmp_path / 'fp32') == 0
+    bf16 = ['--set', 'train.precision=bf16']
+    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: True)
+    assert call('--config', config, '-c', tmp_path / 'bf16', *bf16) == 0
+    half, full = (checkpoint.load(tmp_path / name / checkpoint.LATEST, 'vivit') for name in ('bf16', 'fp32'))
+    for part in ('model', 'optimizer'):
+        assert {name: value.dtype for name, value in half[part].items()} == {
+            name: value.dtype for name, value in full[part].items()
+        }
+    losses = [lines(tmp_path / name)[0]['val']['loss'] for name in ('bf16', 'fp32')]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert call('-e', tmp_path / 'bf16' / 'latest_epoch.npz', '--set', 'train.precision=fp32') == 0
+    assert keras.config.dtype_policy().name == 'float32'
+
+
+def test_bf16_is_refused_where_the_device_lacks_it(config, tmp_path, capsys, monkeypatch):
+    bf16 = ['--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16']
+    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: False)
+    assert call(*bf16) == 2
+    assert 'train.precision is bf16, but this CPU does not compute' in capsys.readouterr().err
+    gpu = {'device_name': 'Tesla V100', 'compute_capability': (7, 0)}
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind=None: ['a GPU'])
+    monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda device: gpu)
+    options = engine.TrainOptions(epochs=1, precision='bf16')
+    with pytest.raises(ValueError, match='Tesla V100 does not compute in bfloat16'):
+        options.check_device()
+    gpu['compute_capability'] = (8, 0)
+    options.check_device()
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'workers: 2',
+        '[]',
+        '{"cluster": []}',
+        '{"cluster": {}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1", "b:1"]}}',
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
+        '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"ps": ["a:1", "b:1"]}, "task": {"type": "ps", "index": 0}}',
+    ],
+)
+def test_clusters_that_are_none_are_refused(config, tmp_path, capsys, monkeypatch, text):
+    monkeypatch.setenv('TF_CONFIG', text)
+    assert call('--config', config, '-c', tmp_path / 'run') == 2
+    assert f'TF_CONFIG is {text}; it must name all workers' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_clusters_are_read():
+    assert distributed.cluster_task(distributed.EXAMPLE) == (0, 2)
+    assert distributed.cluster_task(distributed.EXAMPLE.replace('"index": 0', '"index": "1"')) == (1, 2)
+    for alone in ('', '{}', '{"environment": "cloud"}'):
+        assert distributed.cluster_task(alone) == (0, 1)
