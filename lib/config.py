@@ -22,25 +22,35 @@ from easydict import EasyDict
 
 Sections = Mapping[str, Callable[..., Any]]
 
+MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**16, 2000, 20  # of a config; ours have 2,000 bytes, 60 values, 4 levels
+
 
 def load_config(path: str | Path, sections: Sections, overrides: Iterable[str] = ()) -> EasyDict:
     """Reads a config, changes it by `overrides` ('section.key=value') and checks it against `sections`.
 
     Returns every key of every section, defaults filled in. Raises OSError or ValueError naming file and key.
     """
+    return resolve_config(read_config(path, sections), sections, overrides, str(path))
+
+
+def read_config(path: str | Path, sections: Iterable[str]) -> dict[str, dict]:
+    """The sections of a config as they stand in the file, of which nothing but the form is checked.
+
+    Raises OSError or ValueError naming the file; `sections`, their names, are told to who wrote something else.
+    """
     try:
-        text = Path(path).read_text()
+        with Path(path).open('rb') as file:
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: there is no such config.') from None
-    try:
-        config = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f'{path} is not sound YAML: {" ".join(str(error).split())}') from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f'{path} has over {MOST_BYTES:,} bytes: this is no config. Name a YAML file of configs/.')
+    config = _parse(content, f'{path} is not sound YAML')
     if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
         raise ValueError(
             f'{path}: a config is sections of keys ({", ".join(sections)}), each `section: {{key: value}}`.'
         )
-    return resolve_config(config, sections, overrides, str(path))
+    return config
 
 
 def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: Iterable[str], where: str) -> EasyDict:
@@ -52,10 +62,7 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
         if not (equals and dot and key):
             raise ValueError(f'--set {override}: write --set section.key=value.')
         keys = config.setdefault(section, {})
-        try:
-            parsed = yaml.load(value, _Loader)
-        except yaml.YAMLError:
-            raise ValueError(f'--set {override}: {value!r} is not sound YAML.') from None
+        parsed = _parse(value, f'--set {override}: {value!r} is not sound YAML')
         if parsed is None and key in keys:
             del keys[key]  # its default stands
         else:
@@ -167,17 +174,60 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f' Did you mean {close[0]}?' if close else f' Known are {", ".join(known)}.'
 
 
+def _parse(text: str | bytes, complaint: str) -> Any:
+    """What a YAML text holds. Raises ValueError, which begins with `complaint`."""
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML raises whatever its constructors stumble on, as with !!int x or a 13th month
+        problem = ' '.join(str(error).split())
+        raise ValueError(f'{complaint}: {problem[:300]}') from None
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which plain YAML loaders settle silently."""
+    """YAML of a bounded size, aliases counted as what they stand for, that refuses a key given twice.
+
+    Plain loaders settle the latter silently.
+    """
+
+    def __init__(self, stream: str | bytes) -> None:
+        super().__init__(stream)
+        self.depth = self.count = 0
+        self.sizes: dict[int, int] = {}  # nodes within each node
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        mark, is_alias, before = self.peek_event().start_mark, self.check_event(yaml.AliasEvent), self.count
+        if self.depth == MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f'lists and sections nest over {MOST_DEPTH} deep', mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_alias and id(node) not in self.sizes:
+            raise yaml.composer.ComposerError(None, None, 'a list or section holds itself', mark)
+        self.count += self.sizes[id(node)] if is_alias else 1
+        if self.count > MOST_NODES:
+            raise yaml.composer.ComposerError(None, None, f'it has over {MOST_NODES:,} values', mark)
+        if not is_alias:
+            self.sizes[id(node)] = self.count - before
+        return node
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key, (key_node, _) in zip(keys, node.value, strict=True):
-        if not isinstance(key, str) or keys.count(key) > 1:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str) or key in seen:
             problem = f'the key {key!r} stands here twice' if isinstance(key, str) else f'the key {key!r} is not text'
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number = loader.construct_yaml_int(node)
+    if abs(number) >= 2**63:
+        raise yaml.constructor.ConstructorError(None, None, 'a whole number is over 2**63', node.start_mark)
+    return number
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor('tag:yaml.org,2002:int', _whole_number)

@@ -1,10 +1,18 @@
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lib.config import differences, load_config, plain
+from lib.config import MOST_BYTES, differences, load_config, plain, read_config
+
+CASES = int(os.environ.get('HYPOTHESIS_CASES', 1000))  # of each property
+ROOT = Path(__file__).parents[1]
 
 
 class Model:
@@ -141,3 +149,135 @@ def test_null_on_the_command_line_brings_the_default_back_and_hides_no_typo(tmp_
         load(tmp_path, GOOD, 'model.width=null')
     with pytest.raises(ValueError, match=r'model\.raet is not a known key'):
         load(tmp_path, GOOD, 'model.raet=null')
+
+
+def laughs(levels: int) -> str:
+    lines = ['model: &a0 {x: [ha, ha, ha, ha, ha, ha, ha, ha, ha]}']
+    return '\n'.join(lines + [f'k{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 9)}]' for i in range(1, levels)])
+
+
+HOSTILE = {
+    'billion laughs': (laughs(12), 'over 2,000 values'),
+    'a list in itself': ('model: &a [*a]', 'holds itself'),
+    'lists, deep': ('model: ' + '[' * 60_000, 'over 20 deep'),
+    'lists, deep and closed': ('model: ' + '[' * 20_000 + ']' * 20_000, 'over 20 deep'),
+    'sections, deep': ('model: ' + '{a: ' * 10_000, 'over 20 deep'),
+    'keys of keys': ('? ' * 30_000, 'over 20 deep'),
+    'items of items': ('- ' * 30_000, 'over 20 deep'),
+    'many keys': ('model: {' + ', '.join(f'k{i}: 1' for i in range(5000)) + '}', 'over 2,000 values'),
+    'many anchors': ('model: [' + ', '.join(f'&a{i} x' for i in range(4000)) + ']', 'over 2,000 values'),
+    'a large file': ('#' * 2**27, f'over {MOST_BYTES:,} bytes'),
+    'a number of 60,000 digits': ('model: {width: ' + '9' * 60_000 + '}', 'not sound YAML'),
+    'a number of 60,000 hexadecimal digits': ('model: {width: 0x' + 'f' * 60_000 + '}', r'over 2\*\*63'),
+    'a number to the base 60': ('model: {width: 1' + ':59' * 20_000 + '}', r'over 2\*\*63'),
+    'a number that no float can be': ('model: {width: 1, rate: 1' + '0' * 400 + '}', r'over 2\*\*63'),
+    'a 13th month': ('model: {width: 2001-13-01}', 'not sound YAML'),
+    'an empty number': ('model: {width: !!int ""}', 'not sound YAML'),
+    'no truth': ('model: {width: !!bool 3}', 'not sound YAML'),
+    'no time': ('model: {width: !!timestamp x}', 'not sound YAML'),
+    'a function': ('model: !!python/object/apply:os.system [x]', 'not sound YAML'),
+    'a module': ('model: !!python/module:os', 'not sound YAML'),
+    'a name': ('model: !!python/name:os.system', 'not sound YAML'),
+    'an object': ('model: !!python/object/new:os.system [x]', 'not sound YAML'),
+    'a tuple': ('model: !!python/tuple [x]', 'not sound YAML'),
+    'a merged section': ('model: &a {width: 3}\ntrain: {<<: *a, epochs: 2}', 'not sound YAML'),
+    'two documents': ('model: {width: 3}\n---\ntrain: {epochs: 2}', 'not sound YAML'),
+    'no text': (b'\x80\x04\x95' * 100, 'not sound YAML'),
+    'half a text': (b'model: {width: "\xff\xfe\xff"}', 'not sound YAML'),
+    'control characters': ('model: {width: "\x1b[2J"}', 'not sound YAML'),
+}
+
+
+@pytest.mark.parametrize('what', HOSTILE)
+def test_hostile_configs_are_refused_at_once(tmp_path, what):
+    text, message = HOSTILE[what]
+    path = tmp_path / 'c.yaml'
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    start = time.process_time()
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(path, SECTIONS)
+    assert time.process_time() - start < 2
+    assert str(error.value).startswith(str(path))
+    assert len(str(error.value)) < 600
+
+
+def test_an_alias_may_be_used(tmp_path):
+    config = load(tmp_path, 'model: {width: &w 3, area: &a [0.1, 0.2]}\ntrain: {epochs: *w}')
+    assert config.train.epochs == 3
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('configs/*/*.yaml')), ids=lambda path: path.stem)
+def test_our_configs_read_as_plain_yaml_does(path):
+    assert read_config(path, ()) == yaml.safe_load(path.read_text())
+
+
+keys = st.text('abcdefgh_', min_size=1, max_size=8)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63) + 1, 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
+)
+many = settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@many
+@given(
+    config=st.dictionaries(keys, st.dictionaries(keys, values, max_size=5), min_size=1, max_size=4), flow=st.booleans()
+)
+def test_what_yaml_writes_is_read_back(tmp_path, config, flow):
+    path = tmp_path / 'c.yaml'
+    path.write_text(yaml.safe_dump(config, default_flow_style=flow))
+    assert read_config(path, ()) == config
+
+
+@many
+@given(data=st.data())
+def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
+    """Bytes changed, cut out, doubled, or YAML's own signs put in: a config or a ValueError, and nothing else."""
+    content = bytearray(
+        data.draw(st.sampled_from([GOOD.encode(), (ROOT / 'configs/sample/vanilla.yaml').read_bytes()]))
+    )
+    signs = st.sampled_from(
+        [b'&a ', b'*a ', b'!!', b'- ', b'? ', b': ', b'[', b'{', b'"', b'|\n', b'\n', b'\t', b'<<: ', b'%']
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        end = min(len(content), start + data.draw(st.integers(0, 12)))
+        new = data.draw(signs | st.binary(max_size=6) | st.text(max_size=4).map(str.encode))
+        content[start:end] = new * data.draw(st.sampled_from([1, 1, 1, 50]))
+    path = tmp_path / 'c.yaml'
+    path.write_bytes(content)
+    try:
+        config, refusal = load_config(path, SECTIONS), None
+    except ValueError as error:
+        config, refusal = None, str(error)
+    assert config.keys() == SECTIONS.keys() if refusal is None else refusal.startswith(str(path))
+
+
+@many
+@given(value=values)
+def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
+    path = tmp_path / 'c.yaml'
+    path.write_text(yaml.safe_dump({'model': {'width': 3, 'rate': value}, 'train': {'epochs': 2}}))
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != float('inf'):
+        assert load_config(path, SECTIONS).model.rate == value
+    else:
+        with pytest.raises(ValueError, match=r'model\.rate must be a number'):
+            load_config(path, SECTIONS)
+
+
+@many
+@given(
+    override=st.text(max_size=30)
+    | st.tuples(st.sampled_from(['model.width', 'train.epochs']), st.text(max_size=20)).map('='.join)
+)
+def test_any_override_is_taken_or_refused(tmp_path, override):
+    try:
+        config = load(tmp_path, GOOD, override)
+    except ValueError:
+        return
+    assert isinstance(config.model.width, int)
