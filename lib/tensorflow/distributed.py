@@ -84,7 +84,8 @@ def init() -> World:
     """Joins the workers that TF_CONFIG names; without it this process trains by itself, on all GPUs of the host.
 
     Without a GPU, on the CPU (all logical ones, where it has been divided). Comes before anything else is done with
-    TensorFlow. Raises ValueError for a TF_CONFIG that names no cluster of workers.
+    TensorFlow. Raises ValueError for a TF_CONFIG that names no cluster of workers, or a
+    port that is taken.
     """
     tf.get_logger().setLevel(logging.WARNING)  # the strategies tell of every collective
     rank, num_workers = cluster_task(os.environ.get('TF_CONFIG', ''))
@@ -96,7 +97,13 @@ def init() -> World:
             logging.disable()
             warnings.simplefilter('ignore')
         sys.excepthook = tell_error
-        return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)
+        try:
+            return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)
+        except tf.errors.UnknownError as error:
+            raise ValueError(
+                f'TF_CONFIG says that this is worker {rank}, but the port that it names for it cannot be opened here '
+                f'({error.message}): another process may have it, or another worker the same index.'
+            ) from None
     devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
     if len(devices) > 1:
         return World(tf.distribute.MirroredStrategy([device.name for device in devices]))

@@ -299,6 +299,17 @@ def test_clusters_that_are_none_are_refused(config, tmp_path, capsys, monkeypatc
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_port_that_is_taken_is_the_users_mistake(monkeypatch):
+    def taken():
+        raise tf.errors.UnknownError(None, None, 'Could not start gRPC server')
+
+    monkeypatch.setattr(tf.distribute, 'MultiWorkerMirroredStrategy', taken)
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    monkeypatch.setenv('TF_CONFIG', distributed.EXAMPLE)
+    with pytest.raises(ValueError, match=r'worker 0, but the port .* cannot be opened'):
+        distributed.init()
+
+
 def test_clusters_are_read():
     assert distributed.cluster_task(distributed.EXAMPLE) == (0, 2)
     assert distributed.cluster_task(distributed.EXAMPLE.replace('"index": 0', '"index": "1"')) == (1, 2)
