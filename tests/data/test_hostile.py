@@ -290,8 +290,6 @@ def bombs():
         'a set of 2**100 tuples': program(
             pickle.EMPTY_SET, pickle.MARK, doubled(100, pickle.TUPLE2), pickle.ADDITEMS),
         'a frozenset': program(pickle.MARK, doubled(100, pickle.TUPLE2), pickle.FROZENSET),
-        'a shape of 2**100 tuples': pickle.dumps(annotated('SHAPE', 'img_shape'), 4).replace(
-            text('SHAPE'), b')r\0\0\0\0' + b'h\0h\0\x86r\0\0\0\0' * 100),
         'keys that are numbers of one hash': program(
             pickle.EMPTY_DICT, pickle.MARK,
             b''.join(pickle.LONG1 + b'\x09' + ((2**61 - 1) * i).to_bytes(9, 'little') + b'N' for i in range(1000)),

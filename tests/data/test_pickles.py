@@ -6,9 +6,15 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from lib.data.pickles import load_annotations
+from lib.data.pickles import load_annotations, read_pickle
 from tests.annotations import make_annotations
+
+CASES = int(os.environ.get('HYPOTHESIS_CASES', 1000))  # of each property
+many = settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize('protocol', range(6))
@@ -137,3 +143,117 @@ def test_unsound_content_is_refused_by_name(write_pickle, mistake):
     change, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         load_annotations(write_pickle(broken(change)))
+
+
+@pytest.mark.parametrize('protocol', range(6))
+@pytest.mark.parametrize('order', ['C', 'F', 'transposed', 'empty', 'one axis', 'no axis'])
+def test_reads_arrays_in_any_order(write_pickle, protocol, order):
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    array = {
+        'C': array,
+        'F': np.asfortranarray(array),
+        'transposed': array.transpose(1, 0, 2),
+        'empty': array[:0],
+        'one axis': array[0, 0],
+        'no axis': np.array(3.0),
+    }[order]
+    read = read_pickle(write_pickle([array, array], protocol=protocol))
+    assert read[0] is read[1]
+    assert (type(read[0]), read[0].dtype) == (np.ndarray, array.dtype)
+    np.testing.assert_array_equal(read[0], array)
+
+
+@pytest.mark.parametrize('size', [250, 2**16, 2**18 - 20, 2**18, 2**18 + 20, 2**20, 5 * 2**20])
+def test_reads_what_is_larger_than_a_piece_of_the_file(write_pickle, size):
+    random = np.random.default_rng(size)
+    data = [random.bytes(size), 'ä' * size, random.random((2, size)).astype(np.float16), *range(size // 100)]
+    for protocol in range(6):
+        read = read_pickle(write_pickle(data, protocol=protocol))
+        assert read[:2] == data[:2]
+        np.testing.assert_array_equal(read[2], data[2])
+        assert read[3:] == data[3:]
+
+
+numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+arrays = hnp.arrays(
+    hnp.floating_dtypes(endianness='?') | hnp.integer_dtypes(endianness='?') | hnp.boolean_dtypes(),
+    hnp.array_shapes(min_dims=0, max_dims=4, max_side=3),
+)
+numpy_numbers = st.sampled_from([np.float16, np.float32, np.float64, np.int8, np.int64, np.bool_]).map(lambda t: t(1))
+plain_data = st.recursive(
+    st.none() | st.booleans() | numbers | st.text() | st.binary(max_size=300) | arrays | numpy_numbers,
+    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+).filter(lambda data: depth(data) < 8)
+
+
+def depth(data):
+    if isinstance(data, list | tuple | dict):
+        return 1 + max(map(depth, data.values() if isinstance(data, dict) else data), default=0)
+    return 0
+
+
+def same(one, other):
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(map(same, one.values(), other.values()))
+    return type(one) is type(other) and one == other
+
+
+@many
+@given(data=plain_data, protocol=st.integers(0, 5))
+def test_plain_data_is_read_as_python_reads_it(tmp_path, data, protocol):
+    path = tmp_path / 'set.pkl'
+    content = pickle.dumps(data, protocol)
+    path.write_bytes(content)
+    assert same(read_pickle(path), pickle.loads(content))
+
+
+SOUND = [pickle.dumps(make_annotations([3, 2], persons=[1, 2]), protocol) for protocol in range(6)]
+OPCODES = [
+    value for name, value in vars(pickle).items() if re.fullmatch('[A-Z][A-Z0-9_]+', name) and type(value) is bytes
+]
+
+
+def refusal(path):
+    """What load_annotations says against a file, or None; it may raise nothing but ValueError."""
+    try:
+        loaded = load_annotations(path)
+    except ValueError as error:
+        return str(error)
+    assert all(type(annotation['keypoint']) is np.ndarray for annotation in loaded['annotations'])
+    return None
+
+
+@many
+@given(data=st.data())
+def test_a_pickle_with_any_change_is_read_or_refused_by_name(tmp_path, data):
+    content = bytearray(data.draw(st.sampled_from(SOUND)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        end = min(len(content), start + data.draw(st.integers(0, 9)))
+        content[start:end] = data.draw(st.binary(max_size=9) | st.sampled_from(OPCODES))
+    path = tmp_path / 'set.pkl'
+    path.write_bytes(content)
+    message = refusal(path)
+    assert message is None or message.startswith(str(path))
+
+
+pieces = st.sampled_from(OPCODES) | st.sampled_from([
+    b'cnumpy\ndtype\n', b'cnumpy\nndarray\n', b'cnumpy.core.multiarray\n_reconstruct\n', b'\x8c\x02f2', b'\x8c\x01a',
+    b'cnumpy.core.multiarray\nscalar\n', b'cnumpy.core.numeric\n_frombuffer\n', b'c_codecs\nencode\n', b'K\x01',
+    b'h\x00', b'C\x04abcd', b'\x8c\x06latin1',
+    b'\x8c\x05split', b'\x8c\x0bannotations', b'(', b'\x94', b'\x85', b'R', b'b',
+]) | st.binary(max_size=4)  # fmt: skip
+
+
+@many
+@given(program=st.lists(pieces, max_size=40), protocol=st.integers(0, 5))
+def test_any_program_is_read_or_refused_by_name(tmp_path, program, protocol):
+    path = tmp_path / 'set.pkl'
+    path.write_bytes(pickle.PROTO + bytes([protocol]) + b''.join(program) + pickle.STOP)
+    message = refusal(path)
+    assert message is None or message.startswith(str(path))
