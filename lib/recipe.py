@@ -15,7 +15,7 @@ class Recipe:
     label_smoothing: share of the target that is spread over all classes. max_grad_norm: to which longer gradients are
     cut, all parameters taken together; null leaves them.
     precision: 'bf16' draws and multiplies in bfloat16; weights, optimizer and loss stay in float32.
-    accumulation_steps: parts that a batch is worked on in, one after the other, where memory is too small for all of it;
+    accumulation_steps: parts that a batch is worked on in, one after the other, where memory is too small for it whole;
     batch norm sees one part at a time. compile: whether the model and the drawing are compiled.
     num_workers: threads that prepare batches ahead.
 

@@ -84,8 +84,7 @@ def init() -> World:
     """Joins the workers that TF_CONFIG names; without it this process trains by itself, on all GPUs of the host.
 
     Without a GPU, on the CPU (all logical ones, where it has been divided). Comes before anything else is done with
-    TensorFlow. Raises ValueError for a TF_CONFIG that names no cluster of workers, or a
-    port that is taken.
+    TensorFlow. Raises ValueError for a TF_CONFIG that names no cluster of workers, or a port that is taken.
     """
     tf.get_logger().setLevel(logging.WARNING)  # the strategies tell of every collective
     rank, num_workers = cluster_task(os.environ.get('TF_CONFIG', ''))

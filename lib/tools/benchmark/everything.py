@@ -12,7 +12,7 @@ from pathlib import Path
 from lib.tools.benchmark.common import as_text
 
 ROOT = Path(__file__).parents[3]
-DRAWN = (('16', '2'), ('16', '1'), ('64', '2'), ('64', '1'), ('1', '2'))  # batch, persons
+DRAWN = (('16', '2'), ('16', '1'), ('64', '2'), ('64', '1'))  # batch, persons
 
 # Label, command, table and line of what is measured, and whether that is a time, to be turned into a speed.
 Bar = tuple[str, tuple[str, ...], str, bool]
@@ -29,7 +29,7 @@ def bars(device: str) -> dict[str, list[Bar]]:
     """What the picture shows, by heading. In all of it 1 is the limit, or the implementation compared with."""
     on, on_cpu = ('--device', device), device == 'cpu'
     draw = [
-        (f'joints, {batch} clips, {persons} persons', ('render', '--batch', batch, '--persons', persons, *on))
+        (f'joints, {batch} clips, persons: {persons}', ('render', '--batch', batch, '--persons', persons, *on))
         for batch, persons in DRAWN
     ]
     steps = [(row, ('steps', '--row', row, *on)) for row in ('MB_train', 'vanilla', 'vanilla_big')]
@@ -50,23 +50,29 @@ def bars(device: str) -> dict[str, list[Bar]]:
     }
 
 
-def commands(device: str) -> list[tuple[str, ...]]:
+def commands(device: str, out: Path) -> list[tuple[str, ...]]:
     """What is run, in this order."""
     on, on_cpu = ('--device', device), device == 'cpu'
     shown = [command for part in bars(device).values() for _, command, _, _ in part]
     rows = ('--rows', 'MB_train', 'vanilla', 'vivit', '--batch', '4', '--steps', '3') if on_cpu else ()
     changes = () if on_cpu else ('--set', 'train.precision=bf16', '--set', 'train.compile=true')
-    others = [('render', '--kind', 'limb', *on), ('data',), ('scale',), ('rows', *rows)]
+    others = [
+        ('render', '--batch', '1', *on),
+        ('render', '--kind', 'limb', *on),
+        ('data',),
+        ('scale', '--out', str(out)),
+        ('rows', *rows),
+    ]
     others += [('rows', *rows, *changes)] if changes else []
     return list(dict.fromkeys([*shown, *others]))
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Prints the tables of all parts, and writes benchmark.json and benchmark.png into the folder."""
+    """Prints the tables of all parts; benchmark.json, benchmark.png and those of the part scale go into the folder."""
     args.out.mkdir(parents=True, exist_ok=True)
     report = {'title': machine(args.device), 'unit': 'clips/s', 'setting': {'written to': args.out}, 'rates': {}}
     report['parts'] = {}
-    for command in commands(args.device):
+    for command in commands(args.device, args.out):
         part = [sys.executable, '-m', 'lib.tools.benchmark', *command, '--json']
         done = subprocess.run(part, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         found = report['parts'][' '.join(command)] = json.loads(done.stdout[done.stdout.index('{') :])
@@ -106,11 +112,11 @@ def draw(reports: dict[str, dict], device: str, path: Path) -> None:
                 low, middle, high = 1 / high, 1 / middle, 1 / low
             axis.barh(i, middle, color='#0072b2', height=0.7)
             axis.plot([low, high], [i, i], color='#222222', linewidth=1.5)
-            axis.text(max(high, middle) + 0.015, i, f'{middle:.2f}', va='center', fontsize=9)
+            axis.text(0.01, i, f'{middle:.2f}', va='center', fontsize=9, color='white')
         axis.axvline(1, color='#d55e00', linewidth=1.5)
         axis.set_yticks(range(len(panel)), [label for label, *_ in panel], fontsize=9)
         axis.set_title(heading, loc='left', fontsize=10)
-        axis.set_xlim(0, max(1.15, axis.get_xlim()[1] + 0.1))
+        axis.set_xlim(0, max(1.1, axis.get_xlim()[1]))
         axis.invert_yaxis()
         axis.spines[['top', 'right']].set_visible(False)
     figure.suptitle(machine(device), fontsize=10)
