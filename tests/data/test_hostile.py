@@ -266,6 +266,7 @@ def bombs():
         'FLOAT of a million digits': b'F' + b'9' * million + b'\n.',
         'memo place 2**32': program(pickle.NONE, pickle.LONG_BINPUT, b'\xff' * 4),
         'memo place 2**31': program(pickle.NONE, pickle.LONG_BINPUT, struct.pack('<I', 2**31)),
+        'memo place 2**27': program(pickle.NONE, pickle.LONG_BINPUT, struct.pack('<I', 2**27)),
         'memo place as text': b'Np99999999999999999\n.',
         'memo place below zero': b'Np-1\n.',
         'memo place that is not there': program(pickle.LONG_BINGET, b'\xff' * 4),

@@ -320,6 +320,18 @@ def test_many_clips_classes_and_lists_take_little_time_and_room(check):
     assert len(screen.splitlines()) <= 55
 
 
+def test_shares_are_counted_in_pieces_as_in_one(good, check, monkeypatch):
+    data = copy.deepcopy(good)
+    data['annotations'][5]['keypoint_score'][:] = 0  # 2 * 25 * 17 joints
+    data['annotations'][9]['keypoint'][:, :, 0] = 0  # 2 * 29
+    data['annotations'][20]['keypoint'][..., 0] = 5000  # 40 * 17
+    _, text, screen = check(data)
+    missing, total = 2 * 25 * 17 + 2 * 29, 19_380
+    assert f'{total:,}, {missing / total:.2%} missing, {40 * 17 / (total - missing):.2%} of the others outside' in text
+    monkeypatch.setattr(check_data, 'PIECE', 3000)
+    assert check(data)[2] == screen
+
+
 def test_equal_keypoints_are_those_of_equal_shape():
     zeros = np.zeros((1, 20, 17, 2), np.float16)
     assert check_data.content_of(zeros) != check_data.content_of(zeros.reshape(2, 10, 17, 2))
