@@ -491,3 +491,26 @@ def test_real_motion(motion, tmp_path, name, persons):
     assert batch['keypoint'].shape == (32, 2, 48, 17, 2)
     assert (batch['score'][:, :persons].max((2, 3)) > 0.5).all()
     assert not batch['score'][:, persons:].any()
+
+
+@pytest.mark.parametrize('kind', ['heatmap', 'heatmap with Aug', 'heatmap of 3D', 'keypoint_2d', 'keypoint_3d'])
+@pytest.mark.parametrize('split', ['train', 'val'])
+@pytest.mark.parametrize('world_size', [2, 4])
+def test_shares_of_devices_are_the_rows_of_the_batch(write_pickle, kind, split, world_size):
+    """Bit for bit, with the same draws, also where the last batch has fewer clips than there are devices."""
+    changes = {'input': kind.split()[0]}
+    if kind == 'heatmap with Aug':
+        changes |= {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 2, 'test_clips': 3, 'test_flip': True}
+    make = make_3d_annotations if '3' in kind else make_annotations
+    path = write_pickle(make([5, 20, 40] * 9, persons=[1, 2, 1] * 9))  # 18 clips to train on, 9 to test
+    loaded = clips(split, path, batch_size=4, **changes)
+    sizes = set()
+    for b in range(len(loaded)):
+        whole = loaded[1, b]
+        for rank in range(world_size):
+            share = loaded.shared(rank, world_size)[1, b]
+            sizes.add(len(share['label']))
+            for name, array in whole.items():
+                np.testing.assert_array_equal(share[name], array[rank::world_size], strict=True)
+    assert 4 // world_size in sizes
+    assert (0 in sizes) == (split == 'val' or world_size == 4)
