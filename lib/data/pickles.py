@@ -183,6 +183,7 @@ _CHUNK = 2**18  # bytes read at once
 _LONGEST_NUMBER = 9  # bytes, with the opcode more than any opcode's fixed part has
 _MOST_MARKS = 64  # open at once
 _DEEPEST = 8  # containers in containers; PYSKL's have 4
+_MOST_REPEATED, _ALWAYS_FITS = 4, 10**7  # times a file's bytes, and bytes, that it may stand for: clips named again
 _LEAST_BYTES = 8  # of a file for each container in it; PYSKL's have over 20
 _LEAF_TYPES = (str, int, float, bool, bytes, bytearray, types.NoneType, np.ndarray, np.generic)
 _UINT16, _UINT32, _UINT64, _INT32, _FLOAT64 = map(struct.Struct, ('<H', '<I', '<Q', '<i', '>d'))
@@ -521,17 +522,18 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
     if not annotations:
         raise ValueError(f'{path}: holds no annotations.')
     size, total = path.stat().st_size, 0
+    most = _MOST_REPEATED * size + _ALWAYS_FITS
     for name, ids in split.items():
         total += len(ids) if isinstance(ids, list) else 0
-        if total <= size and not (isinstance(ids, list) and all(isinstance(i, str) for i in ids)):
+        if total <= most and not (isinstance(ids, list) and all(isinstance(i, str) for i in ids)):
             raise ValueError(f'{path}: split {shown(name)} must be a list of frame_dir texts.')
     for annotation in annotations:
         arrays = [annotation.get('keypoint'), annotation.get('keypoint_score')] if type(annotation) is dict else []
         total += sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
-    if total > size:
+    if total > most:
         raise ValueError(
-            f'{path}: refused. Lists or arrays in it stand for many: they would take over {total:,} bytes, the file '
-            f'has {size:,}. Write each clip once, with arrays of its own.'
+            f'{path}: refused. Its {size:,} bytes stand for over {total:,}, since lists or arrays are named in it many '
+            'times. Write each clip once, with arrays of its own.'
         )
     return split, annotations
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -37,12 +38,18 @@ def test_limbs_are_compared_with_numpy_without_loops(capsys):
         np.testing.assert_allclose(maps[i], expected, rtol=0, atol=2e-5)
 
 
-def test_vivit_is_compared_with_the_same_architecture(capsys):
+def test_vivit_is_compared_with_the_same_architecture(capsys, monkeypatch):
     assert vivit.stock_vivit(0.1).count_params() == 8_650_300
+    # Full-size steps are run for their memory, in processes of their own. Those that are timed would take a minute.
+    for name in ('ours', 'stock'):
+        monkeypatch.setattr(vivit, name, lambda dropout, args: lambda: time.sleep(1e-3))
+    monkeypatch.setattr(vivit, 'MATRIX', 64)
     main(['vivit', '--batch', '1', '--steps', '1', '--rounds', '1', '--json'])
     report = json.loads(capsys.readouterr().out)
     assert set(report['rates']) == {'ours', 'stock', 'ours, no drop', 'stock, no drop'}
     assert report['ratios']['time ours/stock']['median'] > 0
+    assert 0.2 < report['ratios']['memory ours/stock']['median'] < 2
+    assert report['memory']['ours']['median'] > 100
     assert 'without dropout' in common.as_text(report)
 
 

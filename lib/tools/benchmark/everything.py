@@ -39,6 +39,7 @@ def bars(device: str) -> dict[str, list[Bar]]:
             for row in ('MB_train', 'vanilla', 'vanilla_big')
         ]
     peak = [(label, command, 'ours/peak', False) for label, command in steps]
+    peak.append(('vivit', ('vivit',), 'ours/peak', False))
     fast = [(label, command, 'time ours/straightforward', True) for label, command in steps]
     fast.append(('vivit', ('vivit',), 'time ours/stock', True))
     return {

@@ -9,11 +9,17 @@ from types import MethodType
 
 import numpy as np
 
-from lib.tools.benchmark.common import positive, summary, time_in_turn, walking_skeletons
+from lib.tools.benchmark.common import (
+    MATRIX,
+    peak_resident_bytes,
+    positive,
+    summary,
+    time_in_turn,
+    walking_skeletons,
+)
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'action'
 ROWS = ('MB_train', 'MB_train_aug', 'vanilla', 'vanilla_big', 'vanilla_big_aug')  # of heatmaps, in PyTorch
-MATRIX = 4096  # rows and columns of the product that stands for the machine's peak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,12 +204,3 @@ def peak_memory(name: str, args: argparse.Namespace) -> int:
     step = make_step(name, *make_parts(args), args)
     step(), step()
     return peak_resident_bytes() - before
-
-
-def peak_resident_bytes() -> int:
-    """The most memory this process has had. Not ru_maxrss, which begins at what the parent had."""
-    try:
-        with open('/proc/self/status') as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith('VmHWM'))
-    except FileNotFoundError:
-        return 0
