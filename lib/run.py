@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +195,15 @@ def check_logits(logits: np.ndarray, clips: Clips) -> None:
     if bad.any():
         name = clips.store.name(clips.clips[bad.argmax()])
         raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+
+
+def check_same(who: str, what: str, numbers: Sequence[int]) -> None:
+    """Raises ValueError where those who train together have different numbers; what: what they count."""
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f'the {who} have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
+            'folder that all hosts share.'
+        )
 
 
 def check_kind(found: str, kind: str, path: str | os.PathLike) -> None:

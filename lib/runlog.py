@@ -1,11 +1,13 @@
 """What a run tells: lines on the screen, progress, TensorBoard, metrics.jsonl, timing.jsonl."""
 
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,13 @@ def say(text: str) -> None:
     """Prints a line above a progress bar that may be running."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def say_no_more() -> None:
+    """Silences this process, for of several that train together one tells for all. Errors are still told."""
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
+    logging.disable()
+    warnings.simplefilter('ignore')
 
 
 def say_facts(facts: dict[str, str]) -> None:

@@ -164,7 +164,8 @@ class Clips:
         self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton(view_angle)
         self.view_angle = np.radians(VIEW_ANGLE if view_angle is None else view_angle)
-        self._order = (-1, self.clips)  # an epoch, and the places in the list that its clips are taken from, in turn
+        # An epoch, and the places in the list that its clips are taken from, in turn. All shares have this one list.
+        self._order = [-1, self.clips]
         self._ordering = threading.Lock()
         self._share = slice(None)
 
@@ -268,7 +269,7 @@ class Clips:
             return self.clips[batch]
         with self._ordering:  # one loader thread shuffles, the others wait
             if self._order[0] != epoch:
-                self._order = (epoch, epoch_order(self.seed, epoch, self.num_clips))
+                self._order[:] = epoch, epoch_order(self.seed, epoch, self.num_clips)
             return self.clips[self._order[1][batch]]
 
     def names(self, epoch: int, b: int) -> list[str]:

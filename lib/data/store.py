@@ -161,7 +161,8 @@ def store_folder(ann_file: Path, store_dir: str | os.PathLike | None = None) -> 
     return (Path(store_dir) if store_dir else ann_file.parent) / f'{name}.store'
 
 
-def _pickles(ann_file: Path) -> list[Path]:
+def pickles_of(ann_file: Path) -> list[Path]:
+    """The pickle, or those of a folder, in their order. Raises FileNotFoundError where there are none."""
     if not ann_file.is_dir():
         require_pickle(ann_file)
         return [ann_file]
@@ -172,7 +173,7 @@ def _pickles(ann_file: Path) -> list[Path]:
 
 def fingerprint(ann_file: Path) -> dict[str, Any]:
     """What tells whether a store was made from these very pickles. Raises FileNotFoundError where there are none."""
-    status = {file.name: file.stat() for file in _pickles(ann_file)}
+    status = {file.name: file.stat() for file in pickles_of(ann_file)}
     return {'format': FORMAT, 'files': {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}}
 
 
@@ -214,7 +215,7 @@ def _pack(ann_file: Path, folder: Path) -> None:
     temporary.mkdir()
     try:
         with StoreWriter(temporary) as writer:
-            for file in _pickles(ann_file):
+            for file in pickles_of(ann_file):
                 _add_pickle(writer, file)
         writer.write_meta(source)
         for file in temporary.iterdir():

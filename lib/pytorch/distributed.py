@@ -6,10 +6,7 @@ Every process makes the same model and sees the same batches, and works on its s
 """
 
 import atexit
-import logging
 import os
-import sys
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from lib.run import check_same
+from lib.runlog import say_no_more
 
 TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processes minutes longer than others
 
@@ -48,9 +48,9 @@ class World:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, (size, ...)."""
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
         if self.size == 1:
             return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
@@ -65,19 +65,7 @@ class World:
 
     def check_same(self, what: str, number: int) -> None:
         """Raises ValueError where the processes have different numbers; what: what they count."""
-        numbers = self.gather(torch.tensor(number, device=self.device)).tolist()
-        if len(set(numbers)) > 1:
-            raise ValueError(
-                f'the processes have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name '
-                'one folder that all hosts share.'
-            )
-
-    def count_in_batch_norm(self, model: nn.Module, counted: bool) -> None:
-        """Whether the clips of this process count in the batch norm of a model that was wrapped."""
-        if self.size > 1:
-            for module in model.modules():
-                if isinstance(module, GlobalBatchNorm1d):
-                    module.counted = counted
+        check_same('processes', what, self.gather(torch.tensor(number, device=self.device)).tolist())
 
 
 def init() -> World:
@@ -101,9 +89,7 @@ def init() -> World:
     atexit.register(dist.destroy_process_group)
     world = World(dist.get_rank(), dist.get_world_size(), device)
     if not world.is_main:  # one tells for all
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
-        logging.disable()
-        warnings.simplefilter('ignore')
+        say_no_more()
     return world
 
 

@@ -20,7 +20,7 @@ from lib.config import Sections
 from lib.data.clips import Clips
 from lib.metrics import classification_metrics
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
-from lib.pytorch.distributed import World
+from lib.pytorch.distributed import GlobalBatchNorm1d, World
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
 from lib.recipe import Recipe
@@ -179,11 +179,13 @@ def train_one_epoch(
     trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
     losses, counts, correct = [], [], torch.zeros((), device=world.device)
     share = clips.shared(world.rank, world.size)
+    norms = [module for module in model.modules() if isinstance(module, GlobalBatchNorm1d)]
     with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
         for b, batch in enumerate(log.timed(batches(share, epoch, world.device, options.num_workers))):
             counts.append(len(clips.batch_clips(epoch, b)))
             has_share = world.rank < counts[-1]  # else its one clip is a filling, there to keep step with the others
-            world.count_in_batch_norm(model, has_share)
+            for norm in norms:
+                norm.counted = has_share
             for group in optimizer.param_groups:
                 group['lr'] = group['initial_lr'] * options.lr_factor(epoch, b, len(clips))
             torch.manual_seed(step_seed(options.seed, epoch, b, world.rank))

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +17,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from lib.run import check_same
+from lib.runlog import say_no_more
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 # What an exchange ends with when another worker does not answer any more. TensorFlow finds out within some 10 seconds.
@@ -73,11 +75,7 @@ class World:
             return
         numbers = self.distribute([{'number': np.array([number], np.int64)}] * len(self.local_replicas))
         gathered = tf.function(lambda value: self.strategy.gather(value, axis=0))(numbers['number']).numpy()
-        if (gathered != number).any():
-            raise ValueError(
-                f'the workers have found different {what}: {", ".join(map(str, gathered))}. --checkpoint must name one '
-                'folder that all hosts share.'
-            )
+        check_same('workers', what, gathered.tolist())
 
 
 def init() -> World:
@@ -92,9 +90,7 @@ def init() -> World:
         if rank == 0:
             print(f'waiting for {num_workers - 1} other workers to join', flush=True)
         else:  # one tells for all
-            sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
-            logging.disable()
-            warnings.simplefilter('ignore')
+            say_no_more()
         sys.excepthook = tell_error
         try:
             return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)

@@ -26,6 +26,7 @@ from lib.config import read_config, resolve_config
 from lib.data.clips import Clips
 from lib.data.pickles import check_annotation, read_pickle, require_form, shown_text
 from lib.data.skeletons import COCO17, PICKLE_SKELETONS, skeleton_of
+from lib.data.store import pickles_of
 
 SECTIONS = ('data', 'heatmap', 'model', 'optimizer', 'train')
 PIECE = 2**22  # numbers that are looked at together
@@ -93,9 +94,7 @@ def survey(path: Path) -> Survey:
 
     Raises OSError or ValueError where a file cannot be read as a set at all.
     """
-    files = sorted(path.glob('*.pkl')) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f'{path} is a folder without a *.pkl file. Name a PYSKL pickle, or a folder of them.')
+    files = pickles_of(path)
     split: dict[str, list[str]] = {}
     annotations, faults = [], defaultdict(list)
     for file in files:

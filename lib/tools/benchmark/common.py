@@ -10,6 +10,14 @@ FRAMES, JOINTS, SIZE, SIGMA = 48, 17, 56, 0.6  # the volumes of row 1 of the REA
 MATRIX = 4096  # rows and columns of the product that stands for the machine's peak
 
 
+def torch_setting(device: str) -> dict[str, object]:
+    """What a report says of the machine's side of PyTorch."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else device
+    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__}
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:

@@ -4,7 +4,17 @@ import argparse
 
 import numpy as np
 
-from lib.tools.benchmark.common import FRAMES, JOINTS, SIGMA, SIZE, positive, summary, time_in_turn, walking_skeletons
+from lib.tools.benchmark.common import (
+    FRAMES,
+    JOINTS,
+    SIGMA,
+    SIZE,
+    positive,
+    summary,
+    time_in_turn,
+    torch_setting,
+    walking_skeletons,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +67,7 @@ def run(args: argparse.Namespace) -> dict:
         'title': f'render {args.kind}: volumes {shape}, {args.persons} persons',
         'unit': 'clips/s',
         'setting': {
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
-            'threads': torch.get_num_threads(),
-            'torch': torch.__version__,
+            **torch_setting(args.device),
             'pairs': args.pairs,
         },
         'rates': {name: summary(rate) for name, rate in rates.items()},

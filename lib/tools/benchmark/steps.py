@@ -15,6 +15,7 @@ from lib.tools.benchmark.common import (
     positive,
     summary,
     time_in_turn,
+    torch_setting,
     walking_skeletons,
 )
 
@@ -72,9 +73,7 @@ def run(args: argparse.Namespace) -> dict:
         'title': f'steps {args.row}: training steps of {args.batch} clips, {flops / 1e9:,.0f} GFLOP',
         'unit': 'clips/s',
         'setting': {
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
-            'threads': torch.get_num_threads(),
-            'torch': torch.__version__,
+            **torch_setting(args.device),
             'precision': args.precision,
             'compiled': args.compile,
             'peak GFLOP/s': round(float(np.median(peak)) / 1e9),
