@@ -374,10 +374,10 @@ def corpus(folder: Path, marker: Path) -> list[Path]:
 
 # Run as a process: reads every file of a folder; tells what came of each, and what of it was more than reading.
 READ_ALL = """
-import json, re, sys, time
+import json, pkgutil, re, sys, time
 from pathlib import Path
-from lib.data.pickles import load_annotations
 
+read = pkgutil.resolve_name(sys.argv[2])
 reading, events = None, []
 QUIET = {'object.__getattr__', 'builtins.id', 'sys._getframe'}
 
@@ -388,12 +388,13 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 for turn in 'warm up', 'measure':
-    for reading in sorted(Path(sys.argv[1]).glob('*.pkl'))[:3 if turn == 'warm up' else None]:
+    for reading in sorted(Path(sys.argv[1]).glob('*.*'))[:3 if turn == 'warm up' else None]:
         target, reading = reading, None
         Path('/proc/self/clear_refs').write_text('5')  # the peak of memory begins anew
+        before = re.search('VmRSS:.* ([0-9]+) kB', Path('/proc/self/status').read_text())
         start, events, reading = time.process_time(), [], target
         try:
-            load_annotations(reading)
+            read(reading)
             error = kind = None
         except BaseException as found:
             error, kind = str(found), type(found).__name__
@@ -401,7 +402,8 @@ for turn in 'warm up', 'measure':
         name, reading = reading.name, None
         if turn == 'measure':
             peak = re.search('VmHWM:.* ([0-9]+) kB', Path('/proc/self/status').read_text())
-            print(json.dumps([name, kind, error, seconds, int(peak[1]) // 1024, events]), flush=True)
+            megabytes = (int(peak[1]) - int(before[1])) // 1024
+            print(json.dumps([name, kind, error, seconds, megabytes, events]), flush=True)
 """
 
 
@@ -411,18 +413,26 @@ class Result:
     kind: str | None
     message: str
     seconds: float
-    megabytes: int
+    megabytes: int  # more than before
     events: list[str]
+
+
+def read_all(paths, reader):
+    """Reads files of one folder, all that it has, by the function that `reader` names."""
+    command = [sys.executable, '-c', READ_ALL, paths[0].parent, reader]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = [Result(*json.loads(line)) for line in run.stdout.splitlines()]
+    assert run.returncode == 0, f'{paths[len(found)].name} ended the process ({run.returncode}): {run.stderr[-500:]}'
+    assert len(found) == len(paths)
+    return found
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('corpus')
     paths = corpus(folder, folder / 'marker')
-    run = subprocess.run([sys.executable, '-c', READ_ALL, folder], capture_output=True, text=True, timeout=300)
-    found = [Result(*json.loads(line)) for line in run.stdout.splitlines()]
-    assert run.returncode == 0, f'{paths[len(found)].name} ended the process ({run.returncode}): {run.stderr[-500:]}'
-    assert len(found) == len(paths) >= 40
+    found = read_all(paths, 'lib.data.pickles:load_annotations')
+    assert len(paths) >= 40
     assert not (folder / 'marker').exists()
     return found
 
