@@ -186,8 +186,10 @@ class _CheckpointUnpickler(_DataUnpickler):
         if type(stored) is not tuple or [*map(type, stored)] != [str, _StorageType, str, str, int]:
             raise _RefusedError('refers to what are no numbers of a tensor')
         kind, storage_type, key, _, numel = stored
+        if kind != 'storage':
+            raise _RefusedError('refers to what are no numbers of a tensor')
         member, itemsize = self.archive.getinfo(f'{self.folder}data/{key}'), storage_type.dtype.itemsize
-        if kind != 'storage' or member.file_size // itemsize != numel:
+        if member.file_size // itemsize != numel:
             raise _RefusedError(f'announces {shown(numel)} numbers, where it holds {member.file_size // itemsize}')
         if key not in self.storages:
             data = torch.empty(member.file_size, dtype=torch.uint8)
