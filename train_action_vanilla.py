@@ -3,7 +3,7 @@
     python train_action_vanilla.py --config configs/action/vanilla.yaml --checkpoint checkpoint/action/vanilla
     python train_action_vanilla.py --evaluate checkpoint/action/vanilla/best_epoch.bin
 
-The same command again goes on from the last finished epoch. On a GPU where there is one, else on the CPU.
+The same command again goes on where the run was stopped. On a GPU where there is one, else on the CPU.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from lib.pytorch import checkpoint, distributed, engine
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.vanilla import VanillaTransformer
 from lib.run import make_clips
+from lib.stop import Stop
 
 KIND = 'vanilla'
 DEFAULT_CONFIG = 'configs/action/vanilla.yaml'
@@ -43,13 +44,14 @@ def train(args: argparse.Namespace) -> None:
     forward = engine.make_forward(render, model, options, world)
     log = engine.open_log(run, options, train_clips, val_clips, render, model, pretrained, world)
 
-    for epoch in range(run.epoch, options.epochs):
-        train_metrics = engine.train_one_epoch(
-            forward, model, optimizer, train_clips, epoch, options, world, log, args.print_freq
-        )
-        val_metrics = engine.validate(forward, model, val_clips, options, world)
-        run.finish_epoch(model, optimizer, train_metrics, val_metrics)
-        log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
+    with Stop() as run.stop:
+        while run.epoch < options.epochs:
+            train_metrics = engine.train_one_epoch(
+                forward, model, optimizer, train_clips, run, options, world, log, args.print_freq
+            )
+            val_metrics = engine.validate(forward, model, val_clips, run, options, world)
+            run.finish_epoch(train_metrics, val_metrics)
+            log.epoch(run.history, epochs=options.epochs, best=run.best)
     run.say_end()
 
 

@@ -3,7 +3,7 @@
     python train_action_vivit.py --config configs/action/vivit.yaml --checkpoint checkpoint/action/vivit
     python train_action_vivit.py --evaluate checkpoint/action/vivit/best_epoch.npz
 
-The same command again goes on from the last finished epoch. On all GPUs of the host, else on the CPU; on several hosts
+The same command again goes on where the run was stopped. On all GPUs of the host, else on the CPU; on several hosts
 where TF_CONFIG names them (see lib/tensorflow/distributed.py). data.batch_size is that of all devices together.
 """
 
@@ -14,6 +14,7 @@ from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
 from lib.run import make_clips
+from lib.stop import Stop
 from lib.tensorflow import checkpoint, distributed, engine
 from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tensorflow.vivit import ViViT
@@ -44,13 +45,14 @@ def train(args: argparse.Namespace) -> None:
     predict_step = engine.make_predict_step(render, model, options, world)
     log = engine.open_log(run, options, train_clips, val_clips, render, model, world)
 
-    for epoch in range(run.epoch, options.epochs):
-        train_metrics = engine.train_one_epoch(
-            train_step, optimizer, config.optimizer.lr, train_clips, epoch, options, world, log, args.print_freq
-        )
-        val_metrics = engine.validate(predict_step, val_clips, options, world)
-        run.finish_epoch(model, optimizer, train_metrics, val_metrics)
-        log.epoch(run.history, epochs=options.epochs, best=run.best, num_clips=train_clips.clips_per_epoch)
+    with Stop() as run.stop:
+        while run.epoch < options.epochs:
+            train_metrics = engine.train_one_epoch(
+                train_step, optimizer, config.optimizer.lr, train_clips, run, options, world, log, args.print_freq
+            )
+            val_metrics = engine.validate(predict_step, val_clips, run, options, world)
+            run.finish_epoch(train_metrics, val_metrics)
+            log.epoch(run.history, epochs=options.epochs, best=run.best)
     run.say_end()
 
 

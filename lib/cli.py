@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75  # exit codes
+from lib.stop import STOPPED, at_once
+
+DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, beside STOPPED
 
 
 def parse_args(
@@ -53,8 +55,9 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stdout)
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
-        main(args)
-    except KeyboardInterrupt:
+        with at_once():
+            main(args)
+    except KeyboardInterrupt:  # Stopped is one
         print(f'\nstopped. {_what_next(args)}', file=sys.stderr)
         return STOPPED
     except FloatingPointError as error:
@@ -71,10 +74,10 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
 def _what_next(args: argparse.Namespace) -> str:
     if args.evaluate:
         return 'Nothing was written.'
-    latest = sorted(Path(args.checkpoint).glob('latest_epoch.*[nz]'))
+    latest = sorted(Path(args.checkpoint).glob('latest_epoch.*[nz]'))  # .bin and .npz sort behind older ones
     if not latest:
-        return 'No epoch was finished, so the same command starts anew.'
-    return f'The same command goes on from {latest[0]}.'
+        return 'Nothing was saved yet, so the same command starts anew.'
+    return f'The same command goes on from {latest[-1]}.'
 
 
 def _raised_by_us(error: Exception) -> bool:

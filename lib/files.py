@@ -1,10 +1,15 @@
-"""Files that must be there, and writing so that at any moment either the old file or the new one is there."""
+"""Files that must be there, folders that one process uses, and writing so that a kill or a full disk loses nothing."""
 
 import contextlib
+import errno
+import fcntl
 import os
-from collections.abc import Iterator
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 
 def require_file(path: Path) -> None:
@@ -18,17 +23,80 @@ def require_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, beside `path`, which it replaces once it is written and synced."""
+def replacing(path: Path, older: Sequence[Path] = ()) -> Iterator[BinaryIO]:
+    """A file to write, beside `path`, which it replaces once it is written and on the disk.
+
+    At any moment either the old file is there or the new one. older: where the files go that are replaced: the last
+    one takes the first of these names, the one before it the second, and so on; in between `path` is missing for a
+    moment. Raises OSError, naming the file, where it cannot be written; then all is as it was.
+    """
     temporary = path.with_name(f'{path.name}.tmp')
-    with temporary.open('wb') as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open('wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        for elder, younger in pairwise(reversed([path, *older])):
+            if younger.is_file():
+                os.replace(younger, elder)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        remedy = 'Make room there' if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 'Make it writable'
+        raise OSError(
+            f'{path} cannot be written ({error.strerror or error}). What was there before is still there. {remedy}, '
+            'and give the same command again.'
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings to the disk which files a folder has, so that a power cut does not undo a renaming."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a small text file."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def hold_lock(path: Path, what: str) -> IO[str]:
+    """Locks a file, which says who holds it, until it is closed: at the latest when the process ends, however it does.
+
+    Raises ValueError, naming the process that holds it, where there is one, and OSError where it cannot be written.
+    what: what is locked, for the message.
+    """
+    try:
+        file = path.open('a+')
+    except OSError as error:
+        raise OSError(f'{path.parent} cannot be written ({error.strerror}).') from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = ''.join(letter for letter in file.read(100) if letter.isprintable())
+        file.close()
+        raise ValueError(
+            f'{what} is in use by {holder or "another process"}. Wait until it ends, or stop it. If it is gone for '
+            f'sure, as after a crash of its host, remove {path}.'
+        ) from None
+    except OSError as error:
+        warnings.warn(
+            f'{path.parent} lies on a file system without locks ({error.strerror}): nothing keeps a second process '
+            'from using it at the same time.',
+            stacklevel=2,
+        )
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    return file

@@ -18,6 +18,8 @@ class Recipe:
     accumulation_steps: parts that a batch is worked on in, one after the other, where memory is too small for it whole;
     batch norm sees one part at a time. compile: whether the model and the drawing are compiled.
     num_workers: threads that prepare batches ahead.
+    save_every: steps after which the latest checkpoint is saved within an epoch; null saves at its end alone.
+    keep: how many of the latest checkpoints stay.
 
     Raises ValueError, naming the key, for a value out of range.
     """
@@ -33,6 +35,8 @@ class Recipe:
     accumulation_steps: int = 1
     compile: bool = False
     num_workers: int = 1
+    save_every: int | None = 1000
+    keep: int = 2
 
     def __post_init__(self) -> None:
         for sound, key, rule in (
@@ -43,6 +47,8 @@ class Recipe:
             (self.max_grad_norm is None or self.max_grad_norm > 0, 'max_grad_norm', 'above 0, or null'),
             (self.accumulation_steps >= 1, 'accumulation_steps', 'at least 1'),
             (self.num_workers >= 1, 'num_workers', 'at least 1'),
+            (self.save_every is None or self.save_every >= 1, 'save_every', 'at least 1, or null'),
+            (self.keep >= 1, 'keep', 'at least 1'),
         ):
             if not sound:
                 raise ValueError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
@@ -56,6 +62,10 @@ class Recipe:
                 f'data.batch_size {batch_size}, which is that of all devices together, does not divide among '
                 f'{num_devices} devices{parts}: set data.batch_size to a multiple of {shares}.'
             )
+
+    def saves_after(self, step: int) -> bool:
+        """Whether the run is saved after a step (from 0) of an epoch."""
+        return self.save_every is not None and (step + 1) % self.save_every == 0
 
     @staticmethod
     def unread(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """A training run as its folder keeps it, and what may go on with it or evaluate it; the same for both frameworks."""
 
 import argparse
+import hashlib
 import json
+import math
 import os
 import re
 from collections import deque
@@ -9,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import IO, Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from easydict import EasyDict
 
 from lib.config import Sections, differences, load_config, plain, resolve_config
 from lib.data.clips import Clips
-from lib.files import write_text
+from lib.files import hold_lock, write_text
 from lib.metrics import classification_metrics
 from lib.recipe import Recipe
 from lib.runlog import RunLog, metrics_line, say, say_facts
+from lib.stop import Stop, Stopped
 
 # May change between two runs of one folder: where the data lies.
 FREE_KEYS = ('data.ann_file', 'data.store_dir')
@@ -30,30 +33,75 @@ EVALUATION_KEYS = (
 )  # fmt: skip
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_numbers(values: object, *names: str) -> bool:
+    """Whether it is a dict of finite numbers that has these names."""
+    numbers = isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())
+    return numbers and values.keys() >= {*names} and all(map(math.isfinite, values.values()))
+
+
+def _is_line(line: object) -> bool:
+    """Whether it is what the history has of an epoch."""
+    return (
+        isinstance(line, dict)
+        and _are_numbers({name: line.get(name) for name in ('epoch', 'lr')})
+        and _are_numbers(line.get('train'), 'loss', 'top1')
+        and _are_numbers(line.get('val'), 'loss', 'top1', 'top5', 'mean_class')
+    )
+
+
+# What a checkpoint of this project must have, and how it is checked: to evaluate it, and to go on from it.
+TO_EVALUATE = {
+    'kind': lambda kind: isinstance(kind, str) and kind.isidentifier(),
+    'config': lambda config: isinstance(config, dict) and all(isinstance(keys, dict) for keys in config.values()),
+    'epoch': _is_count,
+    'model': lambda weights: isinstance(weights, dict) and all(hasattr(value, 'shape') for value in weights.values()),
+}
+TO_GO_ON = TO_EVALUATE | {
+    'step': _is_count,
+    'loss_sum': lambda total: type(total) is float and math.isfinite(total),
+    'hits': _is_count,
+    'best': lambda best: _are_numbers(best, 'top1', 'epoch'),
+    'history': lambda history: isinstance(history, list) and all(map(_is_line, history)),
+    'optimizer': lambda state: isinstance(state, dict),
+}
+
+
 @dataclass
 class Run:
     """A training run in its folder, as far as it has come. How a checkpoint is read and written is the framework's.
 
-    epoch: epochs done. best: {'top1', 'epoch'} of the best of them. history: a line for each (see RunLog). news: what
-    the user should know about how it goes on. path, saved: the checkpoint that it goes on from. is_main: whether this
-    process, of several that train together, is the one that writes.
+    epoch: epochs done. step: steps done of the epoch under way; loss_sum, hits: of the clips in them the sum of the
+    losses, and how many were got right. best: {'top1', 'epoch'} of the best epoch. history: a line for each epoch (see
+    RunLog). news: what the user should know about how it goes on. path, saved: the checkpoint that it goes on from.
+    damaged: checkpoints that could not be read. is_main: whether this process, of several that train together, is the
+    one that writes. stop: whether it was asked to stop.
     """
 
     LATEST: ClassVar[str]
     BEST: ClassVar[str]
-    load: ClassVar[Callable[[Path, str], dict[str, Any]]]
-    save: ClassVar[Callable[[Path, Mapping[str, Any]], None]]
+    read: ClassVar[Callable[[Path], dict[str, Any]]]
+    write: ClassVar[Callable[[Path, Mapping[str, Any], Sequence[Path]], None]]
 
     folder: Path
     kind: str
     config: EasyDict
     epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    hits: int = 0
     best: dict[str, Any] = field(default_factory=lambda: {'top1': -1.0, 'epoch': 0})
     history: list[dict[str, Any]] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
     path: Path | None = None
     saved: dict[str, Any] | None = None
+    damaged: list[Path] = field(default_factory=list)
     is_main: bool = True
+    stop: Stop = field(default_factory=Stop)
+    lock: IO[str] | None = None
 
     @classmethod
     def open(
@@ -61,49 +109,141 @@ class Run:
     ) -> Self:
         """A new run in `folder`, or the one that is there, or for an empty folder the one of the file `resume`.
 
-        Nothing is written yet. Raises OSError or ValueError where that run is of another model or other data.
+        A folder that is there is locked, and nothing but its lock is written yet. Where its latest checkpoint is
+        damaged, the run goes on from the one before. Raises OSError or ValueError where another process uses the
+        folder, none of its checkpoints can be read, or the run is of another model or other data.
         """
         run = cls(Path(folder), kind, config, is_main=is_main)
-        latest = run.folder / cls.LATEST
-        if latest.is_file():
-            if resume and not latest.samefile(resume):
+        if is_main and run.folder.is_dir():
+            run._hold_lock()
+        if checkpoints := run._checkpoints():
+            if resume and not checkpoints[0].samefile(resume):
                 raise ValueError(
-                    f'{folder} holds a run of its own ({latest}), which goes on by itself. To go on from {resume}, '
-                    'name another, empty folder as --checkpoint.'
+                    f'{folder} holds a run of its own ({checkpoints[0]}), which goes on by itself. To go on from '
+                    f'{resume}, name another, empty folder as --checkpoint.'
                 )
-            run.path = latest
+            run._read_newest(checkpoints)
         elif resume:
             run.path = Path(resume)
+            run.saved = cls.read(run.path)
         if run.path:
-            saved = run.saved = cls.load(run.path, kind)
+            saved = check_content(run.saved, kind, run.path, TO_GO_ON)
+            if [line['epoch'] for line in saved['history']] != list(range(1, saved['epoch'] + 1)):
+                raise ValueError(f'{run.path} is no sound checkpoint of this project: it lacks some of its epochs.')
             changed = check_same_run(run.path, resolve_config(saved['config'], sections, (), str(run.path)), config)
             run.epoch, run.history = saved['epoch'], saved['history']
+            run.step, run.loss_sum, run.hits = saved['step'], saved['loss_sum'], saved['hits']
             if (run.folder / cls.BEST).is_file():  # another folder, given a file to go on from, finds a best of its own
                 run.best = saved['best']
-            run.news = [f'goes on from {run.path}, after epoch {run.epoch}']
+            run.news += [f'goes on from {run.path}, after {run.done}']
             run.news += [f'changed since: {key} was {before}, is {now}' for key, (before, now) in changed.items()]
         return run
 
-    def add_epoch(self, lr: float, train: dict[str, float], val: dict[str, float], state: Mapping[str, Any]) -> None:
-        """Notes the metrics of one more epoch and saves the run with `state`, as the best one too where it is."""
-        self.epoch += 1
-        self.history.append({'epoch': self.epoch, 'lr': lr, 'train': train, 'val': val})
+    @property
+    def done(self) -> str:
+        """How far the run has come, in words."""
+        return f'epoch {self.epoch}' + (f' and {self.step} steps' if self.step else '')
+
+    def add_steps(self, losses: Sequence[float], hits: int, clips: Clips) -> None:
+        """Notes steps of the epoch under way: the mean loss of each, and how many of their clips were got right.
+
+        Raises FloatingPointError, naming step and clips, where a loss is not finite.
+        """
+        check_losses(losses, clips, self.epoch, self.step)
+        for loss in losses:  # one by one, so that the sum does not depend on how many come at a time
+            self.loss_sum += loss * clips.batch_sizes[self.step]
+            self.step += 1
+        self.hits += hits
+
+    def means(self, clips: Clips) -> dict[str, float]:
+        """{'loss', 'top1'} over the steps done of the epoch under way."""
+        count = sum(clips.batch_sizes[: self.step])
+        return {'loss': self.loss_sum / count, 'top1': self.hits / count}
+
+    def save(self) -> None:
+        """Saves the run as it stands. The last `train.keep` checkpoints stay."""
+        self._write(self._content())
+
+    def finish_epoch(self, train: dict[str, float], val: dict[str, float]) -> None:
+        """Notes the metrics of one more epoch and saves the run, as the best one too where it is."""
+        self.epoch, self.step, self.loss_sum, self.hits = self.epoch + 1, 0, 0.0, 0
+        self.history.append({'epoch': self.epoch, 'lr': self.learning_rate(), 'train': train, 'val': val})
         is_best = val['top1'] > self.best['top1']
         if is_best:
             self.best = {'top1': val['top1'], 'epoch': self.epoch}
-        if not self.is_main:
-            return
-        content = {
+        content = self._content()
+        if is_best and self.is_main:  # before the latest: a run killed in between repeats this, and finds the same best
+            self.write(self.folder / self.BEST, content, ())
+        self._write(content)
+
+    def leave(self, world: Any) -> NoReturn:
+        """Saves the run as it stands and ends it, in all processes of `world` alike."""
+        self.save()
+        world.wait_for_all()  # a process that ends may take others with it, even one that is still writing
+        raise Stopped
+
+    def leave_if_alone(self, world: Any) -> None:
+        """Leaves where that was asked for. Several processes go on, for they would have to agree on it."""
+        if self.stop.asked and world.is_alone:
+            self.leave(world)
+
+    def learning_rate(self) -> float:
+        """That of the last step."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """{'model', 'optimizer'}: all that they have learned."""
+        raise NotImplementedError
+
+    def _content(self) -> dict[str, Any]:
+        return {
             'kind': self.kind,
             'config': plain(self.config),
             'epoch': self.epoch,
+            'step': self.step,
+            'loss_sum': self.loss_sum,
+            'hits': self.hits,
             'best': self.best,
             'history': self.history,
-            **state,
+            **self.state(),
         }
-        if is_best:  # before the latest: a run killed in between repeats this epoch, and finds the same best
-            self.save(self.folder / self.BEST, content)
-        self.save(self.folder / self.LATEST, content)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        if not self.is_main:
+            return
+        for path in self.damaged:
+            os.replace(path, path.with_name(f'{path.name}.damaged'))
+        self.damaged = []
+        stem, suffix = os.path.splitext(self.LATEST)
+        keep = self.config.train.keep
+        self.write(self.folder / self.LATEST, content, [self.folder / f'{stem}.{i}{suffix}' for i in range(1, keep)])
+        for path in self._checkpoints()[keep:]:
+            path.unlink()
+
+    def _checkpoints(self) -> list[Path]:
+        """The run's checkpoints that there are, newest first."""
+        stem, suffix = os.path.splitext(self.LATEST)
+        form = re.compile(rf'{stem}(?:\.(\d+))?{re.escape(suffix)}')
+        found = {path: form.fullmatch(path.name) for path in self.folder.glob(f'{stem}*') if path.is_file()}
+        return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1] or 0))
+
+    def _read_newest(self, checkpoints: list[Path]) -> None:
+        """Reads the newest checkpoint that is not damaged. Raises ValueError where there is none."""
+        for path in checkpoints:
+            try:
+                self.path, self.saved = path, self.read(path)
+            except ValueError as error:
+                self.damaged.append(path)
+                self.news.append(f'warning: {error}')
+            else:
+                return
+        raise ValueError(
+            f'none of the checkpoints of {self.folder} can be read. {self.news[0].removeprefix("warning: ")} To begin '
+            'anew, name another folder as --checkpoint.'
+        )
+
+    def _hold_lock(self) -> None:
+        self.lock = hold_lock(self.folder / 'run.lock', f'{self.folder}')
 
     def open_log(
         self,
@@ -118,7 +258,17 @@ class Run:
         """Opens the log in the run's folder, which is created now, and says what is about to be run.
 
         model, device: their descriptions. picture: (name, (3, H, W) uint8) for TensorBoard. notes: further lines.
+        Raises OSError or ValueError where the folder cannot be written or another process has taken it meanwhile.
         """
+        if self.step > len(train_clips):
+            raise ValueError(
+                f'{self.path} has done {self.step} steps of an epoch of {len(train_clips)}: it is of other data.'
+            )
+        if self.is_main and self.lock is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold_lock()
+            if there := self._checkpoints():
+                raise ValueError(f'another process has just begun a run in {self.folder}: {there[0]}.')
         log = RunLog(self.folder, plain(self.config), self.history, self.is_main)
         say_facts(
             {
@@ -151,14 +301,13 @@ def make_clips(config: EasyDict, split: str) -> Clips:
     return clips
 
 
-def prefetched(load: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
-    """load(0), ..., load(count - 1), in this order, made ahead by threads: NumPy computes beside Python in them."""
+def prefetched(load: Callable[[int], Any], numbers: Sequence[int], num_workers: int) -> Iterator[Any]:
+    """load(number) of each, in this order, made ahead by threads: NumPy computes beside Python in them."""
     with ThreadPoolExecutor(num_workers) as loader:
-        ahead = deque(loader.submit(load, b) for b in range(min(num_workers + 1, count)))
-        for b in range(count):
+        ahead = deque(loader.submit(load, number) for number in numbers[: num_workers + 1])
+        for i in range(len(numbers)):
             batch = ahead.popleft().result()
-            if b + num_workers + 1 < count:
-                ahead.append(loader.submit(load, b + num_workers + 1))
+            ahead.extend(loader.submit(load, number) for number in numbers[i + num_workers + 1 :][:1])
             yield batch
 
 
@@ -177,16 +326,18 @@ def cpu_has_bf16() -> bool:
     return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', told, re.MULTILINE) is not None
 
 
-def check_losses(losses: np.ndarray, clips: Clips, epoch: int) -> None:
-    """Raises FloatingPointError, naming step and clips, for the first loss of an epoch's steps that is not finite."""
-    bad = ~np.isfinite(losses)
-    if bad.any():
-        step = int(bad.argmax())
-        raise FloatingPointError(
-            f'the loss became {losses[step]} in epoch {epoch + 1}, step {step + 1} of {len(clips)}, with the clips '
-            f'{" ".join(clips.names(epoch, step))}. The last good checkpoint stays as it is. A lower learning rate '
-            'may help.'
-        )
+def check_losses(losses: Sequence[float], clips: Clips, epoch: int, first: int) -> None:
+    """Raises FloatingPointError, naming step and clips, for the first of these losses that is not finite.
+
+    first: the step of an epoch that they begin with.
+    """
+    for step, loss in enumerate(losses, first):
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f'the loss became {loss} in epoch {epoch + 1}, step {step + 1} of {len(clips)}, with the clips '
+                f'{" ".join(clips.names(epoch, step))}. The last good checkpoint stays as it is. A lower learning rate '
+                'may help.'
+            )
 
 
 def check_logits(logits: np.ndarray, clips: Clips) -> None:
@@ -206,10 +357,54 @@ def check_same(who: str, what: str, numbers: Sequence[int]) -> None:
         )
 
 
-def check_kind(found: str, kind: str, path: str | os.PathLike) -> None:
-    """Raises ValueError where a checkpoint is of another kind of model ('mbert', ...) than the script's."""
-    if found != kind:
-        raise ValueError(f'{path} is a checkpoint of {found}: use train_action_{found}.py for it.')
+def digest(content: object, as_array: Callable[[Any], np.ndarray] = np.asarray) -> str:
+    """SHA-256 over the values of nested dicts and lists of plain values and arrays, whatever file they come from."""
+    hashed = hashlib.sha256()
+
+    def add(item: object) -> None:
+        if isinstance(item, Mapping):
+            hashed.update(b'{')
+            for key, value in item.items():
+                hashed.update(json.dumps(key).encode())
+                add(value)
+        elif isinstance(item, list | tuple):
+            hashed.update(b'[')
+            for value in item:
+                add(value)
+        elif item is None or isinstance(item, str | int | float):
+            hashed.update(json.dumps(item).encode())
+        else:
+            array = as_array(item)
+            hashed.update(f'{array.dtype.str}{array.shape}'.encode())
+            hashed.update(np.ascontiguousarray(array).reshape(-1))
+        hashed.update(b',')
+
+    add(content)
+    return hashed.hexdigest()
+
+
+def check_digest(content: dict[str, Any], path: Path, as_array: Callable[[Any], np.ndarray] = np.asarray) -> None:
+    """Takes the checksum out of a checkpoint. Raises ValueError where it is not that of the rest."""
+    if content.pop('checksum') != digest(content, as_array):
+        raise ValueError(f'{path} is damaged: its checksum is not that of its content. Copy it again.')
+
+
+def check_content(content: Mapping[str, Any], kind: str, path: str | os.PathLike, form: Mapping[str, Any]) -> dict:
+    """Returns a checkpoint of this project's `kind` of model ('mbert', ...) that has what `form` says.
+
+    Raises ValueError, naming the file, where it lacks something or is of another kind.
+    """
+    wanting = [key for key, is_sound in form.items() if key not in content or not is_sound(content[key])]
+    if wanting == ['optimizer'] and 'optimizer' not in content:
+        raise ValueError(
+            f'{path} holds weights alone, so that no run can go on from it. Evaluate it, or begin a run with it '
+            '(--pretrained).'
+        )
+    if wanting:
+        raise ValueError(f'{path} is no sound checkpoint of this project: {", ".join(wanting)} is missing or wrong.')
+    if content['kind'] != kind:
+        raise ValueError(f'{path} is a checkpoint of {content["kind"]}: use train_action_{content["kind"]}.py for it.')
+    return content
 
 
 def check_weights(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:

@@ -33,21 +33,29 @@ class RunLog:
     ) -> None:
         self.folder = folder
         self.is_main = is_main
-        self._train_seconds = math.nan  # of the last epoch
+        self._trained_clips, self._train_seconds = 0, math.nan  # of the epoch under way, in this process
         self._waited_seconds = 0.0  # for data, of them
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / 'config.yaml', yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=120))
         self._write_metrics(history)
-        self._board = SummaryWriter(str(folder / 'logs'), purge_step=len(history) + 1)
+        # A process that was killed may have saved its last epoch, but not written it here: it is written again.
+        self._board = SummaryWriter(str(folder / 'logs'), purge_step=len(history))
+        if history:
+            self._draw_curves(history[-1])
 
-    def progress(self, title: str, num_clips: int) -> tqdm:
-        """A progress bar over the clips of an epoch. Where there is no terminal, `report` prints it as lines."""
+    def progress(self, title: str, num_clips: int, done: int = 0) -> tqdm:
+        """A progress bar over the clips of an epoch, `done` of them in another process.
+
+        Where there is no terminal, `report` prints it as lines.
+        """
         form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
         screen = sys.stderr if sys.stderr.isatty() and self.is_main else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
         width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals that do not tell theirs
-        return tqdm(desc=title, total=num_clips, unit=' clips', bar_format=form, leave=False, file=screen, ncols=width)
+        self._trained_clips, self._train_seconds = 0, math.nan
+        settings = {'unit': ' clips', 'bar_format': form, 'leave': False, 'file': screen, 'ncols': width}
+        return tqdm(desc=title, total=num_clips, initial=done, **settings)
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Passes on the batches of an epoch, and notes how long they are waited for."""
@@ -57,40 +65,42 @@ class RunLog:
             yield batch
             begin = time.perf_counter()
 
-    def report(self, bar: tqdm, text: str) -> None:
-        """Adds a text to the progress bar: what is known of the epoch so far."""
-        bar.set_postfix_str(text)
-        self._train_seconds = bar.format_dict['elapsed']
+    def report(self, bar: tqdm, *, loss: float, top1: float) -> None:
+        """Adds to the progress bar what is known of the epoch so far."""
+        bar.set_postfix_str(f'loss {loss:.4f}, top1 {top1:.2%}')
+        self._trained_clips, self._train_seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
             say(str(bar))
 
-    def epoch(self, history: Sequence[dict[str, Any]], *, epochs: int, best: dict[str, Any], num_clips: int) -> None:
-        """Tells the last line of `history`: {'epoch': ..., 'lr': ..., 'train': {...}, 'val': {...}}."""
+    def epoch(self, history: Sequence[dict[str, Any]], *, epochs: int, best: dict[str, Any]) -> None:
+        """Tells the last line of `history`: {'epoch': ..., 'lr': ..., 'train': {...}, 'val': {...}}.
+
+        Speed is that of the steps of the epoch that this process has done; there is none where it has only validated.
+        """
         if not self.is_main:
             return
         line = history[-1]
         self._write_metrics(history)
-        clips_per_second = num_clips / self._train_seconds
-        timing = {
-            'epoch': line['epoch'],
-            'train_seconds': self._train_seconds,
-            'clips_per_second': clips_per_second,
-            'waited_for_data': self._waited_seconds / self._train_seconds,
-        }
-        with (self.folder / 'timing.jsonl').open('a') as file:
-            file.write(json.dumps(timing) + '\n')
-        for split in ('train', 'val'):
-            for name, value in line[split].items():
-                self._board.add_scalar(f'{split}/{name}', value, line['epoch'])
-        self._board.add_scalar('lr', line['lr'], line['epoch'])
-        self._board.add_scalar('clips_per_second', clips_per_second, line['epoch'])
+        self._draw_curves(line)
+        speed = ''
+        if self._trained_clips:
+            clips_per_second = self._trained_clips / self._train_seconds
+            timing = {
+                'epoch': line['epoch'],
+                'train_seconds': self._train_seconds,
+                'clips_per_second': clips_per_second,
+                'waited_for_data': self._waited_seconds / self._train_seconds,
+            }
+            with (self.folder / 'timing.jsonl').open('a') as file:
+                file.write(json.dumps(timing) + '\n')
+            self._board.add_scalar('clips_per_second', clips_per_second, line['epoch'])
+            speed = f'  {clips_per_second:.1f} clips/s'
         self._board.flush()
         train, val = line['train'], line['val']
         say(
             f'epoch {line["epoch"]}/{epochs}  train loss {train["loss"]:.4f} top1 {train["top1"]:6.2%}  '
             f'val loss {val["loss"]:.4f} top1 {val["top1"]:6.2%} top5 {val["top5"]:6.2%} '
-            f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]})  '
-            f'{clips_per_second:.1f} clips/s'
+            f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]}){speed}'
         )
 
     def picture(self, name: str, image: np.ndarray) -> None:
@@ -99,6 +109,12 @@ class RunLog:
             return
         self._board.add_image(name, image)
         self._board.flush()
+
+    def _draw_curves(self, line: dict[str, Any]) -> None:
+        for split in ('train', 'val'):
+            for name, value in line[split].items():
+                self._board.add_scalar(f'{split}/{name}', value, line['epoch'])
+        self._board.add_scalar('lr', line['lr'], line['epoch'])
 
     def _write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         write_text(self.folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in history))

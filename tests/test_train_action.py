@@ -18,25 +18,21 @@ import yaml
 
 import train_action_mbert
 import train_action_vanilla
-from lib import cli
 from lib.config import load_config
 from lib.pytorch import checkpoint, engine
 from lib.pytorch.distributed import World
 from lib.run import make_clips
 from lib.runlog import RunLog
+from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.processes import interrupt, torchrun
+from tests.processes import torchrun
+from tests.tiny import assert_same_run, lines
 
 ROOT = Path(train_action_mbert.__file__).parent
 SCRIPTS = {'mbert': train_action_mbert, 'vanilla': train_action_vanilla}
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.yaml') if not path.stem.startswith('vivit'))
 ALONE = World(0, 1, torch.device('cpu'))
-TINY = {
-    'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
-              'mlp_ratio': 2, 'dropout_ratio': 0.5, 'num_classes': 4},
-    'vanilla': {'num_joints': 17, 'num_frames': 8, 't_patch_size': 4, 'dim_in': 144, 'dim_feat': 16, 'depth': 1,
-                'num_heads': 2, 'mlp_ratio': 2, 'protocol': 'finetune', 'dropout_ratio': 0.5, 'num_classes': 4},
-}  # fmt: skip
+MACHINE = ('accumulation_steps', 'activation_checkpointing', 'num_workers', 'save_every', 'keep')
 
 
 def script_of(config: Path):
@@ -50,54 +46,19 @@ def script(request):
 
 
 @pytest.fixture
-def content(script, write_pickle):
-    """A config for a tiny model on 30 made-up clips."""
-    pickle_path = write_pickle(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10), 'made_up.pkl')
-    return {
-        'data': {'ann_file': str(pickle_path), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
-        'heatmap': {'size': 12},
-        'model': dict(TINY[script.KIND]),
-        'optimizer': {'lr_backbone': 1e-3, 'lr_head': 1e-3, 'weight_decay': 0.01},
-        'train': {'epochs': 2, 'lr_decay': 0.9},
-    }
-
-
-@pytest.fixture
-def config(content, tmp_path):
-    """Its file, the pickle beside it."""
-    path = tmp_path / 'tiny.yaml'
-    path.write_text(yaml.safe_dump(content))
-    return path
+def config(script, tmp_path):
+    """A config file for a tiny model on made-up clips, the pickle beside it."""
+    return tiny.write_config(script.KIND, tmp_path)
 
 
 @pytest.fixture
 def call(script):
     """call(*argv) -> the exit code of the script."""
-
-    def run(*argv: str | Path) -> int:
-        args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv])
-        return cli.run(script.evaluate if args.evaluate else script.train, args)
-
-    return run
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return tiny.caller(script)
 
 
 def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
-
-
-def assert_same_run(one: Path, other: Path, kind: str) -> None:
-    """Same metrics and, to the bit, same weights and moments."""
-    assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
-    a, b = (checkpoint.load(folder / checkpoint.LATEST, kind) for folder in (one, other))
-    for name, value in a['model'].items():
-        assert torch.equal(value, b['model'][name]), name
-    for i, moments in a['optimizer']['state'].items():
-        for name, value in moments.items():
-            assert torch.equal(value, b['optimizer']['state'][i][name]), (i, name)
 
 
 def test_trains_then_evaluates(call, config, tmp_path, capsys):
@@ -107,9 +68,9 @@ def test_trains_then_evaluates(call, config, tmp_path, capsys):
     for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
                  '2 epochs, 0 done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
         assert part in told, part
-    assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.bin', 'best_epoch.bin', 'logs'} == {
-        path.name for path in run.iterdir()
-    }
+    written = {'latest_epoch.bin', 'latest_epoch.1.bin', 'best_epoch.bin', 'logs', 'run.lock'}
+    written |= {'config.yaml', 'metrics.jsonl', 'timing.jsonl'}
+    assert {path.name for path in run.iterdir()} == written
     first, last = lines(run)
     assert (first['epoch'], last['epoch']) == (1, 2)
     assert last['lr'] == pytest.approx(0.9e-3)
@@ -136,14 +97,14 @@ def test_a_run_in_two_parts_equals_one_run_to_the_bit(script, call, config, tmp_
     told = capsys.readouterr().out
     assert f'goes on from {parts / "latest_epoch.bin"}, after epoch 1' in told
     assert 'changed since: train.epochs was 1, is 3' in told
-    assert_same_run(tmp_path / 'whole', parts, script.KIND)
+    assert_same_run(tmp_path / 'whole', parts)
 
 
 def test_another_folder_can_go_on_from_a_file(script, call, config, tmp_path):
     for name in ('a', 'b'):
         assert call('--config', config, '-c', tmp_path / name, '--set', f'train.epochs={2 if name == "a" else 1}') == 0
     assert call('--config', config, '-c', tmp_path / 'c', '-r', tmp_path / 'b' / 'latest_epoch.bin') == 0
-    assert_same_run(tmp_path / 'a', tmp_path / 'c', script.KIND)
+    assert_same_run(tmp_path / 'a', tmp_path / 'c')
     assert (tmp_path / 'c' / 'best_epoch.bin').is_file()
     before = files(tmp_path / 'a')
     assert call('--config', config, '-c', tmp_path / 'a', '-r', tmp_path / 'b' / 'latest_epoch.bin') == 2
@@ -157,20 +118,6 @@ def test_a_finished_run_is_left_as_it_is(call, config, tmp_path, capsys):
     assert call('--config', config, '-c', tmp_path / 'run') == 0
     assert 'done: best top1' in capsys.readouterr().out
     assert lines(tmp_path / 'run') == before
-
-
-def test_ctrl_c_in_an_epoch_then_the_same_command(script, call, config, tmp_path):
-    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=10') == 0
-    again = [sys.executable, script.__file__, '--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=10']
-    again += ['-freq', '1']
-    code, told = interrupt(again, 'epoch 3/10  ')  # in the middle of the third epoch
-    assert code == 75, told
-    latest = tmp_path / 'run' / 'latest_epoch.bin'
-    assert f'The same command goes on from {latest}' in told
-    assert 'Traceback' not in told
-    finished = subprocess.run(again, capture_output=True, text=True, check=True).stdout
-    assert f'goes on from {latest}, after epoch ' in finished
-    assert_same_run(tmp_path / 'whole', tmp_path / 'run', script.KIND)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(call, config, tmp_path, capsys):
@@ -265,7 +212,7 @@ def test_a_folder_with_another_run_is_not_touched(call, config, tmp_path, capsys
 def test_files_that_are_no_checkpoint_of_this_model_are_refused(script, call, config, tmp_path, capsys):
     run = tmp_path / 'run'
     assert call('--config', config, '-c', run) == 0
-    good = torch.load(run / 'latest_epoch.bin', weights_only=True)
+    good = checkpoint.read(run / 'latest_epoch.bin')
     bad = tmp_path / 'bad.bin'
 
     def refused(message: str, *ways: str) -> None:
@@ -284,9 +231,9 @@ def test_files_that_are_no_checkpoint_of_this_model_are_refused(script, call, co
     torch.save({'model': good['model']}, bad)
     refused('no checkpoint of this project', '-r')  # whose weights can be evaluated
     other = {'mbert': 'vanilla', 'vanilla': 'mbert'}[script.KIND]
-    torch.save(good | {'kind': other}, bad)
+    checkpoint.write(bad, good | {'kind': other})
     refused(f'a checkpoint of {other}: use train_action_{other}.py')
-    torch.save(good | {'model': {k: v for k, v in good['model'].items() if k != 'head.fc2.bias'}}, bad)
+    checkpoint.write(bad, good | {'model': {k: v for k, v in good['model'].items() if k != 'head.fc2.bias'}})
     refused('head.fc2.bias is missing')
     torch.save({**good, 'code': Path}, bad)
     refused('asks for pathlib.Path, which was not run')
@@ -317,8 +264,8 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(full_size_pickles,
     optimizer = engine.make_optimizer(model, **config.optimizer)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     forward = engine.make_forward(render, model, options, ALONE)
-    log = RunLog(tmp_path, {}, [])
-    metrics = engine.train_one_epoch(forward, model, optimizer, train_clips, 0, options, ALONE, log, 1)
+    log, run = RunLog(tmp_path, {}, []), checkpoint.Run(tmp_path, script.KIND, config)
+    metrics = engine.train_one_epoch(forward, model, optimizer, train_clips, run, options, ALONE, log, 1)
     assert 0 < metrics['loss'] < 10
     for name, p in model.named_parameters():
         assert p.requires_grad == (not name.startswith('backbone.head.'))
@@ -334,8 +281,8 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(full_size_pickles,
 def test_published_configs_write_every_key(path):
     written, resolved = yaml.safe_load(path.read_text()), load_config(path, script_of(path).SECTIONS)
     left_out = {('data', 'store_dir'), ('data', 'view_angle')}
-    # Speed and memory are the machine's matter.
-    left_out |= {('train', key) for key in ('accumulation_steps', 'activation_checkpointing', 'num_workers')}
+    # Speed, memory and safety are the machine's matter.
+    left_out |= {('train', key) for key in MACHINE}
     assert {(s, k) for s in written for k in written[s]} == {(s, k) for s in resolved for k in resolved[s]} - left_out
 
 
@@ -348,8 +295,9 @@ def test_the_commands_of_the_configs_name_them():
 
 
 @pytest.mark.parametrize('kind', ['keypoint_2d', 'keypoint_3d'])
-def test_keypoints_go_the_same_way(call, content, tmp_path, write_pickle, capsys, kind):
+def test_keypoints_go_the_same_way(call, script, tmp_path, write_pickle, capsys, kind):
     make, joints = (make_annotations, 17) if kind == 'keypoint_2d' else (make_3d_annotations, 25)
+    content = tiny.content(script.KIND, tmp_path)
     del content['heatmap']
     content['data'] |= {'input': kind, 'ann_file': str(write_pickle(make([5, 12, 40] * 10, persons=[1, 2, 2] * 10)))}
     content['model'] |= {'num_joints': joints, 'dim_in': 3}

@@ -12,58 +12,30 @@ import tensorflow as tf
 import yaml
 
 import train_action_vivit as script
-from lib import cli
 from lib.config import load_config
 from lib.run import make_clips
 from lib.runlog import RunLog
 from lib.tensorflow import checkpoint, distributed, engine
+from tests import tiny
 from tests.annotations import make_annotations
-from tests.processes import interrupt
+from tests.tiny import assert_same_run, lines
 
 ROOT = Path(script.__file__).parent
 CONFIGS = sorted((ROOT / 'configs').rglob('vivit*.yaml'))
 
 
+call = tiny.caller(script)
+
+
 @pytest.fixture
-def config(tmp_path, write_pickle):
-    """A config file for a tiny model on 30 made-up clips, the pickle beside it."""
-    pickle_path = write_pickle(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10), 'made_up.pkl')
-    content = {
-        'data': {'ann_file': str(pickle_path), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
-        'heatmap': {'size': 12},
-        'model': {'clip_len': 8, 'size': 12, 'num_joints': 17, 'tubelet_size': [4, 4, 4], 'dim_feat': 16, 'depth': 1,
-                  'num_heads': 2, 'drop_path_rate': 0.1, 'num_classes': 4},
-        'optimizer': {'lr': 1e-3, 'weight_decay': 0.01},
-        'train': {'epochs': 2, 'lr_decay': 0.9},
-    }  # fmt: skip
-    path = tmp_path / 'tiny.yaml'
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def call(*argv: str | Path) -> int:
-    args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv], finetunes=False)
-    return cli.run(script.evaluate if args.evaluate else script.train, args)
+def config(tmp_path):
+    """A config file for a tiny model on made-up clips, the pickle beside it."""
+    return tiny.write_config('vivit', tmp_path)
 
 
 def alone() -> distributed.World:
     """This process without others, whatever TensorFlow has been told."""
     return distributed.World(tf.distribute.get_strategy())
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Same metrics and, to the bit, same variables: weights, states of random generators, moments."""
-    assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
-    a, b = (checkpoint.load(folder / checkpoint.LATEST, 'vivit') for folder in (one, other))
-    assert any('seed_generator_state' in name for name in a['model'])
-    for part in ('model', 'optimizer'):
-        assert a[part].keys() == b[part].keys()
-        for name, value in a[part].items():
-            np.testing.assert_array_equal(value, b[part][name], err_msg=name)
 
 
 def test_trains_then_evaluates(config, tmp_path, capsys):
@@ -73,9 +45,9 @@ def test_trains_then_evaluates(config, tmp_path, capsys):
     for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
                  '2 epochs, 0 done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
         assert part in told, part
-    assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.npz', 'best_epoch.npz', 'logs'} == {
-        path.name for path in run.iterdir()
-    }
+    written = {'latest_epoch.npz', 'latest_epoch.1.npz', 'best_epoch.npz', 'logs', 'run.lock'}
+    written |= {'config.yaml', 'metrics.jsonl', 'timing.jsonl'}
+    assert {path.name for path in run.iterdir()} == written
     last = lines(run)[-1]
     assert last['lr'] == pytest.approx(0.9e-3)
     assert call('--evaluate', run / 'latest_epoch.npz') == 0
@@ -92,7 +64,7 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
     render, model = engine.make_model(script.ViViT, config, clips, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     train_step = engine.make_train_step(render, model, optimizer, options, world)
-    loss, _ = train_step(world.distribute(next(engine.batches(clips, 0, options, world))))
+    loss, *_ = train_step(world.distribute(next(engine.batches(clips, 0, options, world))))
     assert float(loss) == pytest.approx(np.log(4), abs=1e-3)
 
 
@@ -109,18 +81,6 @@ def test_parts_of_a_run_equal_one_run_to_the_bit(config, tmp_path, capsys):
     ).stdout
     assert f'goes on from {parts / "latest_epoch.npz"}, after epoch 2' in told
     assert_same_run(whole, parts)
-
-
-def test_ctrl_c_in_an_epoch_then_the_same_command(config, tmp_path):
-    assert call('--config', config, '-c', tmp_path / 'whole', '--set', 'train.epochs=8') == 0
-    again = [sys.executable, script.__file__, '--config', config, '-c', tmp_path / 'run', '--set', 'train.epochs=8']
-    again += ['-freq', '1']
-    code, told = interrupt(again, 'epoch 3/8  ')  # in the middle of the third epoch
-    assert code == 75, told
-    assert f'The same command goes on from {tmp_path / "run" / "latest_epoch.npz"}' in told
-    assert 'Traceback' not in told
-    subprocess.run(again, capture_output=True, text=True, check=True)
-    assert_same_run(tmp_path / 'whole', tmp_path / 'run')
 
 
 def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
@@ -144,13 +104,14 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
         train_step = engine.make_train_step(render, model, optimizer, recipe, world)
         log = RunLog(tmp_path / 'run', {}, [])
         for epoch in (0, 1):
-            engine.train_one_epoch(train_step, optimizer, 1e-3, clips, epoch, recipe, world, log, 1)
+            run = checkpoint.Run(tmp_path, 'vivit', config, epoch=epoch)
+            engine.train_one_epoch(train_step, optimizer, 1e-3, clips, run, recipe, world, log, 1)
         assert max(norms) == pytest.approx(0.01, rel=1e-3)
         assert rates == pytest.approx([1e-3 * x for x in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
         model.head.bias.assign([3.0, 0, 0, 0])  # guessing class 0: cross-entropy by hand
         model.head.kernel.assign(0 * model.head.kernel)
         batch = clips[0, 0]
-        loss, hits = train_step(world.distribute(next(engine.batches(clips, 0, recipe, world))))
+        loss, hits, _ = train_step(world.distribute(next(engine.batches(clips, 0, recipe, world))))
     finally:
         tf.config.run_functions_eagerly(False)
     log_probability = np.array([3.0, 0, 0, 0]) - np.log(np.exp(3) + 3)
@@ -245,9 +206,7 @@ def test_files_that_are_no_checkpoint_of_this_model_are_refused(config, tmp_path
     run, bad = tmp_path / 'run', tmp_path / 'bad.npz'
     assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
     latest = run / 'latest_epoch.npz'
-    with np.load(latest) as file:
-        good = dict(file)
-    about = json.loads(str(good['about']))
+    good = checkpoint.read(latest)
     capsys.readouterr()
 
     def refused(message: str) -> None:
@@ -264,13 +223,13 @@ def test_files_that_are_no_checkpoint_of_this_model_are_refused(config, tmp_path
     refused('cut short')
     np.savez(bad, a=np.zeros(3))
     refused('no checkpoint of this project')
-    np.savez(bad, **good | {'about': np.array(json.dumps(about | {'kind': 'mbert'}))})
+    checkpoint.write(bad, good | {'kind': 'mbert'})
     refused('a checkpoint of mbert: use train_action_mbert.py')
-    name = next(name for name in good if name.startswith('model/') and name.endswith('kernel'))
-    np.savez(bad, **{key: value for key, value in good.items() if key != name})
-    refused(f'{name.removeprefix("model/")} is missing')
-    np.savez(bad, **good | {'code': np.array([Path], dtype=object)})
-    refused('cut short, damaged or of another kind')
+    name = next(name for name in good['model'] if name.endswith('kernel'))
+    checkpoint.write(bad, good | {'model': {key: value for key, value in good['model'].items() if key != name}})
+    refused(f'{name} is missing')
+    np.savez(bad, code=np.array([Path], dtype=object))
+    refused('code')
     assert call('--config', config, '-c', run, '--set', 'model.depth=2') == 2
     assert 'model.depth: 1 there, 2 in this command' in capsys.readouterr().err
 
@@ -290,12 +249,19 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(tmp_path, write_pi
     predict_step = engine.make_predict_step(render, model, options, world)
     before = checkpoint.values(model.trainable_variables)
     log = RunLog(tmp_path / 'run', {}, [])
-    metrics = engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 0, options, world, log, 1)
+
+    def train(epoch: int) -> dict[str, float]:
+        run = checkpoint.Run(tmp_path, 'vivit', config, epoch=epoch)
+        return engine.train_one_epoch(
+            train_step, optimizer, config.optimizer.lr, train_clips, run, options, world, log, 1
+        )
+
+    metrics = train(0)
     assert metrics['loss'] == pytest.approx(np.log(60), abs=1e-3)
     after = checkpoint.values(model.trainable_variables)
     changed = {name for name in after if (after[name] != before[name]).any()}
     assert changed == {'vivit/head/kernel', 'vivit/head/bias'}  # which is zero at first and stops all other gradients
-    engine.train_one_epoch(train_step, optimizer, config.optimizer.lr, train_clips, 1, options, world, log, 1)
+    train(1)
     again = checkpoint.values(model.trainable_variables)
     # The bias of keys shifts all scores of a query alike, and the softmax takes that away: its gradient is rounding.
     assert {name for name in again if (again[name] == before[name]).all()} <= {n for n in again if 'key/bias' in n}
@@ -308,8 +274,8 @@ def test_published_configs_write_every_key():
     for path in (path for path in CONFIGS if path.parent.name == 'action'):
         written, resolved = yaml.safe_load(path.read_text()), load_config(path, script.SECTIONS)
         left_out = {('data', 'store_dir'), ('data', 'view_angle')}
-        # Speed and memory are the machine's matter.
-        left_out |= {('train', key) for key in ('accumulation_steps', 'num_workers')}
+        # Speed, memory and safety are the machine's matter.
+        left_out |= {('train', key) for key in ('accumulation_steps', 'num_workers', 'save_every', 'keep')}
         assert {(s, k) for s in written for k in written[s]} == {
             (s, k) for s in resolved for k in resolved[s]
         } - left_out

@@ -8,6 +8,7 @@ import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -259,6 +260,11 @@ class Clips:
     def __len__(self) -> int:
         whole, rest = divmod(self.num_clips, self.batch_size)
         return whole + (rest > self.training)
+
+    @cached_property
+    def batch_sizes(self) -> list[int]:
+        """Clips of each batch of an epoch."""
+        return [self.batch_size] * (len(self) - 1) + [self.clips_per_epoch - (len(self) - 1) * self.batch_size]
 
     def batch_clips(self, epoch: int, b: int) -> np.ndarray:
         """Which clips of the store make up batch b of an epoch, (N,) int."""

@@ -1,12 +1,12 @@
 """Checkpoints: written so that a kill at any moment leaves a good one, read without running anything in them."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib import run
 from lib.files import replacing
@@ -15,65 +15,85 @@ from lib.pytorch.pretrained import read_file, weights_of
 LATEST, BEST = 'latest_epoch.bin', 'best_epoch.bin'
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a checkpoint in the place of the last one."""
-    with replacing(path) as file:
-        torch.save(dict(content), file)
+def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) -> None:
+    """Writes a checkpoint, with its checksum, in the place of the last one, which goes to the first name of `older`.
 
-
-def load(path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Reads a checkpoint of this project's `kind` of model ('mbert', ...), on the CPU.
-
-    {'kind', 'config', 'epoch', 'best', 'history', 'model', 'optimizer'}. Raises OSError or ValueError naming the file.
+    Raises OSError where it cannot be written; what was there before is still there then.
     """
-    return _checked(read_file(path), path, kind)
+    with replacing(path, older) as file:
+        try:
+            torch.save({**content, 'checksum': run.digest(content, as_array)}, file)
+        except RuntimeError as error:  # of PyTorch's writer, raised while it handles that of the file
+            raise error.__context__ or error from None
 
 
-def load_any(path: Path, kind: str) -> dict[str, Any]:
-    """As `load`, but the weights of others too: these come with None for config and epoch."""
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote, on the CPU, the checksum verified. Raises OSError or ValueError naming the file."""
     content = read_file(path)
-    if isinstance(content, dict) and 'kind' in content:
-        return _checked(content, path, kind)
-    return {'config': None, 'epoch': None, 'model': weights_of(content, path)}
-
-
-def _checked(content: object, path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or not {'kind', 'config', 'epoch', 'model'} <= content.keys():
-        raise ValueError(f'{path} is no checkpoint of this project: it holds no config and epoch beside the weights.')
-    run.check_kind(content['kind'], kind, path)
+    if not isinstance(content, dict) or 'checksum' not in content:
+        raise ValueError(f'{path} is no checkpoint of this project: it has no checksum.')
+    run.check_digest(content, path, as_array)
     return content
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """What is needed to evaluate a checkpoint of this project's `kind` of model ('mbert', ...), or weights of others.
+
+    {'kind', 'config', 'epoch', 'model', ...}, of others with None for config and epoch. Raises OSError or ValueError
+    naming the file.
+    """
+    content = read_file(path)
+    if isinstance(content, dict) and 'kind' in content:
+        return run.check_content(read(path), kind, path, run.TO_EVALUATE)
+    return {'config': None, 'epoch': None, 'model': weights_of(content, path)}
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor of a state, whose values are on the CPU then."""
+    return tensor.detach().cpu().numpy()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Loads all weights, strictly. Raises ValueError, naming what does not fit, before anything is changed."""
     run.check_weights(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads the optimizer's moments; rates and decay stay as the config has them now."""
-    given = [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, given, strict=True):
-        group.update(settings)
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
+    """Loads the optimizer's moments; rates and decay stay as the config has them now.
+
+    Raises ValueError where they are not those of its parameters.
+    """
+    own = optimizer.state_dict()
+    moments = saved.get('state')
+    shapes = {i: p.shape for i, p in enumerate(p for group in optimizer.param_groups for p in group['params'])}
+    fits = isinstance(moments, dict) and moments.keys() <= shapes.keys() and all(
+        isinstance(state, dict) and state.keys() == {'step', 'exp_avg', 'exp_avg_sq'}
+        and all(isinstance(state[name], Tensor) and state[name].shape == shape
+                for name, shape in (('step', ()), ('exp_avg', shapes[i]), ('exp_avg_sq', shapes[i])))
+        for i, state in moments.items()
+    )  # fmt: skip
+    if not fits:
+        raise ValueError(f'{path} has moments of another optimizer or of other parameters: no run can go on from it.')
+    optimizer.load_state_dict({**own, 'state': moments})
 
 
 class Run(run.Run):
     """A run of a PyTorch model."""
 
     LATEST, BEST = LATEST, BEST
-    load, save = staticmethod(load), staticmethod(save)
+    read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Gives model and optimizer the state that the run has come to, if it has begun."""
+        """Takes charge of model and optimizer, and gives them the state that the run has come to, if it has begun."""
+        self.model, self.optimizer = model, optimizer
         if self.saved:
             load_weights(model, self.saved['model'], self.path)
-            load_optimizer(optimizer, self.saved['optimizer'])
+            load_optimizer(optimizer, self.saved['optimizer'], self.path)
             self.saved = None  # its memory is not needed any more
 
-    def finish_epoch(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, train: dict[str, float], val: dict[str, float]
-    ) -> None:
-        """Notes the metrics of one more epoch and saves the run, as the best one too where it is."""
-        state = {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
-        self.add_epoch(optimizer.param_groups[0]['lr'], train, val, state)
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]['lr']
+
+    def state(self) -> dict[str, Any]:
+        return {'model': self.model.state_dict(), 'optimizer': self.optimizer.state_dict()}

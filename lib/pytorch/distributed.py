@@ -7,6 +7,7 @@ Every process makes the same model and sees the same batches, and works on its s
 
 import atexit
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,16 +24,25 @@ TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processe
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together: this one's rank among them, their number, and what this one computes on."""
+    """The processes that train together: this one's rank among them, their number, and what this one computes on.
+
+    cpu_group: the same processes, for what they tell each other without waiting for a device.
+    """
 
     rank: int
     size: int
     device: torch.device
+    cpu_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process trains by itself."""
+        return self.size == 1
 
     @property
     def description(self) -> str:
@@ -53,6 +63,32 @@ class World:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
+
+    def vote(self) -> Callable[[bool], bool]:
+        """A function that every process calls after each step, and that gives all the same answer.
+
+        It is whether any of them had a yes in its call before (this process by itself: in this call). What they tell
+        each other travels while a step is computed, so that none waits for it.
+        """
+        if self.is_alone:
+            return lambda asked: asked
+        under_way = []
+
+        def ask(asked: bool) -> bool:
+            mine = torch.tensor(float(asked))
+            under_way.append((mine, dist.all_reduce(mine, dist.ReduceOp.MAX, self.cpu_group, async_op=True)))
+            if len(under_way) == 1:
+                return False
+            answer, work = under_way.pop(0)
+            work.wait()
+            return bool(answer)
+
+        return ask
+
+    def wait_for_all(self) -> None:
+        """Returns when all processes have come here."""
+        if not self.is_alone:
+            dist.barrier(self.cpu_group)
 
     def wrap(self, forward: nn.Module) -> nn.Module:
         """A module whose backward() averages gradients over all processes, and whose batch norm sees all clips."""
@@ -87,7 +123,8 @@ def init() -> World:
         torch.cuda.set_device(device)
     dist.init_process_group('nccl' if on_gpu else 'gloo', timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
-    world = World(dist.get_rank(), dist.get_world_size(), device)
+    cpu_group = dist.new_group(backend='gloo', timeout=TIMEOUT)
+    world = World(dist.get_rank(), dist.get_world_size(), device, cpu_group)
     if not world.is_main:  # one tells for all
         say_no_more()
     return world

@@ -26,7 +26,6 @@ from lib.pytorch.pretrained import freeze_backbone, load_backbone
 from lib.recipe import Recipe
 from lib.run import (
     check_logits,
-    check_losses,
     cpu_has_bf16,
     evaluation_config,
     make_clips,
@@ -143,18 +142,18 @@ def make_forward(render: HeatmapRenderer | None, model: nn.Module, options: Trai
 
 
 def batches(
-    clips: Clips, epoch: int, device: torch.device, num_workers: int, at_least: int = 1
+    clips: Clips, epoch: int, device: torch.device, num_workers: int, first: int = 0, at_least: int = 1
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of an epoch on the device; the next ones are made in threads while the last one is at work.
 
-    at_least: clips to which smaller batches are filled up, with zeros.
+    first: which of them to begin with. at_least: clips to which smaller batches are filled up, with zeros.
     """
 
     def load(b: int) -> dict[str, Tensor]:
         batch = {name: torch.from_numpy(array) for name, array in padded(clips[epoch, b], at_least).items()}
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if device.type == 'cuda' else batch
 
-    for batch in prefetched(load, len(clips), num_workers):
+    for batch in prefetched(load, range(first, len(clips)), num_workers):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -163,36 +162,39 @@ def train_one_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     clips: Clips,
-    epoch: int,
+    run: checkpoint.Run,
     options: TrainOptions,
     world: World,
     log: RunLog,
     print_freq: int,
 ) -> dict[str, float]:
-    """Trains on every clip once; returns the means over the epoch, {'loss', 'top1'}.
+    """Trains on every clip of the run's epoch that is left; returns the means over the epoch, {'loss', 'top1'}.
 
     Every process works on its share of each batch; the step is that of the mean loss over the whole batch. Dropout is
-    a function of (seed, epoch, step, rank). The device is waited for only when a line is printed.
-    Raises FloatingPointError, naming step and clips, where the loss is not finite.
+    a function of (seed, epoch, step, rank). The device is waited for only when a line is printed or the run is saved.
+    Raises FloatingPointError, naming step and clips, where the loss is not finite, and Stopped, the run saved, where it
+    was asked to stop.
     """
     model.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    losses, counts, correct = [], [], torch.zeros((), device=world.device)
-    share = clips.shared(world.rank, world.size)
+    epoch, steps, done = run.epoch, len(clips), run.step
+    counts = clips.batch_sizes
+    losses, correct = [], torch.zeros((), device=world.device)
+    share, vote = clips.shared(world.rank, world.size), world.vote()
     norms = [module for module in model.modules() if isinstance(module, GlobalBatchNorm1d)]
-    with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
-        for b, batch in enumerate(log.timed(batches(share, epoch, world.device, options.num_workers))):
-            counts.append(len(clips.batch_clips(epoch, b)))
-            has_share = world.rank < counts[-1]  # else its one clip is a filling, there to keep step with the others
+    set_learning_rates(optimizer, options, epoch, max(done - 1, 0), steps)  # of a run that has its last step behind it
+    left = batches(share, epoch, world.device, options.num_workers, first=done)
+    with log.progress(f'epoch {epoch + 1}/{options.epochs}', sum(counts), sum(counts[:done])) as bar:
+        for b, batch in enumerate(log.timed(left), done):
+            has_share = world.rank < counts[b]  # else its one clip is a filling, there to keep step with the others
             for norm in norms:
                 norm.counted = has_share
-            for group in optimizer.param_groups:
-                group['lr'] = group['initial_lr'] * options.lr_factor(epoch, b, len(clips))
+            set_learning_rates(optimizer, options, epoch, b, steps)
             torch.manual_seed(step_seed(options.seed, epoch, b, world.rank))
             optimizer.zero_grad()
             loss = torch.zeros((), device=world.device)
             # Of a short last batch fewer parts, so that none gets too small for batch norm.
-            parts = split(batch, max(1, counts[-1] * options.accumulation_steps // clips.batch_size))
+            parts = split(batch, max(1, counts[b] * options.accumulation_steps // clips.batch_size))
             for i, part in enumerate(parts):
                 label = part.pop('label') if has_share else part.pop('label')[:0]
                 synchronised = world.size == 1 or i == len(parts) - 1
@@ -205,21 +207,35 @@ def train_one_epoch(
                         logits, label, label_smoothing=options.label_smoothing, reduction='sum'
                     )
                     # DDP takes the mean of the processes' gradients; what is wanted is their sum.
-                    (sum_of_losses * (world.size / counts[-1])).backward()
-                loss += sum_of_losses.detach() / counts[-1]
+                    (sum_of_losses * (world.size / counts[b])).backward()
+                loss += sum_of_losses.detach() / counts[b]
                 correct += (logits.detach().argmax(1) == label).sum()
             if options.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
             optimizer.step()
             losses.append(loss)
-            bar.update(counts[-1])
-            if (b + 1) % print_freq == 0 or b + 1 == len(clips):
-                values = world.sum(torch.stack(losses)).double().cpu().numpy()
-                check_losses(values, clips, epoch)
-                mean_loss = float(np.average(values, weights=counts))
-                top1 = float(world.sum(correct.clone())) / sum(counts)
-                log.report(bar, f'loss {mean_loss:.4f}, top1 {top1:.2%}')
-    return {'loss': mean_loss, 'top1': top1}
+            bar.update(counts[b])
+
+            to_leave, to_save = vote(run.stop.asked), options.saves_after(b)
+            to_report = (b + 1) % print_freq == 0 or b + 1 == steps
+            if to_report or to_save or to_leave:
+                run.add_steps(world.sum(torch.stack(losses)).tolist(), int(world.sum(correct)), clips)
+                losses, correct = [], torch.zeros_like(correct)
+            if to_report:
+                log.report(bar, **run.means(clips))
+            if to_leave:
+                run.leave(world)
+            if to_save:
+                run.save()
+    return run.means(clips)
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, options: TrainOptions, epoch: int, step: int, steps: int
+) -> None:
+    """Gives an optimizer the rates of a step (see Recipe.lr_factor)."""
+    for group in optimizer.param_groups:
+        group['lr'] = group['initial_lr'] * options.lr_factor(epoch, step, steps)
 
 
 def split(batch: dict[str, Tensor], num_parts: int) -> list[dict[str, Tensor]]:
@@ -236,7 +252,12 @@ def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
 
 @torch.inference_mode()
 def predict(
-    forward: nn.Module, model: nn.Module, clips: Clips, options: TrainOptions, world: World
+    forward: nn.Module,
+    model: nn.Module,
+    clips: Clips,
+    options: TrainOptions,
+    world: World,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split, in every process.
 
@@ -257,6 +278,7 @@ def predict(
             logits.append(torch.stack(views).logsumexp(0) - math.log(clips.num_views))
         else:
             logits.append(forward(**batch))
+        after_batch()
     # Clip i of a batch is clip i // size of process i % size.
     logits = rearrange(world.gather(torch.stack(logits)), 'rank b i k -> b (i rank) k')[:, : clips.batch_size]
     logits = logits.flatten(0, 1)[: clips.num_clips].cpu().numpy()
@@ -265,10 +287,11 @@ def predict(
 
 
 def validate(
-    forward: nn.Module, model: nn.Module, clips: Clips, options: TrainOptions, world: World
+    forward: nn.Module, model: nn.Module, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World
 ) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of a split."""
-    metrics = classification_metrics(*predict(forward, model, clips, options, world))
+    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, the run saved, where it was asked to stop."""
+    logits, label = predict(forward, model, clips, options, world, partial(run.leave_if_alone, world))
+    metrics = classification_metrics(logits, label)
     del metrics['per_class']
     return metrics
 
@@ -288,6 +311,7 @@ def open_log(
     Raises ValueError where the processes have found different runs in their folders.
     """
     world.check_same('numbers of epochs done', run.epoch)
+    world.check_same('numbers of steps done', run.step)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     described = f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained'
@@ -307,7 +331,7 @@ def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_co
     belongs the config that the command names.
     """
     path = Path(args.evaluate)
-    saved = checkpoint.load_any(path, kind)
+    saved = checkpoint.load(path, kind)
     config = evaluation_config(args, saved['config'], sections, default_config)
     options, world = TrainOptions(**config.train), distributed.init()
     options.check_device(world.device)

@@ -1,14 +1,13 @@
 """Checkpoints of Keras models: every variable by name in an .npz, read without running anything in it.
 
-about          JSON: kind, config, epoch, best, history
+about          JSON: kind, config, epoch, step, loss_sum, hits, best, history, checksum
 model/...      every variable of the model, the states of its random generators included
 optimizer/...  every variable of the optimizer
 """
 
 import json
 import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +15,47 @@ import keras
 import numpy as np
 
 from lib import run
-from lib.files import replacing, require_file
+from lib.files import replacing
+from lib.npz import read_arrays
 
 LATEST, BEST = 'latest_epoch.npz', 'best_epoch.npz'
+PARTS = ('model', 'optimizer')
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a checkpoint in the place of the last one."""
-    about = {key: value for key, value in content.items() if key not in ('model', 'optimizer')}
+def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) -> None:
+    """Writes a checkpoint, with its checksum, in the place of the last one, which goes to the first name of `older`.
+
+    Raises OSError where it cannot be written; what was there before is still there then.
+    """
+    about = {key: value for key, value in content.items() if key not in PARTS} | {'checksum': run.digest(content)}
     arrays = {
-        f'{part}/{name}': value for part in ('model', 'optimizer') for name, value in content[part].items()
+        f'{part}/{name}': value for part in PARTS for name, value in content.get(part, {}).items()
     }  # '/' in names is kept as it is: an .npz is a zip file
-    with replacing(path) as file:
+    with replacing(path, older) as file:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
 
-def load(path: str | Path, kind: str) -> dict[str, Any]:
-    """Reads a checkpoint of this project's `kind` of model.
-
-    {'kind', 'config', 'epoch', 'best', 'history', 'model', 'optimizer'}. Raises OSError or ValueError naming the file.
-    """
-    path = Path(path)
-    require_file(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except OSError:
-        raise
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        raise ValueError(
-            f'{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint of Keras: it is cut short, damaged '
-            'or of another kind. Copy it again.'
-        ) from None
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote, the checksum verified. Raises OSError or ValueError naming the file."""
+    arrays = read_arrays(path)
     try:
         content = json.loads(str(arrays.pop('about')))
-        found = content['kind']
-    except (KeyError, TypeError, ValueError):
+        content['checksum']
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f'{path} is no checkpoint of this project: it says nothing about config and epoch.') from None
-    run.check_kind(found, kind, path)
-    for part in ('model', 'optimizer'):
-        names = [name for name in arrays if name.startswith(f'{part}/')]
-        content[part] = {name.removeprefix(f'{part}/'): arrays.pop(name) for name in names}
+    for part in PARTS:
+        if names := [name for name in arrays if name.startswith(f'{part}/')]:
+            content[part] = {name.removeprefix(f'{part}/'): arrays.pop(name) for name in names}
+    run.check_digest(content, path)
     return content
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """What is needed to evaluate a checkpoint of this project's `kind` of model: {'config', 'epoch', 'model', ...}.
+
+    Raises OSError or ValueError naming the file.
+    """
+    return run.check_content(read(path), kind, path, run.TO_EVALUATE)
 
 
 def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
@@ -85,22 +83,18 @@ class Run(run.Run):
     """A run of a Keras model."""
 
     LATEST, BEST = LATEST, BEST
-    load, save = staticmethod(load), staticmethod(save)
+    read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-        """Gives model and optimizer, both built, the state that the run has come to, if it has begun."""
+        """Takes charge of both, already built, and gives them the state that the run has come to, if it has begun."""
+        self.model, self.optimizer = model, optimizer
         if self.saved:
             assign(model.variables, self.saved['model'], self.path)
             assign(optimizer.variables, self.saved['optimizer'], self.path)
             self.saved = None  # its memory is not needed any more
 
-    def finish_epoch(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        train: dict[str, float],
-        val: dict[str, float],
-    ) -> None:
-        """Notes the metrics of one more epoch and saves the run, as the best one too where it is."""
-        state = {'model': values(model.variables), 'optimizer': values(optimizer.variables)}
-        self.add_epoch(float(optimizer.learning_rate.numpy()), train, val, state)
+    def learning_rate(self) -> float:
+        return float(self.optimizer.learning_rate.numpy())
+
+    def state(self) -> dict[str, Any]:
+        return {'model': values(self.model.variables), 'optimizer': values(self.optimizer.variables)}

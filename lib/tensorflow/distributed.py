@@ -40,6 +40,11 @@ class World:
         return self.rank == 0
 
     @property
+    def is_alone(self) -> bool:
+        """Whether this process trains by itself."""
+        return self.num_workers == 1
+
+    @property
     def num_replicas(self) -> int:
         """Devices of all workers together."""
         return self.strategy.num_replicas_in_sync
@@ -71,11 +76,15 @@ class World:
 
     def check_same(self, what: str, number: int) -> None:
         """Raises ValueError where the workers have different numbers; what: what they count."""
-        if self.num_workers == 1:
+        if self.is_alone:
             return
         numbers = self.distribute([{'number': np.array([number], np.int64)}] * len(self.local_replicas))
         gathered = tf.function(lambda value: self.strategy.gather(value, axis=0))(numbers['number']).numpy()
         check_same('workers', what, gathered.tolist())
+
+    def wait_for_all(self) -> None:
+        """Returns when all workers have come here."""
+        self.check_same('meetings', 0)
 
 
 def init() -> World:

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from lib.metrics import classification_metrics
 from lib.recipe import Recipe
 from lib.run import (
     check_logits,
-    check_losses,
     cpu_has_bf16,
     evaluation_config,
     make_clips,
@@ -87,7 +87,7 @@ def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> ker
 
 
 # Both take a batch in shares, as World.distribute gives it. See make_train_step and make_predict_step.
-TrainStep = Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
+TrainStep = Callable[[Any], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 PredictStep = Callable[[Any], tf.Tensor]
 
 
@@ -98,7 +98,10 @@ def make_train_step(
     options: TrainOptions,
     world: World,
 ) -> TrainStep:
-    """A batch in shares (see `batches`) -> (loss, number of hits) of all of it; the volumes exist inside alone."""
+    """A batch in shares (see `batches`) -> (loss, hits, stops) of all of it; the volumes exist inside alone.
+
+    hits: clips that were got right. stops: how many shares had 1 as 'stop' (see `train_one_epoch`).
+    """
     strategy, trained = world.strategy, model.trainable_variables
     generators = [variable for variable in model.non_trainable_variables if variable.name == 'seed_generator_state']
 
@@ -135,19 +138,20 @@ def make_train_step(
         return sums, gradients
 
     def step(share: dict[str, tf.Tensor]) -> tf.Tensor:
+        share = dict(share)
+        stop = share.pop('stop')
         sums, gradients = gradients_of_share(share)
         if options.max_grad_norm is not None:
             total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             scale = options.max_grad_norm / tf.maximum(tf.linalg.global_norm(total), options.max_grad_norm)
             gradients = [gradient * scale for gradient in gradients]
         optimizer.apply(gradients, trained)  # which sums them over the replicas
-        return sums
+        return tf.concat([sums, stop], axis=0)
 
     # XLA knows nothing of exchanges between devices: with several it compiles the gradients alone.
     @tf.function(jit_compile=options.compile and world.num_replicas == 1)
-    def train(shares: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        loss, hits = tf.unstack(strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None))
-        return loss, hits
+    def train(shares: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return tuple(tf.unstack(strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None)))
 
     return train
 
@@ -176,12 +180,14 @@ def make_predict_step(render: HeatmapRenderer, model: keras.Model, options: Trai
     return predict
 
 
-def batches(clips: Clips, epoch: int, options: TrainOptions, world: World) -> Iterator[list[dict[str, np.ndarray]]]:
-    """The batches of an epoch: of each the shares of this worker's replicas, all of one size.
+def batches(
+    clips: Clips, epoch: int, options: TrainOptions, world: World, first: int = 0
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """The batches of an epoch from `first` on: of each the shares of this worker's replicas, all of one size.
 
-    To what Clips gives of n clips come 'weight' (n,) float32, the part of a clip in the mean over the whole batch, and
-    'seed' (2,) int64, which makes the dropout of (train.seed, epoch, step, replica). A share is filled up with clips of
-    weight 0. Threads make the next batches while the last one is at work.
+    To what Clips gives of n clips come 'weight' (n,) float32, the part of a clip in the mean over the whole batch,
+    'seed' (2,) int64, which makes the dropout of (train.seed, epoch, step, replica), and 'stop' (1,) float32, 0. A
+    share is filled up with clips of weight 0. Threads make the next batches while the last one is at work.
     """
     share_size = math.ceil(clips.batch_size / world.num_replicas)
     shares = {replica: clips.shared(replica, world.num_replicas) for replica in world.local_replicas}
@@ -189,9 +195,11 @@ def batches(clips: Clips, epoch: int, options: TrainOptions, world: World) -> It
     def load_share(replica: int, b: int) -> dict[str, np.ndarray]:
         share = shares[replica][epoch, b]
         weight = np.full(len(share['label']), 1 / len(clips.batch_clips(epoch, b)), np.float32)
-        return padded(share | {'weight': weight}, share_size) | {'seed': step_seed(options.seed, epoch, b, replica)}
+        rest = {'seed': step_seed(options.seed, epoch, b, replica), 'stop': np.zeros(1, np.float32)}
+        return padded(share | {'weight': weight}, share_size) | rest
 
-    return prefetched(lambda b: [load_share(replica, b) for replica in shares], len(clips), options.num_workers)
+    left = range(first, len(clips))
+    return prefetched(lambda b: [load_share(replica, b) for replica in shares], left, options.num_workers)
 
 
 def step_seed(seed: int, epoch: int, step: int, replica: int) -> np.ndarray:
@@ -205,37 +213,52 @@ def train_one_epoch(
     optimizer: keras.optimizers.Optimizer,
     lr: float,
     clips: Clips,
-    epoch: int,
+    run: checkpoint.Run,
     options: TrainOptions,
     world: World,
     log: RunLog,
     print_freq: int,
 ) -> dict[str, float]:
-    """Trains on every clip once; returns the means over the epoch, {'loss', 'top1'}.
+    """Trains on every clip of the run's epoch that is left; returns the means over the epoch, {'loss', 'top1'}.
 
-    The devices are waited for only when a line is printed. Raises FloatingPointError, naming step and clips, where the
-    loss is not finite.
+    The devices are waited for only when a line is printed or the run is saved. Raises FloatingPointError, naming step
+    and clips, where the loss is not finite, and Stopped, the run saved, where it was asked to stop.
     """
-    losses, counts, hits = [], [], []
-    with log.progress(f'epoch {epoch + 1}/{options.epochs}', clips.clips_per_epoch) as bar:
-        for b, shares in enumerate(log.timed(batches(clips, epoch, options, world))):
-            optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, len(clips)))
-            loss, correct = train_step(world.distribute(shares))
+    epoch, steps, done = run.epoch, len(clips), run.step
+    counts = clips.batch_sizes
+    losses, hits, stops = [], [], tf.zeros(())
+    left = batches(clips, epoch, options, world, first=done)
+    with log.progress(f'epoch {epoch + 1}/{options.epochs}', sum(counts), sum(counts[:done])) as bar:
+        for b, shares in enumerate(log.timed(left), done):
+            optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, steps))
+            stop = np.full(1, run.stop.asked, np.float32)
+            stops_before = stops
+            loss, correct, stops = train_step(world.distribute([share | {'stop': stop} for share in shares]))
             losses.append(loss)
             hits.append(correct)
-            counts.append(len(clips.batch_clips(epoch, b)))
-            bar.update(counts[-1])
-            if (b + 1) % print_freq == 0 or b + 1 == len(clips):
-                values = tf.stack(losses).numpy().astype(np.float64)
-                check_losses(values, clips, epoch)
-                mean_loss = float(np.average(values, weights=counts))
-                top1 = int(tf.add_n(hits)) / sum(counts)
-                log.report(bar, f'loss {mean_loss:.4f}, top1 {top1:.2%}')
-    return {'loss': mean_loss, 'top1': top1}
+            bar.update(counts[b])
+
+            # Workers agree by what they have told each other in the step before, which is done by now.
+            to_leave = run.stop.asked if world.is_alone else float(stops_before) > 0
+            to_save, to_report = options.saves_after(b), (b + 1) % print_freq == 0 or b + 1 == steps
+            if to_report or to_save or to_leave:
+                run.add_steps(tf.stack(losses).numpy().tolist(), int(tf.add_n(hits)), clips)
+                losses, hits = [], []
+            if to_report:
+                log.report(bar, **run.means(clips))
+            if to_leave:
+                run.leave(world)
+            if to_save:
+                run.save()
+    return run.means(clips)
 
 
 def predict(
-    predict_step: PredictStep, clips: Clips, options: TrainOptions, world: World
+    predict_step: PredictStep,
+    clips: Clips,
+    options: TrainOptions,
+    world: World,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split, in every worker.
 
@@ -254,15 +277,19 @@ def predict(
             logits.append(tf.reduce_logsumexp(views, axis=0) - math.log(clips.num_views))
         else:
             logits.append(predict_step(world.distribute(seen)))
+        after_batch()
     # The shares may be larger than the batch, and the last batch shorter than the others.
     logits = tf.concat([batch[: clips.batch_size] for batch in logits], axis=0).numpy()[: clips.num_clips]
     check_logits(logits, clips)
     return logits, clips.store.label[clips.clips]
 
 
-def validate(predict_step: PredictStep, clips: Clips, options: TrainOptions, world: World) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of a split."""
-    metrics = classification_metrics(*predict(predict_step, clips, options, world))
+def validate(
+    predict_step: PredictStep, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World
+) -> dict[str, float]:
+    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, the run saved, where it was asked to stop."""
+    logits, label = predict(predict_step, clips, options, world, partial(run.leave_if_alone, world))
+    metrics = classification_metrics(logits, label)
     del metrics['per_class']
     return metrics
 
@@ -278,9 +305,10 @@ def open_log(
 ) -> RunLog:
     """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
 
-    Raises ValueError where the workers have not come to the same epoch.
+    Raises ValueError where the workers have not come to the same step.
     """
     world.check_same('numbers of epochs done', run.epoch)
+    world.check_same('numbers of steps done', run.step)
     described = f'{type(model).__name__}, {model.count_params():,} parameters'
     picture = draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2))
     return run.open_log(options, train_clips, val_clips, described, world.description, picture, [])

@@ -17,12 +17,13 @@ import tensorflow as tf
 import yaml
 
 import train_action_vivit as script
-from lib import cli
 from lib.config import load_config
 from lib.run import make_clips
 from lib.runlog import RunLog
 from lib.tensorflow import checkpoint, distributed, engine
+from tests import tiny
 from tests.annotations import make_annotations
+from tests.tiny import lines
 
 ROOT = Path(script.__file__).parent
 # The script on a CPU that is divided in two devices.
@@ -53,9 +54,7 @@ def config(tmp_path, write_pickle):
     return path
 
 
-def call(*argv: str | Path) -> int:
-    args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, [str(a) for a in argv], finetunes=False)
-    return cli.run(script.evaluate if args.evaluate else script.train, args)
+call = tiny.caller(script)
 
 
 @contextmanager
@@ -89,10 +88,6 @@ def run_workers(count: int, *argv: str | Path) -> list[str]:
     return [printed for printed, _ in told]
 
 
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-
-
 def assert_same_metrics(one: list[dict], other: list[dict]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
@@ -110,9 +105,8 @@ def test_workers_train_as_one_process_does_and_take_turns_with_it(config, tmp_pa
     assert '3 steps each, on 2 workers of 1 x cpu' in main
     assert other == ''
     assert_same_metrics(lines(run), expected[:1])
-    assert {'config.yaml', 'metrics.jsonl', 'timing.jsonl', 'latest_epoch.npz', 'best_epoch.npz', 'logs'} == {
-        path.name for path in run.iterdir()
-    }
+    written = {'latest_epoch.npz', 'best_epoch.npz', 'logs', 'run.lock', 'config.yaml', 'metrics.jsonl', 'timing.jsonl'}
+    assert {path.name for path in run.iterdir()} == written
     assert len(list((run / 'logs').iterdir())) == len((run / 'timing.jsonl').read_text().splitlines()) == 1
 
     assert call('--config', config, '-c', run, '--set', 'train.epochs=2') == 0
@@ -233,8 +227,9 @@ def test_steps_are_traced_once(config, tmp_path, compile):
     predict_step = engine.make_predict_step(drawn, model, options, world)
     log = RunLog(tmp_path / 'run', {}, [])
     for epoch in (0, 1):
-        engine.train_one_epoch(train_step, optimizer, 1e-3, train_clips, epoch, options, world, log, 50)
-        engine.validate(predict_step, val_clips, options, world)
+        run = checkpoint.Run(tmp_path, 'vivit', config, epoch=epoch)
+        engine.train_one_epoch(train_step, optimizer, 1e-3, train_clips, run, options, world, log, 50)
+        engine.validate(predict_step, val_clips, run, options, world)
     assert traced == [(8, 2, 8, 17, 2)] * 2
 
 

@@ -1,0 +1,99 @@
+"""The three training scripts on tiny models and 30 made-up clips: 20 to train on in 3 steps, 10 to test."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torchvision  # noqa: F401 before TensorFlow (see conftest.py)
+import yaml
+
+import train_action_mbert
+import train_action_vanilla
+import train_action_vivit
+from lib import cli
+from lib.pytorch import checkpoint as pytorch_checkpoint
+from lib.tensorflow import checkpoint as tensorflow_checkpoint
+from tests.annotations import make_annotations
+
+SCRIPTS = {script.KIND: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
+MODELS = {
+    'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
+              'mlp_ratio': 2, 'dropout_ratio': 0.5, 'num_classes': 4},
+    'vanilla': {'num_joints': 17, 'num_frames': 8, 't_patch_size': 4, 'dim_in': 144, 'dim_feat': 16, 'depth': 1,
+                'num_heads': 2, 'mlp_ratio': 2, 'protocol': 'finetune', 'dropout_ratio': 0.5, 'num_classes': 4},
+    'vivit': {'clip_len': 8, 'size': 12, 'num_joints': 17, 'tubelet_size': [4, 4, 4], 'dim_feat': 16, 'depth': 1,
+              'num_heads': 2, 'drop_path_rate': 0.1, 'num_classes': 4},
+}  # fmt: skip
+TORCH_OPTIMIZER = {'lr_backbone': 1e-3, 'lr_head': 1e-3, 'weight_decay': 0.01}
+OPTIMIZERS = {'mbert': TORCH_OPTIMIZER, 'vanilla': TORCH_OPTIMIZER, 'vivit': {'lr': 1e-3, 'weight_decay': 0.01}}
+
+
+def content(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """The config of a kind of model, its pickle in the folder."""
+    ann_file = folder / 'made_up.pkl'
+    ann_file.write_bytes(pickle.dumps(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10)))
+    return {
+        'data': {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
+        'heatmap': {'size': 12},
+        'model': dict(MODELS[kind]),
+        'optimizer': dict(OPTIMIZERS[kind]),
+        'train': {'epochs': 2, 'lr_decay': 0.9},
+    }
+
+
+def write_config(kind: str, folder: Path) -> Path:
+    """The same as a file in the folder."""
+    path = folder / 'tiny.yaml'
+    path.write_text(yaml.safe_dump(content(kind, folder)))
+    return path
+
+
+def caller(script: ModuleType) -> Callable[..., int]:
+    """call(*argv) -> the exit code of the script."""
+
+    def call(*argv: object) -> int:
+        argv, finetunes = list(map(str, argv)), script.KIND != 'vivit'
+        args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, argv, finetunes)
+        return cli.run(script.evaluate if args.evaluate else script.train, args)
+
+    return call
+
+
+def lines(folder: Path) -> list[dict]:
+    """What metrics.jsonl holds."""
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def latest(folder: Path) -> dict[str, Any]:
+    """The latest checkpoint."""
+    for checkpoint in (pytorch_checkpoint, tensorflow_checkpoint):
+        if (folder / checkpoint.LATEST).is_file():
+            return checkpoint.read(folder / checkpoint.LATEST)
+    raise FileNotFoundError(folder)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Same metrics and, to the bit, same weights, random generators and moments."""
+    assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
+    a, b = latest(one), latest(other)
+    assert a['history'] == b['history']
+    assert_equal(a['model'], b['model'], 'model')
+    assert_equal(a['optimizer'], b['optimizer'], 'optimizer')
+
+
+def assert_equal(one: Any, other: Any, name: str) -> None:
+    """Nested dicts and lists of the same values, to the bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key, value in one.items():
+            assert_equal(value, other[key], f'{name} {key}')
+    elif isinstance(one, list):
+        assert len(one) == len(other), name
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f'{name} {i}')
+    else:
+        np.testing.assert_array_equal(one, other, err_msg=name)
