@@ -11,10 +11,14 @@
     frame_dir.npy     uint8, the UTF-8 names of all clips in a row
     name_end.npy      (N,) int64  where clip i's name ends in it
     split_0000.npy    (S,) int32  the clips of the first split, in the order of the pickle; split_0001.npy of the second
-    meta.json         which pickle it was made from, the names of its splits, the number of shards
+    meta.json         which pickle it was made from, the names of its splits, the number of shards, (V, C); size and
+                      checksum of each file, of the header alone for keypoints and scores; a checksum of itself
 
 Keypoints and scores go on in keypoint_0001.npy, score_0001.npy, ... (shards) where a file would grow beyond SHARD_BYTES
 or the type of the numbers changes; rows are counted over all shards, and a clip lies in one of them.
+
+Every file begins with the header that the numbers after it must have, to the byte, and all of it is compared before
+anything is mapped: a file that is shorter than it says would end the process at the first touch of what is missing.
 
 However many processes open it, they share one copy in the page cache.
 """
@@ -29,20 +33,26 @@ import math
 import mmap
 import os
 import shutil
+import stat
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from lib.data.pickles import load_annotations, require_pickle
+from lib.data.pickles import load_annotations, require_pickle, shown, shown_text
+from lib.files import sync_folder
 
-FORMAT = 2  # raise it whenever the arrays change their meaning
+MAGIC = 'packed skeletons'
+FORMAT = 3  # raise it whenever the arrays change their meaning
 SHARD_BYTES = 4 * 2**30  # of keypoints
-BUFFER_BYTES = 2**20  # of every file that is being written
+BUFFER_BYTES = 2**20  # of every file that is being written or summed up
+META_BYTES = 2**22  # of meta.json, at most: it takes some 90 for a shard, 50 for a pickle
+HEADER_BYTES = 128
 INDEX = {  # the arrays that hold something of each clip: type and shape of it
     'first_row': (np.int64, ()),
     'total_frames': (np.int32, ()),
@@ -54,14 +64,19 @@ INDEX = {  # the arrays that hold something of each clip: type and shape of it
 log = logging.getLogger(__name__)
 
 
+class DamagedStoreError(ValueError):
+    """A store that must not be mapped. The text names the file and what is wrong with it."""
+
+
 @dataclass(frozen=True)
 class Store:
     """The mapped arrays (see the module's docstring) of one set, and the clips (int32 indices) of each split.
 
-    keypoints, scores: one array of each shard.
+    folder: where they lie. keypoints, scores: one array of each shard.
     """
 
     ann_file: Path
+    folder: Path
     keypoints: tuple[np.ndarray, ...]
     scores: tuple[np.ndarray, ...]
     first_row: np.ndarray
@@ -95,9 +110,16 @@ class Store:
         """Keypoints (*rows.shape, V, C) and scores (*rows.shape, V) of the rows: copies, of one type in all the store.
 
         rows: (P,) or (P, T) int; the T rows of an item lie in one shard, as the frames of a clip do.
+        Raises ValueError for rows beyond the end.
         """
-        keypoint = self._gather(self._flat_keypoints, rows).reshape(*rows.shape, *self.keypoints[0].shape[1:])
-        return keypoint, self._gather(self.scores, rows)
+        try:
+            keypoint = self._gather(self._flat_keypoints, rows).reshape(*rows.shape, *self.keypoints[0].shape[1:])
+            return keypoint, self._gather(self.scores, rows)
+        except IndexError as error:
+            raise ValueError(
+                f'{self.folder}: its index names a row that its keypoints lack ({error}). Delete the folder: it is '
+                'packed again at the next start.'
+            ) from None
 
     def _gather(self, shards: tuple[np.ndarray, ...], rows: np.ndarray) -> np.ndarray:
         if len(shards) == 1:
@@ -125,33 +147,31 @@ def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None 
     ann_file: a pickle, or a folder: all its *.pkl files, sorted by name, are one set then, whose lists of the same name
     are joined. Each list names clips of its own file. They are read one after another, so that memory is bounded by the
     largest. store_dir: where the packed form lies, the folder that `ann_file` lies in by default. One process packs,
-    others wait for it.
+    others wait for it. A packed form that is damaged is packed again, with a warning that names the file.
     Raises FileNotFoundError, OSError or ValueError (see `load_annotations`); a failed packing leaves nothing behind.
     """
     ann_file = Path(ann_file)
     folder = store_folder(ann_file, store_dir)
-    if _meta(folder, ann_file) is None:
-        with _packing_lock(folder):
-            if _meta(folder, ann_file) is None:  # nobody packed it while this process waited
-                _pack(ann_file, folder)
-    meta = _meta(folder, ann_file)
-    # The system reads 128 kB around a page that it lacks: many times a clip, where most clips are read from the disk.
-    beyond_memory = meta['shards'] > 1 and hasattr(mmap, 'MADV_RANDOM')
-
-    def mapped(name: str, at_random: bool = False) -> np.ndarray:
-        array = np.load(folder / f'{name}.npy', mmap_mode='r')
-        if at_random:
-            array._mmap.madvise(mmap.MADV_RANDOM)
-        return array.view(np.ndarray)
-
-    return Store(
-        ann_file,
-        keypoints=tuple(mapped(f'keypoint_{i:04d}', beyond_memory) for i in range(meta['shards'])),
-        scores=tuple(mapped(f'score_{i:04d}', beyond_memory) for i in range(meta['shards'])),
-        frame_dir=mapped('frame_dir'),
-        **{name: mapped(name) for name in INDEX},
-        splits={name: mapped(f'split_{i:04d}') for i, name in enumerate(meta['splits'])},
-    )
+    with contextlib.suppress(DamagedStoreError):
+        if store := _open_packed(ann_file, folder):
+            return store
+    with _packing_lock(folder):
+        try:
+            if store := _open_packed(ann_file, folder):  # another process packed it while this one waited
+                return store
+        except DamagedStoreError as damage:
+            warnings.warn(f'{damage}. {ann_file} is packed again.', stacklevel=2)
+        _pack(ann_file, folder)
+        try:
+            store = _open_packed(ann_file, folder)
+        except DamagedStoreError as damage:
+            raise ValueError(
+                f'{damage}, though it was packed just now: check the disk, or name another folder with '
+                '`--set data.store_dir=FOLDER`.'
+            ) from None
+    if store is None:
+        raise ValueError(f'{ann_file} was changed while it was packed. Start again once it is complete.')
+    return store
 
 
 def store_folder(ann_file: Path, store_dir: str | os.PathLike | None = None) -> Path:
@@ -174,17 +194,186 @@ def pickles_of(ann_file: Path) -> list[Path]:
 def fingerprint(ann_file: Path) -> dict[str, Any]:
     """What tells whether a store was made from these very pickles. Raises FileNotFoundError where there are none."""
     status = {file.name: file.stat() for file in pickles_of(ann_file)}
-    return {'format': FORMAT, 'files': {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}}
+    return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
 
-def _meta(folder: Path, ann_file: Path) -> dict[str, Any] | None:
-    """meta.json of a store that was made from these very pickles, else None."""
-    source = fingerprint(ann_file)
-    try:
-        meta = json.loads((folder / 'meta.json').read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+def _open_packed(ann_file: Path, folder: Path) -> Store | None:
+    """The mapped store, or None where there is none that was made from these very pickles. Raises DamagedStoreError."""
+    meta = _read_meta(folder, fingerprint(ann_file))
+    if meta is None:
         return None
-    return meta if meta.get('source') == source else None
+    # The system reads 128 kB around a page that it lacks: many times a clip, where most clips are read from the disk.
+    beyond_memory = meta['shards'] > 1 and hasattr(mmap, 'MADV_RANDOM')
+    arrays = {}
+    with contextlib.ExitStack() as stack:  # what was checked is what is mapped, whatever lies there meanwhile
+        found = _checked_files(folder, meta, stack)
+        for name, (file, dtype, shape) in found.items():
+            mapping = mmap.mmap(file.fileno(), _npy_bytes(dtype, shape), access=mmap.ACCESS_READ)
+            file.close()  # the mapping has a handle of its own, and a process may have a thousand
+            if beyond_memory and _is_shard(name):
+                mapping.madvise(mmap.MADV_RANDOM)
+            arrays[name] = np.ndarray(shape, dtype, mapping, HEADER_BYTES)
+    return Store(
+        ann_file,
+        folder,
+        keypoints=tuple(arrays[f'keypoint_{i:04d}'] for i in range(meta['shards'])),
+        scores=tuple(arrays[f'score_{i:04d}'] for i in range(meta['shards'])),
+        frame_dir=arrays['frame_dir'],
+        **{name: arrays[name] for name in INDEX},
+        splits={name: arrays[f'split_{i:04d}'] for i, name in enumerate(meta['splits'])},
+    )
+
+
+# --- what makes a folder a store -------------------------------------------------------------------------------------
+
+
+def write_meta(folder: Path, source: dict[str, Any], splits: list[str], shards: int, layout: tuple[int, int]) -> None:
+    """Writes meta.json, which makes a folder of complete files a store.
+
+    source: `fingerprint` of what it was made from. splits: their names. shards: how many. layout: (V, C).
+    """
+    meta = {
+        'magic': MAGIC,
+        'format': FORMAT,
+        'source': source,
+        'splits': splits,
+        'shards': shards,
+        'layout': list(layout),
+        'files': {},
+    }
+    for name in _kinds(meta):
+        with (folder / f'{name}.npy').open('rb') as file:
+            meta['files'][f'{name}.npy'] = [os.fstat(file.fileno()).st_size, _checksum(file, name)]
+    content = json.dumps(meta | {'checksum': _checksum_of(meta)})
+    if len(content) > META_BYTES:
+        raise ValueError(f'{folder}: {shards} shards of {len(source)} files are too many for one set. Join the files.')
+    (folder / 'meta.json').write_text(content)
+
+
+def _kinds(meta: dict[str, Any]) -> dict[str, tuple[tuple[type, ...], tuple[int, ...]]]:
+    """Every array of a store, by the name of its file: the types that it may have, the shape of an item."""
+    joints, coordinates = meta['layout']
+    floats = np.float16, np.float32
+    kinds = {name: ((dtype,), shape) for name, (dtype, shape) in INDEX.items()}
+    kinds['frame_dir'] = (np.uint8,), ()
+    kinds |= {f'split_{i:04d}': ((np.int32,), ()) for i in range(len(meta['splits']))}
+    for i in range(meta['shards']):
+        kinds |= {f'keypoint_{i:04d}': (floats, (joints, coordinates)), f'score_{i:04d}': (floats, (joints,))}
+    return kinds
+
+
+def _is_shard(name: str) -> bool:
+    return name.startswith(('keypoint', 'score'))
+
+
+def _checksum(file: BinaryIO, name: str) -> int:
+    """CRC-32 of a file; of its header alone where there may be hundreds of gigabytes behind it."""
+    file.seek(0)
+    if _is_shard(name):
+        return zlib.crc32(file.read(HEADER_BYTES))
+    checksum = 0
+    while piece := file.read(BUFFER_BYTES):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def _checksum_of(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta).encode())
+
+
+def _read_meta(folder: Path, source: dict[str, Any]) -> dict[str, Any] | None:
+    """meta.json, None where there is no store or it is of another format or source. Raises DamagedStoreError."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is not a folder, and the packed form of the data goes there: move it away.')
+    path = folder / 'meta.json'
+    with _regular_file(path) as file:
+        content = file.read(META_BYTES + 1)
+    if len(content) > META_BYTES:
+        raise DamagedStoreError(f'{path} has more than {META_BYTES} bytes')
+    try:
+        meta = json.loads(content)
+        if isinstance(meta, dict) and {'source'} <= meta.keys() <= {'source', 'splits', 'shards'}:
+            return None  # as formats 1 and 2 wrote it
+        sound = isinstance(meta, dict) and meta.pop('checksum', None) == _checksum_of(meta)
+    except (ValueError, RecursionError) as error:
+        raise DamagedStoreError(f'{path} cannot be read ({shown_text(str(error))})') from None
+    if not sound or meta.get('magic') != MAGIC:
+        raise DamagedStoreError(f'{path} is not what was written')
+    if meta.get('format') != FORMAT or meta.get('source') != source:
+        return None
+    if not _has_form(meta):
+        raise DamagedStoreError(f'{path} does not describe a store')
+    return meta
+
+
+def _has_form(meta: dict[str, Any]) -> bool:
+    """Whether what meta.json says can be used at all, and names the files that it must name."""
+    splits, shards, layout, files = (meta.get(key) for key in ('splits', 'shards', 'layout', 'files'))
+    return (
+        (type(files), type(splits), type(shards), type(layout)) == (dict, list, int, list)
+        and shards > 0
+        and len(files) == len(INDEX) + 1 + len(splits) + 2 * shards  # before so many names are made
+        and all(type(value) is list and [type(number) for number in value] == [int, int] for value in files.values())
+        and all(type(name) is str for name in splits)
+        and len(set(splits)) == len(splits)
+        and [type(number) for number in layout] == [int, int]
+        and layout[0] > 0
+        and layout[1] in (2, 3)
+        and files.keys() == {f'{name}.npy' for name in _kinds(meta)}
+    )
+
+
+@contextlib.contextmanager
+def _regular_file(path: Path) -> Iterator[BinaryIO]:
+    """A file of a store, to read. Raises DamagedStoreError where there is none, or something else."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        raise DamagedStoreError(f'{path} is missing') from None
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait, and a link leads anywhere
+        raise DamagedStoreError(f'{path} is not a plain file')
+    with path.open('rb') as file:
+        yield file
+
+
+def _checked_files(
+    folder: Path, meta: dict[str, Any], stack: contextlib.ExitStack
+) -> dict[str, tuple[BinaryIO, np.dtype, tuple[int, ...]]]:
+    """Every file of the store, opened, with the type and shape of its array. Raises DamagedStoreError."""
+    found = {}
+    for name, (dtypes, item) in _kinds(meta).items():
+        path = folder / f'{name}.npy'
+        file = stack.enter_context(_regular_file(path))
+        size, written = os.fstat(file.fileno()).st_size, meta['files'][path.name][0]
+        if size != written:
+            raise DamagedStoreError(f'{path} has {size} bytes, and {shown(written)} were written')
+        header = file.read(HEADER_BYTES)
+        for dtype in map(np.dtype, dtypes):
+            shape = (size - HEADER_BYTES) // _item_bytes(dtype, item), *item
+            if header == _npy_header(dtype, shape) and size == _npy_bytes(dtype, shape):
+                found[name] = file, dtype, shape
+        if name not in found:
+            kind = ' or '.join(np.dtype(dtype).name for dtype in dtypes)
+            raise DamagedStoreError(f'{path} does not begin as items {shown(item)} of {kind} in {size} bytes do')
+
+    count = {name: shape[0] for name, (_, _, shape) in found.items()}
+    clips, shards = count['label'], range(meta['shards'])
+    rows = [count[f'keypoint_{i:04d}'] for i in shards]
+    if not (
+        all(count[name] == clips for name in INDEX)
+        and [count[f'score_{i:04d}'] for i in shards] == rows
+        and all(count[f'split_{i:04d}'] <= clips for i in range(len(meta['splits'])))
+        and 0 < clips <= sum(rows)
+        and min(rows) > 0
+    ):
+        raise DamagedStoreError(f'{folder}: its files disagree about the number of clips or of rows')
+
+    for name, (file, _, _) in found.items():
+        if _checksum(file, name) != meta['files'][f'{name}.npy'][1]:
+            raise DamagedStoreError(f'{folder / name}.npy is not what was written: its checksum differs')
+    return found
 
 
 @contextlib.contextmanager
@@ -221,8 +410,10 @@ def _pack(ann_file: Path, folder: Path) -> None:
         for file in temporary.iterdir():
             with file.open('rb') as written:
                 os.fsync(written.fileno())
+        sync_folder(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -344,9 +535,8 @@ class StoreWriter:
         return self._shard
 
     def write_meta(self, source: dict[str, Any]) -> None:
-        """Writes meta.json, which makes the folder a store. source: `fingerprint` of what it was made from."""
-        meta = {'source': source, 'splits': list(self._splits), 'shards': self.num_shards}
-        (self.folder / 'meta.json').write_text(json.dumps(meta))
+        """Writes meta.json, which makes the closed folder a store. source: `fingerprint` of what it was made from."""
+        write_meta(self.folder, source, list(self._splits), self.num_shards, self.layout)
 
     def __enter__(self) -> Self:
         return self
@@ -363,7 +553,7 @@ class NpyStream:
 
     def __init__(self, path: Path, dtype: type, shape: tuple[int, ...] = ()) -> None:
         self.dtype, self.shape, self.count = np.dtype(dtype), shape, 0
-        self.item_bytes = self.dtype.itemsize * math.prod(shape)
+        self.item_bytes = _item_bytes(self.dtype, shape)
         self._file = path.open('wb', BUFFER_BYTES)
         self._write_header()
 
@@ -385,6 +575,24 @@ class NpyStream:
         self._file.close()
 
     def _write_header(self) -> None:
-        # NumPy leaves room in it for a first axis of any length, so that it may be written again.
-        header = {'descr': np.lib.format.dtype_to_descr(self.dtype), 'fortran_order': False}
-        np.lib.format.write_array_header_1_0(self._file, header | {'shape': (self.count, *self.shape)})
+        self._file.write(_npy_header(self.dtype, (self.count, *self.shape)))
+
+
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """Version 1.0 of the header of an array, of one length for all, so that it may be written again and compared."""
+    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    return (
+        b'\x93NUMPY\x01\x00'
+        + (HEADER_BYTES - 10).to_bytes(2, 'little')
+        + text.ljust(HEADER_BYTES - 11).encode()
+        + b'\n'
+    )
+
+
+def _item_bytes(dtype: np.dtype, item: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(item)
+
+
+def _npy_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of the file of an array."""
+    return HEADER_BYTES + _item_bytes(dtype, shape)

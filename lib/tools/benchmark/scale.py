@@ -77,7 +77,7 @@ def write_sparse_store(ann_file: Path, num_clips: int) -> int:
 
     Returns the bytes of its keypoints and scores, which are holes in their files.
     """
-    from lib.data.store import INDEX, SHARD_BYTES, NpyStream, fingerprint, store_folder
+    from lib.data.store import INDEX, SHARD_BYTES, NpyStream, fingerprint, store_folder, write_meta
 
     ann_file.touch()
     folder = store_folder(ann_file)
@@ -117,8 +117,7 @@ def write_sparse_store(ann_file: Path, num_clips: int) -> int:
             shard = NpyStream(folder / f'{name}_{i:04d}.npy', np.float16, shape)
             shard.append_zeros(num_rows)
             shard.close()
-    meta = {'source': fingerprint(ann_file), 'splits': ['xsub_train'], 'shards': len(shard_ends) - 1}
-    (folder / 'meta.json').write_text(json.dumps(meta))
+    write_meta(folder, fingerprint(ann_file), ['xsub_train'], len(shard_ends) - 1, (JOINTS, 2))
     for file in folder.iterdir():  # what is not on the disk yet would count as private memory of who maps it
         with file.open('rb') as written:
             os.fsync(written.fileno())
