@@ -8,18 +8,18 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
-from lib.runlog import say
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED = 75  # exit code: the same command goes on
 # torchrun hands on what reaches its processes already, as does a terminal: all that comes in this time is one request.
 SECONDS_OF_A_REQUEST = 5.0 if 'TORCHELASTIC_RUN_ID' in os.environ else 0.0
+_received: list[int] = []  # before training
 
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
     """Within it each of the signals raises KeyboardInterrupt, as Ctrl-C does."""
-    handlers = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    _received.clear()
+    handlers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
         yield
     finally:
@@ -41,6 +41,7 @@ class Stop:
         self.asked = False
 
     def __enter__(self) -> Self:
+        self.asked = bool(_received)  # by an interrupt that was lost (see _interrupt)
         self._receiver, self._sender = os.pipe()
         os.set_blocking(self._sender, False)
         self._handlers = {number: signal.signal(number, _leave_it_to_the_thread) for number in SIGNALS}
@@ -63,9 +64,14 @@ class Stop:
                 continue
             if not self.asked:
                 self.asked, first = True, time.monotonic()
-                say('stopping after this step; a second signal leaves at once')
+                print('\nstopping after this step; a second signal leaves at once', flush=True)
             elif time.monotonic() - first >= SECONDS_OF_A_REQUEST:
                 os._exit(STOPPED)
+
+
+def _interrupt(number: int, _: object) -> None:
+    _received.append(number)  # Python drops what is raised while it destroys an object
+    raise KeyboardInterrupt
 
 
 def _leave_it_to_the_thread(*_: object) -> None: ...

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from lib.data.pickles import _LEAF_TYPES, _DataUnpickler, _latin1, _Name, _no_bytes, _RefusedError, shown, shown_text
 from lib.files import require_file
 from lib.npz import read_into, stored_members
+from lib.run import check_digest
 
 # Weights of which less fits belong to another model. Of those of MotionBERT-Lite, half as wide, only biases fit.
 LEAST_SHARE = 0.1
@@ -48,8 +50,8 @@ def read_file(path: str | os.PathLike) -> object:
     """What torch.save wrote into a file, on the CPU: tensors, plain containers, text, numbers and NumPy's numbers.
 
     Nothing in it is run, and it takes little more memory than the file has bytes. torch.load, with weights_only too,
-    can be made to hash without end, to give tensors of 10**10 elements from one, or to crash the process. Raises
-    OSError or ValueError naming the file.
+    can be made to hash without end, to give tensors of 10**10 elements from one, or to crash the process. Where there
+    is a checksum, as in our own checkpoints, it is verified. Raises OSError or ValueError naming the file.
     """
     path = Path(path)
     require_file(path)
@@ -60,7 +62,15 @@ def read_file(path: str | os.PathLike) -> object:
                 'torch.load and save its weights anew with torch.save.'
             )
     with stored_members(path, 'a checkpoint of PyTorch', _ADVICE) as archive:
-        return _CheckpointUnpickler(archive, path.stat().st_size).load()
+        content = _CheckpointUnpickler(archive, path.stat().st_size).load()
+    if isinstance(content, dict) and 'checksum' in content:
+        check_digest(content, path, as_array)
+    return content
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor's numbers, on the CPU."""
+    return tensor.detach().cpu().numpy()
 
 
 class _StorageType:

@@ -47,6 +47,7 @@ def read(path: Path) -> dict[str, Any]:
         if names := [name for name in arrays if name.startswith(f'{part}/')]:
             content[part] = {name.removeprefix(f'{part}/'): arrays.pop(name) for name in names}
     run.check_digest(content, path)
+    del content['checksum']
     return content
 
 
