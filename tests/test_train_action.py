@@ -524,6 +524,27 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(script, conf
 
 
 @pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+def test_processes_stop_together_when_one_of_them_is_asked_to(script, config, tmp_path):
+    """As does torchrun, which hands on the signals that it is given, some of which the processes have got already."""
+    command = ['--config', config, '-freq', 1, '--set', 'train.epochs=8', '-c']
+    whole, run = tmp_path / 'whole', tmp_path / 'run'
+    subprocess.run(torchrun(2, script.__file__, *command, whole), cwd=ROOT, capture_output=True, check=True)
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(torchrun(2, script.__file__, *command, run), cwd=ROOT, **pipes) as job:
+        for line in job.stdout:
+            if line.startswith('epoch 2/'):
+                break
+        children = Path(f'/proc/{job.pid}/task/{job.pid}/children').read_text().split()
+        os.kill(int(children[1]), signal.SIGTERM)  # which is not the one that writes
+        os.kill(job.pid, signal.SIGTERM)
+        _, told = job.communicate(timeout=60)
+    assert told.count(f'The same command goes on from {run / "latest_epoch.bin"}') == 2
+    assert len(lines(run)) < 8
+    subprocess.run(torchrun(2, script.__file__, *command, run), cwd=ROOT, capture_output=True, check=True)
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
 def test_a_batch_that_processes_or_parts_cannot_share_is_refused(call, script, config, tmp_path, capsys):
     command = torchrun(2, script.__file__, '--config', config, '-c', tmp_path / 'run')
     told = subprocess.run([*command, '--set', 'data.batch_size=7'], cwd=ROOT, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -141,6 +142,22 @@ def test_workers_evaluate_every_clip_once(config, tmp_path):
     for name in ('loss', 'top1', 'top5', 'mean_class'):
         assert together[name] == pytest.approx(alone[name], abs=1e-5)
     assert together['per_class'] == alone['per_class']
+
+
+def test_workers_stop_together_when_one_of_them_is_asked_to(config, tmp_path):
+    command = ['--config', config, '-freq', 1, '--set', 'train.epochs=6', '-c']
+    whole, run = tmp_path / 'whole', tmp_path / 'run'
+    run_workers(2, *command, whole)
+    with workers(2, *command, run) as started:
+        for line in started[0].stdout:
+            if line.startswith('epoch 2/'):
+                break
+        started[1].send_signal(signal.SIGTERM)  # which is not the one that writes
+        told = [worker.communicate(timeout=60)[1] for worker in started]
+        assert [worker.returncode for worker in started] == [75, 75], told
+    assert len(lines(run)) < 6
+    run_workers(2, *command, run)
+    tiny.assert_same_run(whole, run)
 
 
 def test_devices_of_a_process_train_as_one(config, tmp_path):
