@@ -22,6 +22,15 @@ def require_file(path: Path) -> None:
         )
 
 
+def check_writable(folder: Path, advice: str) -> None:
+    """Raises OSError, ending in `advice`, where nothing can be written into a folder or it cannot be made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OSError(f'{folder} cannot be written: {nearest} is a file. {advice}')
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(f'{folder} cannot be written: {nearest} may only be read. {advice}')
+
+
 @contextlib.contextmanager
 def replacing(path: Path, older: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """A file to write, beside `path`, which it replaces once it is written and on the disk.
@@ -96,7 +105,8 @@ def hold_lock(path: Path, what: str) -> IO[str]:
             'from using it at the same time.',
             stacklevel=2,
         )
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    with contextlib.suppress(OSError):  # a full disk; what is of use here fails by itself
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
     return file

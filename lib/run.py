@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from lib.config import Sections, differences, load_config, plain, resolve_config
 from lib.data.clips import Clips
-from lib.files import hold_lock, write_text
+from lib.files import check_writable, hold_lock, write_text
 from lib.metrics import classification_metrics
 from lib.recipe import Recipe
 from lib.runlog import RunLog, metrics_line, say, say_facts
@@ -114,8 +114,10 @@ class Run:
         folder, none of its checkpoints can be read, or the run is of another model or other data.
         """
         run = cls(Path(folder), kind, config, is_main=is_main)
-        if is_main and run.folder.is_dir():
-            run._hold_lock()
+        if is_main:
+            check_writable(run.folder, 'Name another folder as --checkpoint.')
+            if run.folder.is_dir():
+                run._hold_lock()
         if checkpoints := run._checkpoints():
             if resume and not checkpoints[0].samefile(resume):
                 raise ValueError(

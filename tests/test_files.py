@@ -1,0 +1,102 @@
+"""Writing that loses nothing; tests/test_kills.py stops it at every operation."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from lib import files
+from lib.files import check_writable, hold_lock, replacing, write_text
+
+ROOT = Path(files.__file__).parents[1]
+
+
+def names(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_the_files_that_are_replaced_move_on(tmp_path):
+    path, older = tmp_path / 'a', [tmp_path / 'a.1', tmp_path / 'a.2']
+    for text in 'vwxyz':
+        with replacing(path, older) as file:
+            file.write(text.encode())
+    assert names(tmp_path) == {'a': 'z', 'a.1': 'y', 'a.2': 'x'}
+
+
+def test_what_fails_leaves_all_as_it_was(tmp_path):
+    path = tmp_path / 'a'
+    write_text(path, 'old')
+    with pytest.raises(ZeroDivisionError), replacing(path, [tmp_path / 'a.1']) as file:
+        file.write(b'new' + bytes(1 // 0))
+    with pytest.raises(OSError, match=r'a cannot be written \(No space left.*still there. Make room'), replacing(path):
+        raise OSError(28, 'No space left on device')
+    assert names(tmp_path) == {'a': 'old'}
+
+
+def test_all_is_on_the_disk_before_a_name_changes_and_the_name_afterwards(tmp_path, monkeypatch):
+    done = []
+    for name in ('fsync', 'replace'):
+        call = getattr(os, name)
+        monkeypatch.setattr(files.os, name, lambda *a, name=name, call=call: (done.append(name), call(*a))[1])
+    monkeypatch.setattr(files, 'sync_folder', lambda folder: done.append(folder))
+    write_text(tmp_path / 'a', 'text')
+    assert done == ['fsync', 'replace', tmp_path]
+
+
+def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
+    code = (
+        f'from lib.files import *\nlock = hold_lock(Path({str(tmp_path / "lock")!r}), "it")\nprint(flush=True)\ninput()'
+    )
+    command, pipes = [sys.executable, '-c', code], {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'cwd': ROOT}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.readline()
+        with pytest.raises(ValueError, match=f'it is in use by process {process.pid} on .*remove {tmp_path / "lock"}'):
+            hold_lock(tmp_path / 'lock', 'it')
+        process.send_signal(signal.SIGKILL)
+    with hold_lock(tmp_path / 'lock', 'it'), pytest.raises(ValueError, match=f'process {os.getpid()} on'):
+        hold_lock(tmp_path / 'lock', 'it')
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(37, 'No locks available')
+
+    monkeypatch.setattr(files.fcntl, 'flock', refuse)
+    with pytest.warns(UserWarning, match='file system without locks'):
+        hold_lock(tmp_path / 'lock', 'it').close()
+
+
+def test_folders_that_cannot_be_written_are_named(tmp_path):
+    check_writable(tmp_path / 'new' / 'folder', '')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match=r'x cannot be written: .*file is a file. Name another.'):
+        check_writable(tmp_path / 'file' / 'x', 'Name another.')
+    assert not (tmp_path / 'new').exists()
+
+
+def _check_as_another_user(folder: Path, queue: multiprocessing.SimpleQueue) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)  # root may write anywhere
+    try:
+        check_writable(folder / 'new', 'Name another.')
+    except OSError as error:
+        queue.put(str(error))
+    else:
+        queue.put('')
+
+
+def test_folders_that_may_only_be_read_are_named():
+    folder = Path(tempfile.mkdtemp())  # not pytest's, which another user does not see
+    folder.chmod(0o555)
+    context = multiprocessing.get_context('fork')
+    queue = context.SimpleQueue()
+    process = context.Process(target=_check_as_another_user, args=(folder, queue))
+    process.start()
+    process.join()
+    folder.rmdir()
+    assert queue.get() == f'{folder}/new cannot be written: {folder} may only be read. Name another.'
