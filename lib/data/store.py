@@ -17,8 +17,9 @@
 Keypoints and scores go on in keypoint_0001.npy, score_0001.npy, ... (shards) where a file would grow beyond SHARD_BYTES
 or the type of the numbers changes; rows are counted over all shards, and a clip lies in one of them.
 
-Every file begins with the header that the numbers after it must have, to the byte, and all of it is compared before
-anything is mapped: a file that is shorter than it says would end the process at the first touch of what is missing.
+Sizes, headers (each of HEADER_BYTES, and known to the byte) and checksums are compared before anything is mapped; a
+store in which they differ is packed again. What is mapped must keep its length: the first touch of what a file lacks
+would end the process.
 
 However many processes open it, they share one copy in the page cache.
 """

@@ -329,7 +329,7 @@ def assert_is_healed(packed):
 
 @pytest.mark.parametrize('name', ['keypoint_0000', 'score_0000', 'first_row', 'frame_dir', 'split_0000'])
 @pytest.mark.parametrize('left', [0, 100, HEADER_BYTES, HEADER_BYTES + 1])
-def test_a_file_shorter_than_its_header_says_does_not_end_the_process(sets, name, left):
+def test_a_file_shorter_than_its_header_says_is_not_mapped(sets, name, left):
     packed = sets[0]
     packed.restore()
     os.truncate(packed.folder / f'{name}.npy', left)
