@@ -32,7 +32,7 @@ def test_what_fails_leaves_all_as_it_was(tmp_path):
     path = tmp_path / 'a'
     write_text(path, 'old')
     with pytest.raises(ZeroDivisionError), replacing(path, [tmp_path / 'a.1']) as file:
-        file.write(b'new' + bytes(1 // 0))
+        file.write(bytes(file.write(b'new') // 0))
     with pytest.raises(OSError, match=r'a cannot be written \(No space left.*still there. Make room'), replacing(path):
         raise OSError(28, 'No space left on device')
     assert names(tmp_path) == {'a': 'old'}

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict:
                 clips[name][0, b]
 
         def load_ahead(num_workers: int) -> None:
-            for _ in prefetched(lambda b: clips['train'][0, b], batches, num_workers):
+            for _ in prefetched(lambda b: clips['train'][0, b], range(batches), num_workers):
                 pass
 
         with _one_core():
