@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.npz import read_arrays
-from lib.pytorch.pretrained import read_file
+from lib.pytorch.reading import read_file
 from tests.data.test_hostile import (
     MEGABYTES,
     SECONDS,
@@ -40,7 +40,7 @@ from tests.data.test_hostile import (
 
 CASES = int(os.environ.get('HYPOTHESIS_CASES', 300))  # of each property
 many = settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-READERS = {'.bin': 'lib.pytorch.pretrained:read_file', '.npz': 'lib.npz:read_arrays'}
+READERS = {'.bin': 'lib.pytorch.reading:read_file', '.npz': 'lib.npz:read_arrays'}
 MILLION = 10**6
 pytestmark = pytest.mark.filterwarnings('ignore:Duplicate name')
 

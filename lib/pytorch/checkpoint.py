@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lib import run
 from lib.files import replacing
-from lib.pytorch.pretrained import as_array, read_file, weights_of
+from lib.pytorch.pretrained import weights_of
+from lib.pytorch.reading import as_array, read_file
 
 LATEST, BEST = 'latest_epoch.bin', 'best_epoch.bin'
 

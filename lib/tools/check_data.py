@@ -24,9 +24,10 @@ import numpy as np
 from lib.cli import DONE, FAILED, USER_ERROR
 from lib.config import read_config, resolve_config
 from lib.data.clips import Clips
-from lib.data.pickles import check_annotation, read_pickle, require_form, shown_text
+from lib.data.pickles import check_annotation, read_pickle, require_form
 from lib.data.skeletons import COCO17, PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
+from lib.unpickling import shown_text
 
 SECTIONS = ('data', 'heatmap', 'model', 'optimizer', 'train')
 PIECE = 2**22  # numbers that are looked at together
