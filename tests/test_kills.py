@@ -1,0 +1,333 @@
+"""A training that is killed at any moment, and goes on by the same command, ends as one that nothing happens to.
+
+    KILL_POINTS=60 python -m pytest tests/test_kills.py -s      # so many points for each script, told in a table
+
+A point is a moment at which a run is killed, or are two. How it is done stands in killing.py.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lib.stop import SIGNALS, STOPPED
+from tests import tiny
+from tests.killing import ENVIRONMENT, ROOT, Server, Stop
+from tests.processes import torchrun
+
+NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # for each script
+TRIES = 5  # at a point whose run ends before it is killed
+SAVE_EVERY = (None, 1, 2)
+NUM_WORKERS = (1, 2, 3)
+Kill = tuple[int | None, tuple[Stop, ...]]  # train.save_every of the first process, and the stops (see Point)
+METRICS = 'replace metrics.jsonl.tmp -> metrics.jsonl'  # when a log is opened, and at the end of each epoch
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A run that nothing happens to. operations: what it does to its files, in order; seconds: when, from its start."""
+
+    operations: list[str]
+    seconds: list[float]
+
+    def stop_at(self, index: int, moment: str) -> Stop:
+        """The stop at operation `index`."""
+        name = self.operations[index]
+        return Stop(operation=name, occurrence=self.operations[: index + 1].count(name), moment=moment)
+
+    @property
+    def first_save(self) -> int:
+        """The operation by which the latest checkpoint is there for the first time."""
+        return next(i for i, name in enumerate(self.operations) if is_replaced(name, 'latest'))
+
+    @property
+    def operations_of_a_save(self) -> int:
+        """How many there are of the latest checkpoint alone."""
+        temporary = self.operations[self.first_save].split()[1]
+        return self.first_save + 1 - self.operations.index(f'open {temporary}')
+
+    @property
+    def seconds_after_first_save(self) -> float:
+        """How long it goes on from there; before, TensorFlow's graphs are made, which takes most of the time."""
+        return self.seconds[-1] - self.seconds[self.first_save]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run is killed. stops: that of its first process, and that of the one that goes on where there are two.
+
+    options: (train.save_every, train.num_workers) of the processes, of which there is one more: it ends by itself.
+    """
+
+    kind: str
+    stops: tuple[Stop, ...]
+    options: tuple[tuple[int | None, int], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a point. killed: whether all of its stops were reached. wrong: what should not have been."""
+
+    point: Point
+    killed: bool
+    wrong: list[str]
+
+
+def write_config(kind: str, folder: Path) -> Path:
+    """A config for a tiny model on made-up clips: three epochs of three steps, the last batch of each a short one."""
+    content = tiny.content(kind, folder)
+    content['data'] |= {'crop_area': [0.56, 1.0], 'flip_ratio': 0.5}
+    content['model'] |= {'drop_path_rate': 0.2} | ({} if kind == 'vivit' else {'depth': 2})  # of which the last drops
+    content['train'] |= {'epochs': 3}
+    path = folder / 'tiny.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def arguments(config: Path, folder: Path, save_every: int | None = None, num_workers: int = 1) -> list[str]:
+    """The command line of a training, after the script's name."""
+    options = [f'train.num_workers={num_workers}']
+    if save_every:
+        options.append(f'train.save_every={save_every}')
+    return ['--config', str(config), '-c', str(folder), *(part for option in options for part in ('--set', option))]
+
+
+def run_straight(server: Server, config: Path, whole: Path, save_every: int | None) -> Straight:
+    """A run that nothing happens to, which equals that of the folder `whole`."""
+    folder = whole.with_name(f'straight_{save_every}')
+    output = folder.with_suffix('.txt')
+    answer = server.train(arguments(config, folder, save_every), output)
+    assert answer['code'] == 0, output.read_text()
+    assert server.differences(whole, folder) == []
+    operations, seconds = zip(*json.loads(output.with_suffix('.json').read_text()), strict=True)
+    assert_nothing_escapes(folder, operations)
+    return Straight(list(operations), list(seconds))
+
+
+def assert_nothing_escapes(folder: Path, operations: Sequence[str]) -> None:
+    """Every file of a run has come about by operations that were counted: none was written in another way."""
+    known = set()
+    for verb, *paths in (re.split(' -> | ', operation) for operation in operations):
+        if verb == 'open':
+            known.add(paths[0])
+        elif len(paths) == 2:
+            assert paths[0] in known
+            known.add(paths[1])
+    assert {path.name for path in folder.iterdir() if path.is_file()} <= known
+
+
+def spread(items: Sequence, count: int) -> list:
+    """So many of the items, evenly: each at least once where there are enough places."""
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+class Points:
+    """Makes the points of each kind, spread over the course of a run, at random between."""
+
+    def __init__(self, straight: dict[int | None, Straight], seed: str) -> None:
+        self.straight, self.random = straight, random.Random(seed)
+
+    def make(self, count: int) -> list[Point]:
+        """So many points of all kinds, at least one of each."""
+        shares = {
+            self.file_operation: 0.5,
+            self.random_time: 0.2,
+            self.twice: 0.1,
+            self.epoch_boundary: 0.1,
+            self.signal_then_kill: 0.1,
+        }
+        return [
+            Point(make.__name__.replace('_', ' '), stops, self.options(save_every, len(stops)))
+            for make, share in shares.items()
+            for save_every, stops in make(max(1, round(count * share)))
+        ]
+
+    def options(self, save_every: int | None, num_stops: int) -> tuple[tuple[int | None, int], ...]:
+        """Those of the processes of a point, each with other ones than the last."""
+        options = [(save_every, self.random.choice(NUM_WORKERS))]
+        for _ in range(num_stops):
+            last_save_every, last_num_workers = options[-1]
+            save_every = self.random.choice([every for every in SAVE_EVERY if every != last_save_every])
+            options.append((save_every, self.random.choice([n for n in NUM_WORKERS if n != last_num_workers])))
+        return tuple(options)
+
+    def file_operation(self, count: int) -> list[Kill]:
+        """Every different operation in turn, whichever time it is done."""
+        places = [(every, i) for every, run in self.straight.items() for i in range(len(run.operations))]
+        names = list(dict.fromkeys(self.straight[every].operations[i] for every, i in places))
+        points = []
+        for name in spread(names, count):
+            every, i = self.random.choice([(e, i) for e, i in places if self.straight[e].operations[i] == name])
+            moments = ['before', 'after'] + ['in'] * 2 * name.startswith('write')
+            points.append((every, (self.straight[every].stop_at(i, self.random.choice(moments)),)))
+        return points
+
+    def random_time(self, count: int) -> list[Kill]:
+        """From outside, at most of the points after the first save."""
+        points = []
+        for i in range(count):
+            if i % 4 == 3:
+                every = self.random.choice(SAVE_EVERY)
+                run = self.straight[every]
+                points.append((every, (Stop(seconds=self.random.uniform(0, run.seconds[run.first_save])),)))
+            else:
+                points.append(self.after_first_save(i / count, (i + 1) / count))
+        return points
+
+    def after_first_save(self, begin: float, end: float) -> Kill:
+        """Between these parts of the time that is left then."""
+        every = self.random.choice(SAVE_EVERY)
+        run = self.straight[every]
+        seconds = self.random.uniform(begin, end) * run.seconds_after_first_save
+        return every, (Stop(seconds=seconds, since=run.operations[run.first_save]),)
+
+    def twice(self, count: int) -> list[Kill]:
+        """Killed again at the first save after it has gone on: in the same epoch."""
+        points = []
+        for i in range(count):
+            every, (first,) = self.after_first_save(0.7 * i / count, 0.7 * (i + 1) / count)
+            run = self.straight[every]
+            points.append((every, (first, run.stop_at(run.first_save, self.random.choice(['before', 'after'])))))
+        return points
+
+    def epoch_boundary(self, count: int) -> list[Kill]:
+        """Around the last save of an epoch, between the latest checkpoint and the best, and before its metrics."""
+        points = []
+        for every, run in self.straight.items():
+            ends = [i for i, name in enumerate(run.operations) if name == METRICS]
+            for begin, end in pairwise(ends):
+                names = run.operations[begin:end]
+                *_, latest = (begin + i for i, name in enumerate(names) if is_replaced(name, 'latest'))
+                best = [begin + i for i, name in enumerate(names) if is_replaced(name, 'best')]
+                places = [(latest, 'before'), (latest, 'after'), (end, 'before'), (end, 'after')]
+                places += [(i, 'after') for i in best]
+                points += [(every, (run.stop_at(i, moment),)) for i, moment in places]
+        return spread(self.random.sample(points, len(points)), count)
+
+    def signal_then_kill(self, count: int) -> list[Kill]:
+        """Asked to stop, and killed while it saves."""
+        points = []
+        for i in range(count):
+            every, (first,) = self.after_first_save(0.8 * i / count, 0.8 * (i + 1) / count)
+            stop = replace(
+                first,
+                signal=self.random.choice(SIGNALS),
+                occurrence=self.random.randint(1, self.straight[every].operations_of_a_save),
+                moment=self.random.choice(['before', 'in', 'after']),
+            )
+            points.append((every, (stop,)))
+        return points
+
+
+def is_replaced(operation: str, name: str) -> bool:
+    """Whether an operation puts a new checkpoint ('latest' or 'best') in its place."""
+    return re.fullmatch(rf'replace ({name}_epoch\.\w+)\.tmp -> \1', operation) is not None
+
+
+def try_point(server: Server, point: Point, config: Path, whole: Path, folder: Path) -> Outcome:
+    """Kills a run in `folder`, lets it go on to its end, and compares it with the one of the folder `whole`.
+
+    Where it ends before it is killed, that is done in another folder with other times.
+    """
+    for i in range(TRIES):
+        outcome, left_early = try_once(server, point, config, whole, folder.with_name(f'{folder.name}_{i}'))
+        if outcome.killed or outcome.wrong:
+            break
+        point = replace(point, stops=tuple(another(stop, left_early) for stop in point.stops))
+    return outcome
+
+
+def another(stop: Stop, left_early: bool) -> Stop:
+    """A stop for the next try; left_early: whether the signal had come, and all was saved before the kill."""
+    if left_early:
+        return replace(stop, occurrence=(stop.occurrence + 1) // 2)
+    return stop if stop.seconds is None else replace(stop, seconds=0.6 * stop.seconds)
+
+
+def try_once(server: Server, point: Point, config: Path, whole: Path, folder: Path) -> tuple[Outcome, bool]:
+    """See `try_point`. All processes of the point run in any case, for none may do harm."""
+    killed, left_early, wrong = True, False, []
+    for i, (stop, options) in enumerate(zip((*point.stops, None), point.options, strict=True)):
+        output = folder.with_name(f'{folder.name}_{i}.txt')
+        answer = server.train(arguments(config, folder, *options), output, stop)
+        asked = stop is not None and stop.signal is not None
+        left = asked and answer['code'] == STOPPED
+        left_early |= left
+        if answer['signal'] != signal.SIGKILL or not stop:
+            killed &= not stop
+            if answer['code'] != 0 and not left:
+                wrong.append(f'process {i + 1} ended with {answer}: {output.read_text()[-2000:]}')
+        if 'Traceback' in output.read_text():
+            wrong.append(f'process {i + 1} printed a traceback: {output.read_text()[-2000:]}')
+    return Outcome(point, killed, wrong or server.differences(whole, folder)), left_early
+
+
+def table(kind: str, outcomes: Sequence[Outcome]) -> str:
+    """What has become of the points of each kind, a line each."""
+    lines = [f'{kind:<10}{"":<20}{"points":>8}{"killed":>8}{"all well":>10}']
+    for name in (*dict.fromkeys(outcome.point.kind for outcome in outcomes), 'all'):
+        of_kind = [outcome for outcome in outcomes if name in (outcome.point.kind, 'all')]
+        well = sum(not outcome.wrong for outcome in of_kind)
+        killed = sum(outcome.killed for outcome in of_kind)
+        lines.append(f'{"":<10}{name:<20}{len(of_kind):>8}{killed:>8}{well:>10}')
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize('kind', tiny.MODELS)
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, kind):
+    config, whole = write_config(kind, tmp_path), tmp_path / 'whole'
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(kind)) for _ in range(2)]
+        # The script as a user starts it: were a forked training another one, it would end elsewhere.
+        command = [sys.executable, f'train_action_{kind}.py', *arguments(config, whole)]
+        subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, check=True)
+        straight = {every: run_straight(servers[0], config, whole, every) for every in SAVE_EVERY}
+        points = Points(straight, kind).make(NUM_POINTS)
+
+        def try_share(share: int) -> list[Outcome]:
+            return [
+                try_point(servers[share], points[i], config, whole, tmp_path / f'point_{i}')
+                for i in range(share, len(points), len(servers))
+            ]
+
+        with ThreadPoolExecutor(len(servers)) as pool:
+            outcomes = [outcome for share in pool.map(try_share, range(len(servers))) for outcome in share]
+    print(f'\n{table(kind, outcomes)}')
+    names = {name for run in straight.values() for name in run.operations}
+    hit = {stop.operation for outcome in outcomes if outcome.killed for stop in outcome.point.stops} & names
+    print(f'{"":<10}killed at {len(hit)} of {len(names)} different file operations')
+    wrong = [outcome for outcome in outcomes if outcome.wrong]
+    assert not wrong, '\n'.join(map(str, wrong))
+    assert sum(outcome.killed for outcome in outcomes) >= 0.9 * len(outcomes)
+
+
+def test_two_processes_that_are_killed_end_as_two_that_are_not(tmp_path):
+    """At the ends of epochs, three times in one run: starting two processes takes long."""
+    kind, config, whole, folder = 'vanilla', write_config('vanilla', tmp_path), tmp_path / 'whole', tmp_path / 'run'
+    options = {'cwd': ROOT, 'env': os.environ | ENVIRONMENT, 'capture_output': True, 'text': True}
+    subprocess.run(torchrun(2, f'train_action_{kind}.py', *arguments(config, whole)), **options, check=True)
+    latest = 'replace latest_epoch.bin.tmp -> latest_epoch.bin'
+    for save_every, num_workers, stop in (
+        (None, 1, Stop(operation=latest, occurrence=1, moment='after')),  # the end of epoch 1
+        (2, 2, Stop(operation=latest, occurrence=2, moment='before')),  # that of epoch 2, whose second step is saved
+        (1, 3, Stop(operation=METRICS, occurrence=2, moment='before')),  # that of epoch 2, which is saved
+    ):
+        argv = arguments(config, folder, save_every, num_workers)
+        killed = torchrun(2, '-m', 'tests.killing', kind, json.dumps(asdict(stop)), *argv)
+        ended = subprocess.run(killed, **options)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    subprocess.run(torchrun(2, f'train_action_{kind}.py', *arguments(config, folder)), **options, check=True)
+    with Server(kind) as server:
+        assert server.differences(whole, folder) == []
