@@ -110,15 +110,17 @@ class Run:
         """A new run in `folder`, or the one that is there, or for an empty folder the one of the file `resume`.
 
         A folder that is there is locked, and nothing but its lock is written yet. Where its latest checkpoint is
-        damaged, the run goes on from the one before. Raises OSError or ValueError where another process uses the
-        folder, none of its checkpoints can be read, or the run is of another model or other data.
+        damaged or missing, the run goes on from the one before, in the end from the best. Raises OSError or ValueError
+        where another process uses the folder, none of its checkpoints can be read, or the run is of another model or
+        other data.
         """
         run = cls(Path(folder), kind, config, is_main=is_main)
         if is_main:
             check_writable(run.folder, 'Name another folder as --checkpoint.')
             if run.folder.is_dir():
                 run._hold_lock()
-        if checkpoints := run._checkpoints():
+        best = run.folder / cls.BEST
+        if checkpoints := run._checkpoints() + [best] * best.is_file():
             if resume and not checkpoints[0].samefile(resume):
                 raise ValueError(
                     f'{folder} holds a run of its own ({checkpoints[0]}), which goes on by itself. To go on from '
@@ -135,7 +137,7 @@ class Run:
             changed = check_same_run(run.path, resolve_config(saved['config'], sections, (), str(run.path)), config)
             run.epoch, run.history = saved['epoch'], saved['history']
             run.step, run.loss_sum, run.hits = saved['step'], saved['loss_sum'], saved['hits']
-            if (run.folder / cls.BEST).is_file():  # another folder, given a file to go on from, finds a best of its own
+            if best.is_file():  # another folder, given a file to go on from, finds a best of its own
                 run.best = saved['best']
             run.news += [f'goes on from {run.path}, after {run.done}']
             run.news += [f'changed since: {key} was {before}, is {now}' for key, (before, now) in changed.items()]

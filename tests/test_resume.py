@@ -289,10 +289,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(kind, call, comm
     tiny.assert_same_run(whole(kind), run)
 
 
+def test_a_run_of_which_only_the_best_is_left_goes_on_from_it(kind, call, command, whole, tmp_path, capsys):
+    run, best = tmp_path / 'run', latest_name(kind).replace('latest', 'best')
+    assert call(*command, *epochs(2)) == 0
+    for name in (latest_name(kind), *older(kind, 1)):
+        (run / name).unlink()
+    assert call(*command, '--set', 'data.seed=1') == 2
+    assert 'data.seed: 0 there, 1 in this command' in capsys.readouterr().err
+    assert call(*command) == 0
+    assert f'goes on from {run / best}, after epoch ' in capsys.readouterr().out
+    tiny.assert_same_run(whole(kind), run)
+
+
 def test_where_all_are_damaged_the_run_ends_and_nothing_is_touched(kind, call, command, tmp_path, capsys):
     run = tmp_path / 'run'
     assert call(*command, *epochs(2)) == 0
-    for name in (latest_name(kind), *older(kind, 1)):
+    for name in (latest_name(kind), *older(kind, 1), latest_name(kind).replace('latest', 'best')):
         damage(run / name, 'bit')
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
     capsys.readouterr()
