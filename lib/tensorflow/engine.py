@@ -114,7 +114,8 @@ def make_train_step(
         hit = (tf.argmax(logits, axis=-1) == part['label']) & (part['weight'] > 0)
         return tf.stack([loss, tf.reduce_sum(tf.cast(hit, tf.float32))]), tape.gradient(loss, trained)
 
-    @tf.function(jit_compile=options.compile)
+    # Nothing here needs AutoGraph, which would take a third of the time of a start.
+    @tf.function(jit_compile=options.compile, autograph=False)
     def gradients_of_share(share: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         share = dict(share)
         seed = share.pop('seed')
@@ -149,7 +150,7 @@ def make_train_step(
         return tf.concat([sums, stop], axis=0)
 
     # XLA knows nothing of exchanges between devices: with several it compiles the gradients alone.
-    @tf.function(jit_compile=options.compile and world.num_replicas == 1)
+    @tf.function(jit_compile=options.compile and world.num_replicas == 1, autograph=False)
     def train(shares: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return tuple(tf.unstack(strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None)))
 
@@ -163,14 +164,14 @@ def make_predict_step(render: HeatmapRenderer, model: keras.Model, options: Trai
     """
     strategy = world.strategy
 
-    @tf.function(jit_compile=options.compile)
+    @tf.function(jit_compile=options.compile, autograph=False)
     def logits_of_share(share: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.cast(model(render(share['keypoint'], share['score']), training=False), tf.float32)
 
     def step(share: dict[str, tf.Tensor]) -> tf.Tensor:
         return logits_of_share(share)  # handed to strategy.run as it is, XLA's function would mix up the devices
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict(shares: Any) -> tf.Tensor:
         logits = strategy.gather(strategy.run(step, args=(shares,)), axis=0)
         # Clip i of a batch is clip i // num_replicas of replica i % num_replicas.
