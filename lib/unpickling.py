@@ -132,11 +132,14 @@ _UINT16, _UINT32, _UINT64, _INT32, _FLOAT64 = map(struct.Struct, ('<H', '<I', '<
 class DataUnpickler:
     """An interpreter of those opcodes that plain data and NumPy arrays need.
 
-    file: opened for reading, at its start. size: its bytes.
+    file: opened for reading, at its start. size: its bytes. names: the globals that it may ask for.
     """
+
+    UNKNOWN_NAME: ClassVar = 'asks for {}'
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.unread = file, size
+        self.names = _NAMES
         self.data, self.pos, self.safe = b'', 0, -1  # beyond `safe` an opcode may be cut at the end of `data`
         self.frame_end, self.past = 0, 0  # in bytes of the file; `past` of them came before `data`
         self.stack: list[Any] = []
@@ -160,7 +163,7 @@ class DataUnpickler:
         if self.below or self.pos + self.past < self.frame_end:
             raise EOFError('it stops within a mark or a frame')
         (content,) = self.stack
-        _require_plain(content)
+        self.require_plain(content)
         return content
 
     def unknown(self) -> None:
@@ -321,9 +324,9 @@ class DataUnpickler:
     def push_name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise RefusedError('asks for a thing whose name is not text')
-        if (module, name) not in _NAMES:
-            raise RefusedError(f'asks for {shown_text(f"{module}.{name}")}')
-        self.stack.append(_NAMES[module, name])
+        if (module, name) not in self.names:
+            raise RefusedError(self.UNKNOWN_NAME.format(shown_text(f'{module}.{name}')))
+        self.stack.append(self.names[module, name])
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -360,6 +363,17 @@ class DataUnpickler:
             self.memo[index] = self.stack[-1]
         else:
             self.memo += [_NOTHING] * place + [self.stack[-1]]
+
+    def require_plain(self, content: Any) -> None:
+        """Raises RefusedError for what is nested too deep or is no plain data; visits each container once a level."""
+        level = [content]
+        for _ in range(_DEEPEST):
+            containers = {id(item): item for item in level if type(item) in (dict, list, tuple)}.values()
+            level = [item for parent in containers for item in (parent.values() if type(parent) is dict else parent)]
+            if not all(type(item) in (dict, list, tuple) or isinstance(item, LEAF_TYPES) for item in level):
+                raise RefusedError('holds more than data: a function or a type')
+        if any(type(item) in (dict, list, tuple) for item in level):
+            raise RefusedError(f'nests more than {_DEEPEST} deep')
 
     HANDLERS: ClassVar = {
         pickle.PROTO: proto,
@@ -413,15 +427,3 @@ class DataUnpickler:
 
 
 _NOTHING = object()  # in a place of the memo that was passed over
-
-
-def _require_plain(content: Any) -> None:
-    """Raises RefusedError for what is nested too deep or is no plain data; visits each container once a level."""
-    level = [content]
-    for _ in range(_DEEPEST):
-        containers = {id(item): item for item in level if type(item) in (dict, list, tuple)}.values()
-        level = [item for parent in containers for item in (parent.values() if type(parent) is dict else parent)]
-        if not all(type(item) in (dict, list, tuple) or isinstance(item, LEAF_TYPES) for item in level):
-            raise RefusedError('holds more than data: a function or a type')
-    if any(type(item) in (dict, list, tuple) for item in level):
-        raise RefusedError(f'nests more than {_DEEPEST} deep')

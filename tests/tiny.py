@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torchvision  # noqa: F401 before TensorFlow (see conftest.py)
 import yaml
 
@@ -18,6 +17,7 @@ from lib import cli
 from lib.pytorch import checkpoint as pytorch_checkpoint
 from lib.tensorflow import checkpoint as tensorflow_checkpoint
 from tests.annotations import make_annotations
+from tests.killing import different
 
 SCRIPTS = {script.KIND: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
 MODELS = {
@@ -80,20 +80,5 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Same metrics and, to the bit, same weights, random generators and moments."""
     assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
     a, b = latest(one), latest(other)
-    assert a['history'] == b['history']
-    assert_equal(a['model'], b['model'], 'model')
-    assert_equal(a['optimizer'], b['optimizer'], 'optimizer')
-
-
-def assert_equal(one: Any, other: Any, name: str) -> None:
-    """Nested dicts and lists of the same values, to the bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        for key, value in one.items():
-            assert_equal(value, other[key], f'{name} {key}')
-    elif isinstance(one, list):
-        assert len(one) == len(other), name
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f'{name} {i}')
-    else:
-        np.testing.assert_array_equal(one, other, err_msg=name)
+    for part in ('history', 'model', 'optimizer'):
+        assert different(a[part], b[part], part) == []

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lib.files import require_file
 from lib.npz import read_into, stored_members
 from lib.run import check_digest
-from lib.unpickling import LEAF_TYPES, DataUnpickler, Name, RefusedError, latin1, no_bytes, shown, shown_text
+from lib.unpickling import LEAF_TYPES, DataUnpickler, Name, RefusedError, latin1, no_bytes, shown
 
 _LARGEST_PROGRAM = 2**23  # bytes of what a file says beside its numbers; some 300 for each tensor
 _LEAST_BYTES_OF_TENSOR = 32  # of these; torch.save needs over 60
@@ -114,6 +114,8 @@ class _CheckpointUnpickler(DataUnpickler):
     file_size: the file's bytes.
     """
 
+    UNKNOWN_NAME: ClassVar = 'holds more than weights: it asks for {}, which was not run'
+
     def __init__(self, archive: zipfile.ZipFile, file_size: int) -> None:
         names = archive.namelist()
         folders = [name.removesuffix('data.pkl') for name in names if re.fullmatch('[^/]+/data.pkl', name)]
@@ -153,15 +155,6 @@ class _CheckpointUnpickler(DataUnpickler):
             del member.CRC
         with self.archive.open(member) as file:
             read_into(buffer, file)
-
-    def push_name(self, module: object, name: object) -> None:
-        if type(module) is not str or type(name) is not str:
-            raise RefusedError('asks for a thing whose name is not text')
-        if (module, name) not in self.names:
-            raise RefusedError(
-                f'holds more than weights: it asks for {shown_text(f"{module}.{name}")}, which was not run'
-            )
-        self.stack.append(self.names[module, name])
 
     def ordered_dict(self) -> OrderedDict:
         self.push_container(OrderedDict())
@@ -229,18 +222,13 @@ class _CheckpointUnpickler(DataUnpickler):
             raise RefusedError('holds a parameter that is no tensor')
         return nn.Parameter(data, bool(requires_grad))
 
-    def stop(self) -> None:
-        (self.loaded,) = self.stack
-        self.require_sound(self.loaded)
-        self.stack, self.stopped = [None], True  # nothing is left for the checks of data without tensors
-
     def load(self) -> object:
-        super().load()
+        content = super().load()
         if self.unread or self.pos < len(self.data):
             raise RefusedError('goes on after its end')
-        return self.loaded
+        return content
 
-    def require_sound(self, content: object) -> None:
+    def require_plain(self, content: object) -> None:
         """Refuses what is nested too deep, no plain data, or much more when all is followed than what is stored."""
         level, items, nbytes = [content], 0, 0
         for _ in range(_DEEPEST):
@@ -264,7 +252,6 @@ class _CheckpointUnpickler(DataUnpickler):
         **DataUnpickler.HANDLERS,
         pickle.BUILD: build,
         pickle.BINPERSID: storage,
-        pickle.STOP: stop,
     }
 
 
