@@ -37,7 +37,7 @@ def train(args: argparse.Namespace) -> None:
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(MotionBERT, config, train_clips, world.device)
+    render, model = engine.make_model(MotionBERT, config, train_clips.num_joints, world.device)
     pretrained = engine.load_pretrained(model, options, args, run)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)

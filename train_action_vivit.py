@@ -38,7 +38,7 @@ def train(args: argparse.Namespace) -> None:
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(ViViT, config, train_clips, world)
+    render, model = engine.make_model(ViViT, config, train_clips.num_joints, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     train_step = engine.make_train_step(render, model, optimizer, options, world)

@@ -1,6 +1,5 @@
 """A training run as its folder keeps it, and what may go on with it or evaluate it; the same for both frameworks."""
 
-import argparse
 import hashlib
 import json
 import math
@@ -17,18 +16,18 @@ import numpy as np
 from easydict import EasyDict
 
 from lib.config import Sections, differences, load_config, plain, resolve_config
+from lib.data.classes import class_names
 from lib.data.clips import Clips
-from lib.files import check_writable, hold_lock, write_text
-from lib.metrics import classification_metrics
+from lib.files import check_writable, hold_lock
 from lib.recipe import Recipe
-from lib.runlog import RunLog, metrics_line, say, say_facts
+from lib.runlog import RunLog, say, say_facts
 from lib.stop import Stop, Stopped
 
-# May change between two runs of one folder: where the data lies.
-FREE_KEYS = ('data.ann_file', 'data.store_dir')
-# May change for an evaluation: where the data lies, what changes speed alone, and how often a clip is looked at.
+# May change between two runs of one folder: where the data lies, and what its classes are called.
+FREE_KEYS = ('data.ann_file', 'data.store_dir', 'data.class_names')
+# May change for an evaluation: which data it is and where, what changes speed alone, how often a clip is looked at.
 EVALUATION_KEYS = (
-    *FREE_KEYS, 'data.batch_size', 'data.test_clips', 'data.test_flip',
+    *FREE_KEYS, 'data.benchmark', 'data.batch_size', 'data.test_clips', 'data.test_flip',
     'train.precision', 'train.compile', 'train.num_workers',
 )  # fmt: skip
 
@@ -300,6 +299,7 @@ class Run:
 def make_clips(config: EasyDict, split: str) -> Clips:
     """The clips of a split as section `data` describes them, checked for labels that the model does not have."""
     size = {'size': config.heatmap.size} if 'heatmap' in config else {}
+    class_names(config)  # before anything long: what they are wanted for comes at the end
     clips = Clips(split, **size, **config.data)
     clips.check_labels(config.model.num_classes)
     return clips
@@ -458,47 +458,22 @@ def _fixed(changed: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
 
 
 def evaluation_config(
-    args: argparse.Namespace, saved: Mapping[str, dict] | None, sections: Sections, default_config: str
+    path: str | Path,
+    saved: Mapping[str, dict] | None,
+    sections: Sections,
+    overrides: Sequence[str],
+    named: str | None = None,
 ) -> EasyDict:
-    """The config to evaluate the checkpoint `args.evaluate` with: its own, `saved`, as far as `--set` may change it.
+    """The config to evaluate a checkpoint with: its own, `saved`, as far as `overrides` (--set) may change it.
 
-    Weights of others bring none along (None): theirs is the one that the command names. Raises ValueError.
+    named: a config file that must not differ from it. Weights of others bring no config along (None): theirs is the
+    one that is named. Raises ValueError.
     """
     if saved is None:
-        return load_config(args.config or default_config, sections, args.set)
-    path = args.evaluate
-    own = resolve_config(saved, sections, (), path)
-    config = resolve_config(saved, sections, args.set, path)
+        return load_config(named, sections, overrides)
+    own = resolve_config(saved, sections, (), str(path))
+    config = resolve_config(saved, sections, overrides, str(path))
     check_evaluation(path, own, config)
-    if args.config:
-        check_evaluation(path, own, load_config(args.config, sections, args.set))
+    if named:
+        check_evaluation(path, own, load_config(named, sections, overrides))
     return config
-
-
-def report_evaluation(
-    args: argparse.Namespace,
-    kind: str,
-    epoch: int | None,
-    parameters: int,
-    clips: Clips,
-    logits: np.ndarray,
-    label: np.ndarray,
-) -> None:
-    """Prints the metrics of an evaluation and writes evaluation.json, beside the checkpoint or into `--checkpoint`.
-
-    kind, parameters: which model it is, and how large.
-    """
-    metrics = classification_metrics(logits, label)
-    say(metrics_line(metrics))
-    about = {
-        'checkpoint': args.evaluate,
-        'kind': kind,
-        'parameters': parameters,
-        'epoch': epoch,
-        'list': clips.list_name,
-        'num_clips': clips.num_clips,
-        'views': clips.num_views,
-    }
-    folder = Path(args.checkpoint) if args.checkpoint else Path(args.evaluate).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / 'evaluation.json', json.dumps(about | metrics, indent=2) + '\n')

@@ -61,7 +61,7 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
     config = load_config(config, script.SECTIONS)
     clips = make_clips(config, 'train')
     options, world = engine.TrainOptions(**config.train), alone()
-    render, model = engine.make_model(script.ViViT, config, clips, world)
+    render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     train_step = engine.make_train_step(render, model, optimizer, options, world)
     loss, *_ = train_step(world.distribute(next(engine.batches(clips, 0, options, world))))
@@ -89,7 +89,7 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     recipe = engine.TrainOptions(**config.train)
     clips = make_clips(config, 'train')
     world = alone()
-    render, model = engine.make_model(script.ViViT, config, clips, world)
+    render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     norms, rates, apply = [], [], optimizer.apply
 
@@ -122,7 +122,7 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
 
 def test_weight_decay_makes_it_adamw(config):
     config = load_config(config, script.SECTIONS)
-    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val'), alone())
+    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
     assert type(engine.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
     adamw = engine.make_optimizer(model, lr=1e-3, weight_decay=0.05)
     assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
@@ -145,7 +145,7 @@ def test_views_are_averaged(config, tmp_path):
     report = json.loads((run / 'evaluation.json').read_text())
     config = load_config(config, script.SECTIONS, views[1::2])
     clips = make_clips(config, 'val')
-    render, model = engine.make_model(script.ViViT, config, clips, alone())
+    render, model = engine.make_model(script.ViViT, config, clips.num_joints, alone())
     checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
     batches = [clips[0, b] for b in range(len(clips))]
     mean = np.mean(
@@ -241,7 +241,7 @@ def test_every_config_takes_a_step_at_full_size_and_evaluates(tmp_path, write_pi
     config = load_config(path, script.SECTIONS, overrides)
     options, world = engine.TrainOptions(**config.train), alone()
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.ViViT, config, train_clips, world)
+    render, model = engine.make_model(script.ViViT, config, train_clips.num_joints, world)
     if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
         assert model.count_params() == int(parameters[1].replace(',', ''))
     optimizer = engine.make_optimizer(model, **config.optimizer)

@@ -88,6 +88,7 @@ class Clips:
     clip_len: frames of a clip, T.                       likewise, or the names of the two lists [train, val].
     batch_size: clips of a batch.                    max_persons: M; further persons of a clip are left out.
     store_dir: folder for the packed form of the pickle, by default the pickle's own.
+    class_names: text file with a class name a line, for what is told of the classes (see lib.data.classes).
 
     Training on heatmaps: crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
     flip_ratio: share of clips that are mirrored. rotation: rad, either way, about the middle of the persons.
@@ -124,6 +125,7 @@ class Clips:
         random_move: bool = True,
         scale_range: tuple[float, float] = (1.0, 3.0),
         store_dir: str | None = None,
+        class_names: str | None = None,
     ) -> None:
         if split not in ('train', 'val'):
             raise ValueError(f"split is {split!r}; it must be 'train' or 'val'.")

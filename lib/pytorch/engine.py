@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from lib.config import Sections
 from lib.data.clips import Clips
+from lib.evaluation import report_evaluation
 from lib.metrics import classification_metrics
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
 from lib.pytorch.distributed import GlobalBatchNorm1d, World
@@ -31,7 +32,6 @@ from lib.run import (
     make_clips,
     padded,
     prefetched,
-    report_evaluation,
 )
 from lib.runlog import RunLog, say_facts
 from lib.tools.preview import draw_clip
@@ -68,19 +68,19 @@ class TrainOptions(Recipe):
 
 
 def make_model(
-    make: Callable[..., nn.Module], config: EasyDict, clips: Clips, device: torch.device
+    make: Callable[..., nn.Module], config: EasyDict, num_joints: int, device: torch.device
 ) -> tuple[HeatmapRenderer | None, nn.Module]:
     """The renderer, None for keypoint inputs, and the model with its first weights, on the device.
 
-    Raises ValueError, naming the keys, where the model does not suit the clips.
+    num_joints: those of a person in a batch (see Clips). Raises ValueError, naming the keys, where the model does not
+    suit them.
     """
     torch.manual_seed(config.train.seed)
     model = make(**config.model)
     render = HeatmapRenderer(**config.heatmap).to(device) if 'heatmap' in config else None
-    if render is None:
-        num_joints, channels = clips.num_joints, 3
-    else:
-        num_joints, channels = render.num_channels(clips.num_joints), config.heatmap.size**2
+    channels = 3
+    if render is not None:
+        num_joints, channels = render.num_channels(num_joints), config.heatmap.size**2
     model.check_input(clip_len=config.data.clip_len, num_joints=num_joints, channels=channels)
     freeze_backbone(model, config.train.partial_train)
     return render, model.to(device)
@@ -312,9 +312,8 @@ def open_log(
     """
     world.check_same('numbers of epochs done', run.epoch)
     world.check_same('numbers of steps done', run.step)
-    parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    described = f'{type(model).__name__}, {parameters:,} parameters, of which {trained:,} are trained'
+    described = f'{type(model).__name__}, {count_parameters(model):,} parameters, of which {trained:,} are trained'
     picture = None if render is None else draw_clip(val_clips, render.kind, partial(draw, render, world.device))
     return run.open_log(options, train_clips, val_clips, described, world.description, picture, pretrained)
 
@@ -324,25 +323,46 @@ def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, sc
     return render(torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)).cpu().numpy()
 
 
+def load_model(
+    sections: Sections, config: EasyDict, num_joints: int, weights: Mapping[str, Tensor], path: Path, world: World
+) -> tuple[HeatmapRenderer | None, nn.Module]:
+    """Renderer and model as make_model has them, with the weights of the checkpoint `path`, for evaluation.
+
+    Raises ValueError where the device does not have the precision, or the model does not suit weights or joints.
+    """
+    TrainOptions(**config.train).check_device(world.device)
+    render, model = make_model(sections['model'], config, num_joints, world.device)
+    checkpoint.load_weights(model, weights, path)
+    return render, model.eval()
+
+
+def classify(
+    render: HeatmapRenderer | None, model: nn.Module, config: EasyDict, clips: Clips, world: World
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) and labels (N,) of all clips of a split (see predict)."""
+    options = TrainOptions(**config.train)
+    return predict(make_forward(render, model, options, world), model, clips, options, world)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
-    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes evaluation.json.
+    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
 
     A checkpoint of this project brings its config along. To others' weights (MotionBERT's, the original project's)
     belongs the config that the command names.
     """
     path = Path(args.evaluate)
     saved = checkpoint.load(path, kind)
-    config = evaluation_config(args, saved['config'], sections, default_config)
-    options, world = TrainOptions(**config.train), distributed.init()
-    options.check_device(world.device)
+    named = args.config if saved['config'] else args.config or default_config
+    config, world = evaluation_config(path, saved['config'], sections, args.set, named), distributed.init()
     clips = make_clips(config, 'val')
-    render, model = make_model(sections['model'], config, clips, world.device)
-    checkpoint.load_weights(model, saved['model'], path)
-    foreign = f'not of this project; config {args.config or default_config}'
-    origin = f'epoch {saved["epoch"]}' if saved['config'] else foreign
+    render, model = load_model(sections, config, clips.num_joints, saved['model'], path, world)
+    origin = f'epoch {saved["epoch"]}' if saved['config'] else f'not of this project; config {named}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
-    forward = make_forward(render, model, options, world)
-    parameters = sum(p.numel() for p in model.parameters())
-    logits, label = predict(forward, model, clips, options, world)
+    logits, labels = classify(render, model, config, clips, world)
     if world.is_main:
-        report_evaluation(args, kind, saved['epoch'], parameters, clips, logits, label)
+        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count_parameters(model), 'epoch': saved['epoch']}
+        report_evaluation(args.checkpoint or path.parent, about, config, clips, logits, labels)

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from easydict import EasyDict
 
 from lib.config import Sections
 from lib.data.clips import Clips
+from lib.evaluation import report_evaluation
 from lib.metrics import classification_metrics
 from lib.recipe import Recipe
 from lib.run import (
@@ -24,7 +25,6 @@ from lib.run import (
     make_clips,
     padded,
     prefetched,
-    report_evaluation,
 )
 from lib.runlog import RunLog, say_facts
 from lib.tensorflow import checkpoint, distributed
@@ -53,11 +53,12 @@ class TrainOptions(Recipe):
 
 
 def make_model(
-    make: Callable[..., keras.Model], config: EasyDict, clips: Clips, world: World
+    make: Callable[..., keras.Model], config: EasyDict, num_joints: int, world: World
 ) -> tuple[HeatmapRenderer, keras.Model]:
     """The renderer, and the model with its first weights, on all devices of `world`.
 
-    Raises ValueError, naming the keys, where the model does not suit the clips.
+    num_joints: those of a person in a batch (see Clips). Raises ValueError, naming the keys, where the model does not
+    suit them.
     """
     if 'heatmap' not in config:
         raise ValueError(
@@ -68,7 +69,7 @@ def make_model(
     keras.config.set_dtype_policy('mixed_bfloat16' if config.train.precision == 'bf16' else 'float32')
     with world.strategy.scope():
         model, render = make(**config.model), HeatmapRenderer(**config.heatmap)
-    channels = render.num_channels(clips.num_joints)
+    channels = render.num_channels(num_joints)
     model.check_input(clip_len=config.data.clip_len, size=config.heatmap.size, num_joints=channels)
     return render, model
 
@@ -315,19 +316,41 @@ def open_log(
     return run.open_log(options, train_clips, val_clips, described, world.description, picture, [])
 
 
+def load_model(
+    sections: Sections, config: EasyDict, num_joints: int, weights: Mapping[str, np.ndarray], path: Path, world: World
+) -> tuple[HeatmapRenderer, keras.Model]:
+    """Renderer and model as make_model has them, with the weights of the checkpoint `path`, for evaluation.
+
+    Raises ValueError where a device does not have the precision, or the model does not suit weights or joints.
+    """
+    TrainOptions(**config.train).check_device()
+    render, model = make_model(sections['model'], config, num_joints, world)
+    checkpoint.assign(model.variables, weights, path)
+    return render, model
+
+
+def classify(
+    render: HeatmapRenderer, model: keras.Model, config: EasyDict, clips: Clips, world: World
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) and labels (N,) of all clips of a split (see predict)."""
+    options = TrainOptions(**config.train)
+    return predict(make_predict_step(render, model, options, world), clips, options, world)
+
+
+def count_parameters(model: keras.Model) -> int:
+    return model.count_params()
+
+
 def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
-    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes evaluation.json."""
+    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does."""
     path = Path(args.evaluate)
     saved: dict[str, Any] = checkpoint.load(path, kind)
-    config = evaluation_config(args, saved['config'], sections, default_config)
-    options, world = TrainOptions(**config.train), distributed.init()
-    options.check_device()
+    config, world = evaluation_config(path, saved['config'], sections, args.set, args.config), distributed.init()
     clips = make_clips(config, 'val')
-    render, model = make_model(sections['model'], config, clips, world)
-    checkpoint.assign(model.variables, saved['model'], path)
+    render, model = load_model(sections, config, clips.num_joints, saved['model'], path, world)
     origin = f'{path}, epoch {saved["epoch"]}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
-    predict_step = make_predict_step(render, model, options, world)
-    logits, label = predict(predict_step, clips, options, world)
+    logits, labels = classify(render, model, config, clips, world)
     if world.is_main:
-        report_evaluation(args, kind, saved['epoch'], model.count_params(), clips, logits, label)
+        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count_parameters(model), 'epoch': saved['epoch']}
+        report_evaluation(args.checkpoint or path.parent, about, config, clips, logits, labels)

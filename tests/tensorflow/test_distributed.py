@@ -201,7 +201,7 @@ options = ['model.attn_drop_rate=0.5', 'model.drop_path_rate=0.2', 'optimizer.lr
 config = load_config(sys.argv[1], script.SECTIONS, options)
 options, world = engine.TrainOptions(**config.train), distributed.init()
 clips = make_clips(config, 'train')
-render, model = engine.make_model(script.ViViT, config, clips, world)
+render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
 model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
 train_step = engine.make_train_step(render, model, engine.make_optimizer(model, **config.optimizer), options, world)
 share, other = next(engine.batches(clips, 0, options, world))
@@ -232,7 +232,7 @@ def test_steps_are_traced_once(config, tmp_path, compile):
     config = load_config(config, script.SECTIONS, [f'train.compile={compile}', 'train.accumulation_steps=1'])
     options, world = engine.TrainOptions(**config.train), distributed.World(tf.distribute.get_strategy())
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.ViViT, config, train_clips, world)
+    render, model = engine.make_model(script.ViViT, config, train_clips.num_joints, world)
     traced = []
 
     def drawn(keypoint, score):

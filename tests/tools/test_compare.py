@@ -32,7 +32,7 @@ def test_every_row_is_made_small_and_keeps_its_input(row, pickles, tmp_path):
     assert config.data.get('rotation') == published.data.get('rotation')
     assert (config.data.seed, config.train.seed) == (3, 3)
     clips = make_clips(config, 'val')
-    _, model = engine.make_model(sections['model'], config, clips, torch.device('cpu'))
+    _, model = engine.make_model(sections['model'], config, clips.num_joints, torch.device('cpu'))
     assert sum(p.numel() for p in model.parameters()) < 3_000_000
 
 

@@ -1,0 +1,67 @@
+"""Names of the classes: NTU RGB+D's, in the order of its action numbers, or those of a text file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+MOST_BYTES = 2**20  # of a text file of names
+
+# Shahroudy et al., CVPR 2016 (A001-A060), and Liu et al., TPAMI 2019 (A061-A120).
+NTU120 = (
+    'drink water', 'eat meal', 'brush teeth', 'brush hair', 'drop', 'pick up', 'throw', 'sit down', 'stand up',
+    'clapping', 'reading', 'writing', 'tear up paper', 'put on jacket', 'take off jacket', 'put on a shoe',
+    'take off a shoe', 'put on glasses', 'take off glasses', 'put on a hat/cap', 'take off a hat/cap', 'cheer up',
+    'hand waving', 'kicking something', 'reach into pocket', 'hopping', 'jump up', 'phone call', 'play with phone',
+    'type on a keyboard', 'point to something', 'taking a selfie', 'check time (from watch)', 'rub two hands',
+    'nod head/bow', 'shake head', 'wipe face', 'salute', 'put palms together', 'cross hands in front',
+    'sneeze/cough', 'staggering', 'falling down', 'headache', 'chest pain', 'back pain', 'neck pain',
+    'nausea/vomiting', 'fan self', 'punch/slap', 'kicking', 'pushing', 'pat on back', 'point finger', 'hugging',
+    'giving object', 'touch pocket', 'shaking hands', 'walking towards', 'walking apart',
+    'put on headphone', 'take off headphone', 'shoot at basket', 'bounce ball', 'tennis bat swing',
+    'juggle table tennis ball', 'hush', 'flick hair', 'thumb up', 'thumb down', 'make OK sign', 'make victory sign',
+    'staple book', 'counting money', 'cutting nails', 'cutting paper', 'snap fingers', 'open bottle', 'sniff/smell',
+    'squat down', 'toss a coin', 'fold paper', 'ball up paper', 'play magic cube', 'apply cream on face',
+    'apply cream on hand', 'put on bag', 'take off bag', 'put object into bag', 'take object out of bag',
+    'open a box', 'move heavy objects', 'shake fist', 'throw up cap/hat', 'capitulate', 'cross arms', 'arm circles',
+    'arm swings', 'run on the spot', 'butt kicks', 'cross toe touch', 'side kick', 'yawn', 'stretch oneself',
+    'blow nose', 'hit with object', 'wield knife', 'knock over', 'grab stuff', 'shoot with gun', 'step on foot',
+    'high-five', 'cheers and drink', 'carry object', 'take a photo', 'follow', 'whisper', 'exchange things',
+    'support somebody', 'rock-paper-scissors',
+)  # fmt: skip
+NTU60 = NTU120[:60]
+
+
+def class_names(config: Mapping[str, dict]) -> list[str]:
+    """The name of each class of a model, K of them, as its resolved config has them.
+
+    Those of the text file `data.class_names`; without one NTU RGB+D's where the model has its 60 or 120 classes, else
+    'class 0', 'class 1', ... Raises OSError or ValueError, naming the file, where it has too few.
+    """
+    path, num_classes = config['data'].get('class_names'), config['model']['num_classes']
+    if path is None:
+        known = {len(names): list(names) for names in (NTU60, NTU120)}
+        return known.get(num_classes, [f'class {number}' for number in range(num_classes)])
+    names = read_class_names(path)
+    if len(names) < num_classes:
+        raise ValueError(
+            f'{path} (data.class_names) has {len(names)} names, and model.num_classes is {num_classes}: write one name '
+            'a line, that of class 0 first.'
+        )
+    return names[:num_classes]
+
+
+def read_class_names(path: str) -> list[str]:
+    """The lines of a text file. Raises OSError or ValueError, naming it, where it is not there or is no such text."""
+    try:
+        with Path(path).open('rb') as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise OSError(
+            f'{path} (data.class_names) cannot be read ({error.strerror}): name a text file with one class name a line.'
+        ) from None
+    try:
+        names = [' '.join(line.split()) for line in text.decode().splitlines()]
+    except UnicodeDecodeError:
+        names = []
+    if len(text) > MOST_BYTES or not names or not all(name.isprintable() and name for name in names):
+        raise ValueError(f'{path} (data.class_names) is no text with one class name a line.')
+    return names

@@ -1,0 +1,96 @@
+"""What an evaluation prints and writes: metrics, predictions, the confusion matrix."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from easydict import EasyDict
+
+from lib.data.classes import class_names
+from lib.data.clips import Clips
+from lib.figures import INK, new_figure, save_figure
+from lib.files import replacing, write_text
+from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
+from lib.runlog import metrics_line, say
+
+
+def report_evaluation(
+    folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray, labels: np.ndarray
+) -> None:
+    """Prints the metrics of an evaluation and the ten most confused pairs, and writes into `folder`
+
+    evaluation.json       what was evaluated (`about`), metrics, their 95 % intervals, the names of the classes
+    predictions.npz       ids (N,) text, labels (N,) int64, logits (N, K) float32, in the order of the split
+    confusion_matrix.png  of the classes that occur, as labels or predictions
+
+    Raises OSError where they cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
+    names, matrix = class_names(config), confusion_matrix(logits, labels)
+    say(metrics_line(metrics))
+    low, high = (100 * edge for edge in interval['top1'])
+    say(f'95 % interval of Acc@1 {low:.2f} to {high:.2f}, {clips.num_clips:,} clips drawn again')
+    for line in confused_lines(matrix, names):
+        say(line)
+
+    about = {**about, 'list': clips.list_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
+    report = {**about, **metrics, 'interval': interval, 'class_names': names}
+    write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
+    write_predictions(folder / 'predictions.npz', [clips.store.name(clip) for clip in clips.clips], labels, logits)
+    draw_confusion(matrix, names, folder / 'confusion_matrix.png')
+    say(f'written: evaluation.json, predictions.npz and confusion_matrix.png in {folder}')
+
+
+def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
+    """The ten most frequent mistakes of a confusion matrix (K, K), a line each."""
+    pairs = most_confused(matrix)
+    if not pairs:
+        return ['no clip was taken for another class']
+    width = max(len(names[true]) for true, _, _ in pairs)
+    rows = [
+        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  taken for {names[taken]}'
+        for true, taken, count in pairs
+    ]
+    return ['most confused: clips, share of the class, class', *rows]
+
+
+def write_predictions(path: Path, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
+    """Writes predictions.npz (see report_evaluation)."""
+    with replacing(path) as file:
+        np.savez(file, ids=np.array(ids, np.str_), labels=labels.astype(np.int64), logits=logits.astype(np.float32))
+
+
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """A confusion matrix (K, K) as a PNG: shares of each class in %, for the classes that occur."""
+    shown = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    matrix, names = matrix[np.ix_(shown, shown)], [names[number] for number in shown]
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cell, size = (0.55, 9) if len(shown) <= 20 else (0.2, 6.5)  # inches and points
+    edge = cell * len(shown) + 0.09 * max(map(len, names)) + 0.8
+    figure = new_figure(edge + 0.5, edge)
+    axis = figure.subplots()
+    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
+    least = 0.5 if len(shown) <= 20 else 4.5  # what is less is not legible, and is told by the colour
+    for true, taken in zip(*np.nonzero(share >= least), strict=True):
+        value = share[true, taken]
+        colour = 'white' if value > 55 else INK
+        axis.text(taken, true, f'{value:.0f}', ha='center', va='center', color=colour, fontsize=size - (size < 7))
+    ticks = range(len(shown))
+    axis.set_xticks(ticks, names, rotation=90, fontsize=size)
+    axis.set_yticks(ticks, names, fontsize=size)
+    axis.set_xticks(np.arange(len(shown) + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
+    axis.grid(which='minor', color='#eeeeee', linewidth=0.5)
+    axis.tick_params(which='both', length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel('taken for', fontsize=size + 2)
+    axis.set_ylabel('class', fontsize=size + 2)
+    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02)
+    bar.set_label('% of the class', fontsize=size + 1)
+    bar.ax.tick_params(labelsize=size)
+    bar.outline.set_visible(False)
+    save_figure(figure, path)
