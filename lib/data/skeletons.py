@@ -1,4 +1,7 @@
-"""Joint names, limbs and left/right partners of the skeletons that occur in the PYSKL pickles and in MotionBERT."""
+"""Joint names, limbs and left/right partners of the skeletons that occur in the PYSKL pickles and in MotionBERT.
+
+Beside them the joint orders of the pose estimators whose files users have, and the way from one order to another.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,6 +80,39 @@ H36M17 = Skeleton(
 
 PICKLE_SKELETONS = {17: COCO17, 25: NTU25}
 
+_FACE = tuple(f'face_{i}' for i in range(68))
+_HANDS = tuple(f'{side}_hand_{i}' for side in ('left', 'right') for i in range(21))
+_HALPE26 = (
+    *COCO17.joints, 'head_top', 'neck', 'mid_hip', 'left_big_toe', 'right_big_toe', 'left_small_toe',
+    'right_small_toe', 'left_heel', 'right_heel',
+)  # fmt: skip
+
+# Joint orders, by the names that --layout takes. A name is one joint in all of them, but Kinect's neck is a little
+# higher than the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25); Fang et
+# al., TPAMI 2022 (Halpe, as AlphaPose and MMPose write it); Jin et al., ECCV 2020 (COCO-WholeBody).
+LAYOUTS = {
+    'coco17': COCO17.joints,
+    'openpose18': (
+        'nose', 'neck', 'right_shoulder', 'right_elbow', 'right_wrist', 'left_shoulder', 'left_elbow', 'left_wrist',
+        'right_hip', 'right_knee', 'right_ankle', 'left_hip', 'left_knee', 'left_ankle', 'right_eye', 'left_eye',
+        'right_ear', 'left_ear',
+    ),
+    'body25': (
+        'nose', 'neck', 'right_shoulder', 'right_elbow', 'right_wrist', 'left_shoulder', 'left_elbow', 'left_wrist',
+        'mid_hip', 'right_hip', 'right_knee', 'right_ankle', 'left_hip', 'left_knee', 'left_ankle', 'right_eye',
+        'left_eye', 'right_ear', 'left_ear', 'left_big_toe', 'left_small_toe', 'left_heel', 'right_big_toe',
+        'right_small_toe', 'right_heel',
+    ),
+    'halpe26': _HALPE26,
+    'halpe136': (*_HALPE26, *_FACE, *_HANDS),
+    'wholebody133': (
+        *COCO17.joints, 'left_big_toe', 'left_small_toe', 'left_heel', 'right_big_toe', 'right_small_toe',
+        'right_heel', *_FACE, *_HANDS,
+    ),
+    'ntu25': NTU25.joints,
+    'h36m17': H36M17.joints,
+}  # fmt: skip
+
 
 def skeleton_of(num_joints: int) -> Skeleton:
     """The layout of a PYSKL pickle, by its joint count. Raises ValueError for a count that no known layout has."""
@@ -84,3 +120,15 @@ def skeleton_of(num_joints: int) -> Skeleton:
         known = ', '.join(f'{s.name} ({v} joints)' for v, s in PICKLE_SKELETONS.items())
         raise ValueError(f'no skeleton with {num_joints} joints is known; known are {known}')
     return PICKLE_SKELETONS[num_joints]
+
+
+def convert(joints: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Joints (..., V, C) in the order of one of LAYOUTS to that of another, by their names.
+
+    Those that the source lacks become zeros: give x, y and score together, so that they have score 0.
+    """
+    converted = np.zeros((*joints.shape[:-2], len(LAYOUTS[target]), joints.shape[-1]), joints.dtype)
+    shared = [name for name in LAYOUTS[target] if name in LAYOUTS[source]]
+    at, of = ([LAYOUTS[layout].index(name) for name in shared] for layout in (target, source))
+    converted[..., at, :] = joints[..., of, :]
+    return converted
