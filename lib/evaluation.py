@@ -13,6 +13,7 @@ from lib.data.clips import Clips
 from lib.figures import INK, new_figure, save_figure
 from lib.files import replacing, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
+from lib.npz import read_arrays
 from lib.runlog import metrics_line, say
 
 
@@ -62,6 +63,25 @@ def write_predictions(path: Path, ids: Sequence[str], labels: np.ndarray, logits
     """Writes predictions.npz (see report_evaluation)."""
     with replacing(path) as file:
         np.savez(file, ids=np.array(ids, np.str_), labels=labels.astype(np.int64), logits=logits.astype(np.float32))
+
+
+def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids (N,), labels (N,) and logits (N, K) of a predictions.npz. Raises OSError or ValueError naming the file."""
+    arrays = read_arrays(path)
+    ids, labels, logits = (arrays.get(key, np.zeros(0)) for key in ('ids', 'labels', 'logits'))
+    sound = (
+        (ids.ndim, labels.ndim, logits.ndim) == (1, 1, 2)
+        and 0 < len(ids) == len(labels) == len(logits)
+        and (ids.dtype.kind, labels.dtype.kind, logits.dtype.kind) == ('U', 'i', 'f')
+        and 0 <= labels.min() <= labels.max() < logits.shape[1]
+        and np.isfinite(logits).all()
+    )
+    if not sound:
+        raise ValueError(
+            f'{path} does not hold predictions: ids (N,) text, labels (N,) whole numbers and finite logits (N, K), as '
+            '--evaluate writes them.'
+        )
+    return ids, labels, logits
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
