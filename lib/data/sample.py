@@ -1,6 +1,10 @@
 """Generates a small action set in the form of PYSKL's NTU60 pickles, to try the whole project without NTU60.
 
     python -m lib.data.sample --out data/action
+    python -m lib.data.sample --out data/action --files data/action/sample_files
+
+The second command writes some of the clips once more, as users have theirs: a JSON file each, as MMPose writes it of a
+video, and labels.csv, from which `python -m lib.tools.make_pickle` makes a pickle.
 
 Articulated figures of 40 persons perform 14 actions of NTU60 in front of three cameras. The way from an idea to a clip:
 an action gives keys (a few poses and when they occur) -> `interpolate` gives a pose for every frame -> `figure_joints`
@@ -12,6 +16,9 @@ Letters: M persons, T frames, K keys. A figure has 30 points: the 25 Kinect join
 """
 
 import argparse
+import csv
+import io
+import json
 import os
 import pickle
 import sys
@@ -23,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.skeletons import NTU25
+from lib.files import write_text
 
 FPS = 30
 IMAGE_SHAPE = (1080, 1920)  # px, height and width
@@ -32,6 +40,7 @@ XSUB_TRAIN_PERSONS = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 
 XVIEW_TRAIN_CAMERAS = (2, 3)
 CAMERA_ANGLES = {1: -np.pi / 4, 2: 0.0, 3: np.pi / 4}  # about the vertical axis, seen from the stage
 NUM_SETUPS = 17
+FILES_PERSONS, FILES_CAMERA = (1, 8, 17, 25, 3, 12, 21, 30), 2  # whose clips --files writes, of which view
 ACTIONS_LEFT_OUT = 2  # by each person, in turn: keeps the set small
 
 # Clip lengths in frames and how often each range occurs: below, within and above one to two times a clip_len of 48.
@@ -811,23 +820,72 @@ def write_sample(out: Path, seed: int = 0, persons: Iterable[int] = PERSONS) -> 
     return written
 
 
+def mmpose_video(clip: dict) -> list[dict]:
+    """A 2D annotation as MMPose's JSON of a video has it: the persons of each frame, not told one from another.
+
+    Pixels have one decimal, scores three. Persons of whom no joint was found in a frame are not in it.
+    """
+    keypoint = clip['keypoint'].astype(float).round(1)  # (M, T, V, 2)
+    score = clip['keypoint_score'].astype(float).round(3)
+    frames = []
+    for t in range(clip['total_frames']):
+        instances = []
+        for points, scores in zip(keypoint[:, t], score[:, t], strict=True):
+            found = points[scores > 0]
+            if len(found):
+                box = [*found.min(axis=0).tolist(), *found.max(axis=0).tolist()]
+                seen = {'bbox': [box], 'bbox_score': round(float(scores.max()), 3)}
+                instances.append({'keypoints': points.tolist(), 'keypoint_scores': scores.tolist(), **seen})
+        frames.append({'frame_id': t, 'instances': instances})
+    return frames
+
+
+def write_files(folder: Path, content: dict) -> int:
+    """Writes clips of a 2D pickle's content as MMPose's JSON files, and labels.csv; returns how many.
+
+    Of some persons of either xsub list, from one camera. Raises OSError where the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {action.number - 1: action.name for action in ACTIONS}
+    train, rows = set(content['split']['xsub_train']), []
+    for clip in content['annotations']:
+        name = clip['frame_dir']
+        if int(name[9:12]) in FILES_PERSONS and int(name[5:8]) == FILES_CAMERA:
+            write_text(folder / f'{name}.json', json.dumps(mmpose_video(clip), separators=(',', ':')))
+            rows.append((f'{name}.json', names[clip['label']], 'train' if name in train else 'val'))
+    table = io.StringIO(newline='')
+    csv.writer(table, lineterminator='\n').writerows([('file', 'label', 'split'), *rows])
+    write_text(folder / 'labels.csv', table.getvalue())
+    return len(rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description='Generate the sample set, two pickles in the form of NTU60.')
     parser.add_argument('--out', type=Path, required=True, help='folder for sample_hrnet.pkl and sample_3danno.pkl')
+    parser.add_argument(
+        '--files',
+        type=Path,
+        metavar='FOLDER',
+        help='for clips as MMPose writes them and labels.csv, too (default: none)',
+    )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if args.seed < 0:
         parser.error(f'--seed {args.seed}: must not be negative')
     try:
         written = write_sample(args.out, args.seed)
+        files = write_files(args.files, written[args.out / 'sample_hrnet.pkl']) if args.files else 0
     except OSError as error:
-        print(f'cannot write to {args.out}: {error.strerror or error}', file=sys.stderr)
+        print(f'cannot write to {error.filename or args.out}: {error.strerror or error}', file=sys.stderr)
         return 2
     for path, content in written.items():
         labels = {annotation['label'] for annotation in content['annotations']}
         counts = ', '.join(f'{name} {len(names)}' for name, names in content['split'].items())
         size = path.stat().st_size / 1e6
         print(f'{path}: {len(content["annotations"])} clips of {len(labels)} classes, {size:.1f} MB ({counts})')
+    if args.files:
+        size = sum(file.stat().st_size for file in args.files.iterdir()) / 1e6
+        print(f'{args.files}: {files} of the clips as files of MMPose, {size:.1f} MB, and labels.csv')
     return 0
 
 

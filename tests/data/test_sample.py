@@ -1,5 +1,6 @@
 """The generated sample set: form of NTU60's pickles, NTU's rules for ids and splits, figures that move as bodies."""
 
+import csv
 import pickle
 import re
 import subprocess
@@ -282,6 +283,53 @@ def test_files_are_written_whole(tmp_path):
         loaded = pickle.loads(path.read_bytes())
         assert loaded['split'] == content['split']
         assert len(loaded['annotations']) == len(content['annotations'])
+
+
+def test_files_are_written_as_users_have_them(pickles, tmp_path):
+    count = sample.write_files(tmp_path / 'files', pickles[0])
+    with (tmp_path / 'files' / 'labels.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    clips = {a['frame_dir']: a for a in pickles[0]['annotations']}
+    assert count == len(rows) == 36  # 12 actions of the persons 1, 3 and 8
+    names = {action.number - 1: action.name for action in sample.ACTIONS}
+    for row in rows:
+        name = Path(row['file']).stem
+        assert row['label'] == names[clips[name]['label']]
+        assert name in pickles[0]['split'][f'xsub_{row["split"]}']
+    assert {row['split'] for row in rows} == {'train', 'val'}
+    assert sorted(path.name for path in (tmp_path / 'files').iterdir()) == sorted(
+        [row['file'] for row in rows] + ['labels.csv']
+    )
+
+
+def test_all_actions_are_among_the_files_in_both_lists():
+    actions, at = len(sample.ACTIONS), sample.ACTIONS_LEFT_OUT
+    for ours in (True, False):
+        persons = [p for p in sample.FILES_PERSONS if (p in sample.XSUB_TRAIN_PERSONS) == ours]
+        performed = {i for p in persons for i in range(actions) if (i + p * at) % actions >= at}
+        assert performed == set(range(actions))
+
+
+def test_the_clip_that_readers_are_shown_is_among_the_files(tmp_path):
+    sample.write_files(tmp_path, sample.make_sample(0, [21])[0])
+    assert 'S009C002P021R001A024.json,kicking something,val' in (tmp_path / 'labels.csv').read_text().splitlines()
+
+
+def test_a_frame_of_mmpose_has_the_persons_that_were_found():
+    clip = next(a for a in sample.make_sample(0, PERSONS[:1])[0]['annotations'] if a['keypoint'].shape[0] == 2)
+    clip['keypoint_score'][1, 3] = clip['keypoint'][1, 3] = 0
+    frames = sample.mmpose_video(clip)
+    assert [frame['frame_id'] for frame in frames] == list(range(clip['total_frames']))
+    assert [len(frame['instances']) for frame in frames[2:5]].count(1) >= 1
+    assert len(frames[3]['instances']) == 1
+    for frame, points, scores in zip(
+        frames, *(clip[key].swapaxes(0, 1) for key in ('keypoint', 'keypoint_score')), strict=True
+    ):
+        there = (scores > 0).any(axis=1)
+        assert len(frame['instances']) == there.sum()
+        for instance, xy, score in zip(frame['instances'], points[there], scores[there], strict=True):
+            np.testing.assert_allclose(instance['keypoints'], xy, atol=0.051)
+            np.testing.assert_allclose(instance['keypoint_scores'], score, atol=0.00051)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
