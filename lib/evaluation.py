@@ -86,6 +86,8 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     """A confusion matrix (K, K) as a PNG: shares of each class in %, for the classes that occur."""
+    from matplotlib.colors import PowerNorm
+
     shown = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     matrix, names = matrix[np.ix_(shown, shown)], [names[number] for number in shown]
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -93,11 +95,11 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     edge = cell * len(shown) + 0.09 * max(map(len, names)) + 0.8
     figure = new_figure(edge + 0.5, edge)
     axis = figure.subplots()
-    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=100)
+    image = axis.imshow(share, cmap='Blues', norm=PowerNorm(0.5, 0, 100))  # so that 5 % can be told from nothing
     least = 0.5 if len(shown) <= 20 else 4.5  # what is less is not legible, and is told by the colour
     for true, taken in zip(*np.nonzero(share >= least), strict=True):
         value = share[true, taken]
-        colour = 'white' if value > 55 else INK
+        colour = 'white' if value > 35 else INK
         axis.text(taken, true, f'{value:.0f}', ha='center', va='center', color=colour, fontsize=size - (size < 7))
     ticks = range(len(shown))
     axis.set_xticks(ticks, names, rotation=90, fontsize=size)
@@ -109,7 +111,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axis.spines[:].set_visible(False)
     axis.set_xlabel('taken for', fontsize=size + 2)
     axis.set_ylabel('class', fontsize=size + 2)
-    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02)
+    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02, ticks=(0, 5, 20, 40, 60, 80, 100))
     bar.set_label('% of the class', fontsize=size + 1)
     bar.ax.tick_params(labelsize=size)
     bar.outline.set_visible(False)
