@@ -25,12 +25,14 @@ import numpy as np
 
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, convert
+from lib.data.tracking import track
 from lib.files import require_file
 from lib.npz import read_arrays
 from lib.unpickling import shown, shown_text
 
 MOST_BYTES = 2**27  # of a JSON file; Python takes some ten times as much memory for what is in it
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
+MOST_IN_A_FRAME = 100  # persons
 LARGEST_COORDINATE = 10**5  # px
 FARTHEST = 100  # m; what Kinect sees is nearer
 NORMALISED = 2  # the largest coordinate of those that are shares of the image
@@ -282,6 +284,12 @@ def _from_frames(
             'video in parts, or mend the frame numbers.'
         )
     rows = [(number - first, *person) for number in sorted(frames) for person in frames[number]]
+    crowded = next((number for number, persons in frames.items() if len(persons) > MOST_IN_A_FRAME), None)
+    if crowded is not None:
+        raise ValueError(
+            f'{path}: frame {crowded} has {len(frames[crowded]):,} persons, and no more than {MOST_IN_A_FRAME} are '
+            'read. Take out those whom the estimator was not sure of.'
+        )
     if not rows:
         raise ValueError(_NOBODY.format(path))
     num_joints = len(rows[0][2])
@@ -302,8 +310,6 @@ def _from_frames(
     if None in identity or len(set(zip(frame.tolist(), identity, strict=True))) < len(rows):
         ends = np.searchsorted(frame, np.arange(num_frames + 1))
         parts = [joints[start:end] for start, end in pairwise(ends)]
-        from lib.data.tracking import track
-
         tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
         return _annotation(path, tracks.keypoint, tracks.score, img_shape, tracks.left_out)
     names, person = np.unique(identity, return_inverse=True)

@@ -1,0 +1,528 @@
+"""Keypoint files of pose estimators: what is written in any format is read back, and broken ones are told of."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.data import keypoint_files, sample
+from lib.data.geometry import BOX_PADDING, compact_box
+from lib.data.keypoint_files import read_keypoint_file
+from lib.data.pickles import check_annotation, load_annotations
+from lib.data.skeletons import COCO17, LAYOUTS, convert
+from tests.annotations import make_3d_annotations, make_annotations
+
+PX, SCORE = 0.051, 0.00051  # what rounding to a decimal, and to three, may change
+
+
+@pytest.fixture(scope='module')
+def clips():
+    """Some clips of the sample, of one and of two persons, in 2D."""
+    annotations = sample.make_sample(0, [1])[0]['annotations']
+    return [next(a for a in annotations if len(a['keypoint']) == count) for count in (1, 2)]
+
+
+@pytest.fixture(scope='module')
+def duo(clips):
+    """Two persons, x, y and score (2, T, 17, 3) float64."""
+    return joints_of(clips[1])
+
+
+def joints_of(annotation: dict) -> np.ndarray:
+    parts = annotation['keypoint'], annotation['keypoint_score'][..., None]
+    return np.concatenate(parts, axis=-1).astype(np.float64)
+
+
+def triples(person: np.ndarray) -> list[float]:
+    return [round(float(number), 4) for number in person.ravel()]
+
+
+def there(joints: np.ndarray, t: int) -> list[tuple[int, np.ndarray]]:
+    """The persons of a frame that has any joint of them, and their numbers."""
+    return [(m, joints[m, t]) for m in range(len(joints)) if joints[m, t, :, 2].any()]
+
+
+def write_json(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_mmpose(path: Path, joints: np.ndarray, ids: bool = True, first: int = 0) -> Path:
+    frames = [
+        {
+            'frame_id': t + first,
+            'instances': [
+                {
+                    'keypoints': person[:, :2].tolist(),
+                    'keypoint_scores': person[:, 2].tolist(),
+                    'bbox': [[0, 0, 1, 1]],
+                    **({'track_id': m} if ids else {}),
+                }
+                for m, person in there(joints, t)
+            ],
+        }
+        for t in range(joints.shape[1])
+    ]
+    return write_json(path, frames)
+
+
+def write_mmpose_demo(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
+    frames = json.loads(write_mmpose(path, joints, ids, first=1).read_text())
+    return write_json(path, {'meta_info': {'dataset_name': 'coco'}, 'instance_info': frames})
+
+
+def write_openpose(path: Path, joints: np.ndarray, ids: bool = True, layout: str = 'body25', first: int = 0) -> Path:
+    path.mkdir(exist_ok=True)
+    for t in range(joints.shape[1]):
+        people = [
+            {'person_id': [m if ids else -1], 'pose_keypoints_2d': triples(convert(person, 'coco17', layout))}
+            for m, person in there(joints, t)
+        ]
+        write_json(path / f'{path.name}_{t + first:012d}_keypoints.json', {'version': 1.3, 'people': people})
+    return path
+
+
+def write_openpose18(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
+    return write_openpose(path, joints, ids, 'openpose18')
+
+
+def write_alphapose(path: Path, joints: np.ndarray, ids: bool = True, layout: str = 'coco17') -> Path:
+    entries = [
+        {
+            'image_id': f'{t}.jpg',
+            'category_id': 1,
+            'keypoints': triples(convert(person, 'coco17', layout)),
+            'score': 2.5,
+            'box': [0, 0, 1, 1],
+            'idx': m if ids else [0.0],  # as it writes it without tracking
+        }
+        for t in range(joints.shape[1])
+        for m, person in there(joints, t)
+    ]
+    return write_json(path, entries)
+
+
+def write_alphapose136(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
+    return write_alphapose(path, joints, ids, 'halpe136')
+
+
+def write_alphapose_open(path: Path, joints: np.ndarray, ids: bool = False, kind: str = 'people') -> Path:
+    key = 'pose_keypoints_2d' if kind == 'people' else 'joints'
+    frames = {
+        f'{t}.jpg': {
+            'version': 'AlphaPose v0.3',
+            kind: [{key: triples(convert(person, 'coco17', 'openpose18'))} for _, person in there(joints, t)],
+        }
+        for t in range(joints.shape[1])
+    }
+    return write_json(path, frames)
+
+
+def write_alphapose_cmu(path: Path, joints: np.ndarray, ids: bool = False) -> Path:
+    return write_alphapose_open(path, joints, ids, 'bodies')
+
+
+def write_npy(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
+    np.save(path.with_suffix('.npy'), joints)
+    return path.with_suffix('.npy')
+
+
+def write_npz(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
+    path = path.with_suffix('.npz')
+    np.savez(path, keypoint=joints[..., :2], keypoint_score=joints[..., 2], img_shape=(1080, 1920))
+    return path
+
+
+WITH_IDS = [
+    write_mmpose, write_mmpose_demo, write_openpose, write_openpose18, write_alphapose, write_alphapose136, write_npy,
+    write_npz,
+]  # fmt: skip
+WITHOUT = [
+    write_mmpose, write_mmpose_demo, write_openpose, write_openpose18, write_alphapose, write_alphapose_open,
+    write_alphapose_cmu,
+]  # fmt: skip
+
+
+def assert_same(found: dict, joints: np.ndarray, order: list[int]) -> None:
+    expected = np.where(joints[order][..., 2:] > 0, joints[order], 0)
+    np.testing.assert_allclose(found['keypoint'], expected[..., :2], atol=PX)
+    np.testing.assert_allclose(found['keypoint_score'], expected[..., 2], atol=SCORE)
+
+
+def by_presence(joints: np.ndarray) -> list[int]:
+    return np.argsort(-joints[..., 2].sum(axis=(1, 2)), kind='stable').tolist()
+
+
+# --- what was written is read back ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('write', WITH_IDS)
+def test_identified_persons_are_read_back(write, duo, tmp_path):
+    [found] = read_keypoint_file(write(tmp_path / 'my_clip', duo))
+    assert_same(found, duo, by_presence(duo))
+    assert (found['frame_dir'], found['label'], found['total_frames']) == ('my_clip', 0, duo.shape[1])
+    assert found['keypoint'].dtype == found['keypoint_score'].dtype == np.float32
+    assert found['persons_left_out'] == 0
+    assert found['img_shape_known'] is (write is write_npz)
+    assert check_annotation(found, 'it')['img_shape'] == found['original_shape']
+
+
+@pytest.mark.parametrize('write', WITHOUT)
+@pytest.mark.parametrize('count', [1, 2])
+def test_persons_without_identity_are_followed(write, count, clips, tmp_path):
+    joints = joints_of(clips[count - 1])[:, :60]
+    [found] = read_keypoint_file(write(tmp_path / 'my_clip', joints, ids=False))
+    assert found['keypoint'].shape == (count, 60, 17, 2)
+    one, other = by_presence(joints), by_presence(joints)[::-1]
+    distance = [np.abs(found['keypoint'] - joints[order][..., :2]).max() for order in (one, other)]
+    assert_same(found, joints, one if distance[0] < distance[1] else other)
+
+
+def test_whole_sample_clips_come_back_from_what_the_sample_writes(clips, tmp_path):
+    for clip in clips:
+        path = write_json(tmp_path / f'{clip["frame_dir"]}.json', sample.mmpose_video(clip))
+        [found] = read_keypoint_file(path, img_shape=clip['img_shape'])
+        assert found['frame_dir'] == clip['frame_dir']
+        assert (found['img_shape'], found['img_shape_known']) == ((1080, 1920), True)
+        assert found['total_frames'] == clip['total_frames']
+        # Whoever is who, a frame has the same joints.
+        np.testing.assert_allclose(
+            np.sort(found['keypoint'], axis=0), np.sort(clip['keypoint'].astype(float), axis=0), atol=PX
+        )
+
+
+@pytest.mark.parametrize('layout', ['openpose18', 'body25', 'halpe26', 'wholebody133', 'halpe136', 'h36m17'])
+def test_an_array_of_a_named_layout_is_read_by_the_names_of_its_joints(layout, tmp_path):
+    joints = np.random.default_rng(0).uniform(100, 900, (1, 4, len(LAYOUTS[layout]), 3))
+    joints[..., 2] = 0.5
+    [found] = read_keypoint_file(write_npy(tmp_path / 'x', joints), layout)
+    for i, name in enumerate(COCO17.joints):
+        if name in LAYOUTS[layout]:
+            of = joints[:, :, LAYOUTS[layout].index(name)]
+            np.testing.assert_allclose(found['keypoint'][:, :, i], of[..., :2], rtol=1e-6)
+            assert (found['keypoint_score'][:, :, i] == 0.5).all()
+        else:
+            assert not found['keypoint'][:, :, i].any()
+            assert not found['keypoint_score'][:, :, i].any()
+
+
+def test_kinect_arrays_are_3d(tmp_path):
+    annotation = make_3d_annotations([9], persons=[2])['annotations'][0]
+    keypoint = annotation['keypoint'].astype(np.float32)
+    keypoint[0, 3, 5] = np.nan
+    np.save(tmp_path / 'x.npy', keypoint)
+    [found] = read_keypoint_file(tmp_path / 'x.npy', 'ntu25')
+    assert not {'keypoint_score', 'img_shape'} & found.keys()
+    keypoint[0, 3, 5] = 0
+    np.testing.assert_array_equal(found['keypoint'], keypoint[[1, 0]])  # person 1 has all its joints
+    check_annotation(found, 'it')
+
+
+def test_an_array_of_one_person_may_leave_the_axis_out(duo, tmp_path):
+    [one] = read_keypoint_file(write_npz(tmp_path / 'one', duo[0]))
+    [same] = read_keypoint_file(write_npz(tmp_path / 'same', duo[:1]))
+    np.testing.assert_array_equal(one['keypoint'], same['keypoint'])
+    assert one['img_shape'] == (1080, 1920)
+
+
+def test_an_array_without_scores_has_1_where_a_joint_is(tmp_path):
+    keypoint = np.random.default_rng(0).uniform(50, 900, (6, 17, 2))
+    keypoint[2, 4] = 0
+    keypoint[3, 5, 1] = np.nan
+    np.save(tmp_path / 'x.npy', keypoint)
+    [found] = read_keypoint_file(tmp_path / 'x.npy')
+    expected = np.ones((1, 6, 17))
+    expected[0, 2, 4] = expected[0, 3, 5] = 0
+    np.testing.assert_array_equal(found['keypoint_score'], expected)
+    assert not found['keypoint'][0, 3, 5].any()
+
+
+def test_a_pickles_clips_stay_as_they_are(write_pickle):
+    data = make_annotations([5, 9], persons=[1, 12])
+    path = write_pickle(data)
+    for layout in (None, 'coco17'):
+        found = read_keypoint_file(path, layout, max_persons=2)
+        assert len(found) == 2
+        for one, other in zip(found, load_annotations(path)['annotations'], strict=True):
+            assert one.keys() == other.keys()
+            np.testing.assert_array_equal(one['keypoint'], other['keypoint'])
+            assert one['keypoint'].dtype == np.float16
+
+
+def test_a_pickle_of_another_layout_is_converted(write_pickle):
+    data = make_annotations([5])
+    annotation = data['annotations'][0]
+    joints = convert(joints_of(annotation), 'coco17', 'openpose18').astype(np.float16)
+    annotation |= {'keypoint': joints[..., :2], 'keypoint_score': joints[..., 2]}
+    [found] = read_keypoint_file(write_pickle(data), 'openpose18')
+    [same] = make_annotations([5])['annotations']
+    np.testing.assert_array_equal(found['keypoint'], same['keypoint'])
+    np.testing.assert_array_equal(found['keypoint_score'], same['keypoint_score'])
+
+
+# --- frames and persons --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('write', [write_mmpose, write_openpose])
+@pytest.mark.parametrize('ids', [True, False])
+def test_frames_without_anyone_stay_empty_the_first_one_too(write, ids, duo, tmp_path):
+    joints = duo[:1, :20].copy()
+    joints[:, [0, 1, 7, 19]] = 0
+    [found] = read_keypoint_file(write(tmp_path / 'x', joints, ids))
+    assert_same(found, joints, [0])
+
+
+@pytest.mark.parametrize('write', [write_mmpose, write_openpose])
+def test_frames_are_counted_from_the_first_and_those_not_listed_have_nobody(write, duo, tmp_path):
+    joints = duo[:1, :12].copy()
+    path = write(tmp_path / 'x', joints, first=100)
+    for t in (3, 4):
+        joints[:, t] = 0
+        if path.is_dir():
+            (path / f'x_{100 + t:012d}_keypoints.json').unlink()
+    if path.is_file():
+        write_json(path, [f for f in json.loads(path.read_text()) if f['frame_id'] not in (103, 104)])
+    [found] = read_keypoint_file(path)
+    assert_same(found, joints, [0])
+
+
+def test_frames_of_a_folder_are_ordered_by_number_not_by_name(duo, tmp_path):
+    (tmp_path / 'x').mkdir()
+    for t in range(12):
+        people = [{'pose_keypoints_2d': triples(convert(duo[0, t], 'coco17', 'body25'))}]
+        write_json(tmp_path / 'x' / f'v_{t}_keypoints.json', {'people': people})
+    assert_same(read_keypoint_file(tmp_path / 'x')[0], duo[:1, :12], [0])
+
+
+@pytest.mark.parametrize('ids', [True, False])
+def test_of_too_many_persons_the_most_present_are_taken(ids, tmp_path):
+    random = np.random.default_rng(0)
+    joints = random.uniform(0, 60, (5, 30, 17, 3)) + np.arange(5).reshape(5, 1, 1, 1) * (300, 0, 0)
+    joints[..., 2] = 0.9
+    joints[..., :2] = joints[:, :1, :, :2] + random.normal(0, 1, joints[..., :2].shape)  # all stand still
+    for m, frames in enumerate((12, 30, 8, 25, 28)):
+        joints[m, frames:] = 0
+    [found] = read_keypoint_file(write_mmpose(tmp_path / 'x.json', joints, ids), max_persons=3)
+    assert_same(found, joints, [1, 4, 3])
+    assert found['persons_left_out'] == 2
+    np.save(tmp_path / 'x.npy', joints)
+    [found] = read_keypoint_file(tmp_path / 'x.npy', max_persons=3)
+    assert_same(found, joints, [1, 4, 3])
+    assert found['persons_left_out'] == 2
+
+
+def test_scores_are_at_most_1_and_what_is_not_finite_is_missing(tmp_path):
+    joints = np.full((1, 3, 17, 3), 200.0)
+    joints[..., 0] += np.arange(17)
+    joints[..., 2] = 1.3
+    joints[0, 1, 2, 0] = np.nan
+    joints[0, 1, 3, 1] = np.inf
+    joints[0, 1, 4, 2] = np.nan
+    joints[0, 1, 5, 2] = -0.1
+    [found] = read_keypoint_file(write_mmpose(tmp_path / 'x.json', joints))
+    score = np.ones((1, 3, 17))
+    score[0, 1, 2:6] = 0
+    np.testing.assert_array_equal(found['keypoint_score'], score)
+    assert not found['keypoint'][0, 1, 2:6].any()
+
+
+def test_a_guessed_image_holds_all_points_and_does_not_cut_the_box_about_them(duo, tmp_path):
+    assert keypoint_files.BOX_PADDING == BOX_PADDING
+    [found] = read_keypoint_file(write_npy(tmp_path / 'x', duo))
+    shape = np.array(found['img_shape'])
+    points = found['keypoint'][found['keypoint_score'] > 0].astype(np.float64)
+    lowest, highest = points.min(axis=0)[None], points.max(axis=0)[None]
+    assert (shape[::-1] > highest).all()
+    box, free = (compact_box(lowest, highest, image[None]) for image in (shape, shape * 100))
+    np.testing.assert_array_equal(box, free)
+
+
+@pytest.mark.parametrize(
+    ('content', 'persons'),
+    [
+        ({'people': [{'pose_keypoints_2d': [100.0, 200, 0.5] * 25}]}, 1),
+        ({'people': [{'pose_keypoints': [100.0, 200, 0.5] * 18}, {'pose_keypoints': [300.0, 20, 0.5] * 18}]}, 2),
+        ({'people': [{'pose_keypoints_2d': []}, {'pose_keypoints_2d': [100.0, 200, 0.5] * 25}]}, 1),
+        ([{'keypoints': [[100, 200]] * 17, 'keypoint_scores': [0.5] * 17}], 1),
+        ({'instance_info': [{'keypoints': [[100, 200]] * 133, 'keypoint_scores': [0.5] * 133}]}, 1),
+        ([{'image_id': 7, 'keypoints': [100.0, 200, 0.5] * 26}], 1),
+    ],
+)
+def test_the_file_of_an_image_is_a_clip_of_one_frame(content, persons, tmp_path):
+    [found] = read_keypoint_file(write_json(tmp_path / 'x.json', content))
+    assert found['keypoint'].shape == (persons, 1, 17, 2)
+    assert (found['keypoint_score'] == 0.5).all()
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------
+
+SOUND = {'keypoints': [[100, 200]] * 17, 'keypoint_scores': [0.5] * 17}
+JSON_MISTAKES = {
+    'empty': ([], 'holds no person in any frame'),
+    'empty dict': ({}, 'no known form'),
+    'numbers': ([1, 2], 'no known form: found a list'),
+    'other keys': ([{'joints': 3}], "no known form: found the keys ['joints']"),
+    'nobody': ([{'frame_id': 0, 'instances': []}], 'holds no person in any frame'),
+    'only zeros': ([{'image_id': 1, 'keypoints': [0] * 51}], 'holds no person in any frame'),
+    'text for numbers': ([SOUND | {'keypoints': [['1', '2']] * 17}], 'person 0: keypoints must be lists of numbers'),
+    'ragged': ([SOUND, SOUND | {'keypoints': [[1, 2], [1]]}], 'person 1: keypoints must be lists of numbers'),
+    'null': ([SOUND | {'keypoint_scores': [None] * 17}], 'keypoint_scores must be lists of numbers'),
+    'no scores': ([{'keypoints': [[1, 2]] * 17}], 'person 0: keypoint_scores must be lists of numbers, found None'),
+    '3d': ([SOUND | {'keypoints': [[1, 2, 3]] * 17}], 'keypoints must be an [x, y] for each joint'),
+    'few scores': ([SOUND | {'keypoint_scores': [1] * 16}], 'found shapes (17, 2) and (16,)'),
+    'huge number': ([SOUND | {'keypoints': [[10**400, 2]] * 17}], 'keypoints must be lists of numbers'),
+    'large number': ([SOUND | {'keypoints': [[1e30, 2]] * 17}], 'has a coordinate of 1e+30'),
+    'normalised': ([SOUND | {'keypoints': [[0.5, 0.7]] * 17}], 'multiply by the width and height'),
+    'an instance': ([SOUND, 3], 'person 1 must be a dict, found 3'),
+    'identity': ([SOUND | {'track_id': 'x'}], "its identity must be a whole number, found 'x'"),
+    'no frame_id': ([{'instances': []}], 'entry 0: frame_id must be a whole number'),
+    'frame twice': ([{'frame_id': 0, 'instances': [SOUND]}] * 2, 'entry 1: frame_id must be a whole number'),
+    'instances': ([{'frame_id': 4, 'instances': 3}], 'frame 4: instances must be a list, found 3'),
+    'long': ([{'frame_id': t, 'instances': [SOUND]} for t in (0, 10**9)], 'from frame 0 to 1000000000'),
+    'crowd': ([SOUND] * 101, 'frame 0 has 101 persons'),
+    'joints': ([{'keypoints': [[1, 9]] * 19, 'keypoint_scores': [1] * 19}], 'has 19 joints, which tells no layout'),
+    'two layouts': (
+        {'people': [{'pose_keypoints_2d': [3] * 54}, {'pose_keypoints_2d': [3] * 75}]},
+        'frame 0 has a person of 25 joints, others have 18',
+    ),
+    'no thirds': ({'people': [{'pose_keypoints_2d': [3] * 50}]}, 'x, y and score of each joint, found shape (50,)'),
+    'no pose': ({'people': [{'hands': []}]}, "person 0 lacks pose_keypoints_2d; found the keys ['hands']"),
+    'people': ({'people': 'many'}, 'people must be a list'),
+    'image': ([{'image_id': 'a.jpg', 'keypoints': [9] * 51}], 'a.jpg has no frame number'),
+    'image list': ([{'image_id': [1], 'keypoints': [9] * 51}], 'image_id must be a name or a number, found [1]'),
+    'videos': ([{'image_id': f'{v}_1.jpg', 'keypoints': [9] * 51} for v in 'ab'], 'several videos (a_.jpg, b_.jpg)'),
+    'written twice': ([{'image_id': n, 'keypoints': [9] * 51} for n in ('1.jpg', '01.jpg')], 'of the same number'),
+    'entry': ([{'image_id': 1, 'keypoints': [9] * 51}, {'image_id': 1}], 'entry 1 (image 1): keypoints must be'),
+}
+
+
+@pytest.mark.parametrize('name', JSON_MISTAKES)
+def test_a_mistake_in_json_is_told_with_its_place(name, tmp_path):
+    content, message = JSON_MISTAKES[name]
+    path = write_json(tmp_path / 'x.json', content)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read_keypoint_file(path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'[' * 10**6, b'{"a":' * 10**5, b'[1, 2', b'[\xff\xfe]', b'[' + b'1' * 10**5 + b']', b'{"people": [}', b'[1] [2]'],
+    ids=['lists', 'dicts', 'cut', 'bytes', 'digits', 'broken', 'two'],
+)
+def test_what_is_no_json_is_told_in_a_line(content, tmp_path):
+    (tmp_path / 'x.json').write_bytes(content)
+    with pytest.raises(ValueError, match=r'x.json .* cannot be read as JSON') as error:
+        read_keypoint_file(tmp_path / 'x.json')
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'\x89PNG\r\n', b'file,label,split\n', b'\x00' * 100])
+def test_other_files_are_refused_by_their_content(content, tmp_path):
+    (tmp_path / 'x.json').write_bytes(content)
+    with pytest.raises(ValueError, match=r'x.json is no keypoint file'):
+        read_keypoint_file(tmp_path / 'x.json')
+
+
+def test_files_are_recognised_by_content_whatever_their_name(duo, tmp_path):
+    for write in (write_npy, write_npz, write_mmpose):
+        path = write(tmp_path / 'x', duo)
+        path.rename(tmp_path / 'clip.txt')
+        assert read_keypoint_file(tmp_path / 'clip.txt')[0]['keypoint'].shape == duo[..., :2].shape
+
+
+def test_too_large_a_json_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / 'x.json').open('wb') as file:
+        file.write(b'[')
+        file.truncate(keypoint_files.MOST_BYTES + 1)
+    with pytest.raises(ValueError, match='cut it in parts'):
+        read_keypoint_file(tmp_path / 'x.json')
+
+
+def one(shape, value=100.0):
+    return {'keypoint': np.full(shape, value)}
+
+
+ARRAY_MISTAKES = {
+    'axes': (one((17, 2)), 'keypoint must be numbers of shape'),
+    'coordinates': (one((4, 17, 4)), 'found float64 of (4, 17, 4)'),
+    'no frame': (one((0, 17, 2)), 'keypoint must be numbers of shape'),
+    'text': ({'keypoint': np.full((4, 17, 2), 'a')}, 'found <U1 of (4, 17, 2)'),
+    'ambiguous': (one((4, 25, 3)), 'Say which: --layout body25 (pixels) or --layout ntu25 (metres)'),
+    'joints': (one((4, 19, 2)), 'has 19 joints, which tells no layout'),
+    'third': (one((4, 17, 3)), 'the third number of 2D joints is a score between 0 and 1, found 100 to 100'),
+    'scores twice': (one((4, 17, 3), 0.5) | {'keypoint_score': np.ones((4, 17))}, 'leave one out'),
+    'scores': (one((4, 17, 2)) | {'keypoint_score': np.ones((4, 18))}, 'found float64 of (4, 18) beside keypoint of'),
+    'no keypoint': ({'arr_0': np.ones((4, 17, 2))}, "lacks the array keypoint; found ['arr_0']"),
+    'nobody': (one((4, 17, 2), 0.0), 'holds no person in any frame'),
+    'shape': (one((4, 17, 2)) | {'img_shape': np.array([0, 9])}, 'img_shape must be height and width in pixels'),
+    'normalised': (one((4, 17, 2), 0.25), 'multiply by the width and height'),
+}
+
+
+@pytest.mark.parametrize('name', ARRAY_MISTAKES)
+def test_a_mistake_in_arrays_is_told(name, tmp_path):
+    arrays, message = ARRAY_MISTAKES[name]
+    np.savez(tmp_path / 'x.npz', **arrays)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read_keypoint_file(tmp_path / 'x.npz')
+    assert 'x.npz' in str(error.value)
+
+
+def test_wrong_layouts_and_units_are_told(duo, tmp_path, write_pickle):
+    path = write_npy(tmp_path / 'x', duo)
+    with pytest.raises(ValueError, match='has 17 joints, which are not those of body25'):
+        read_keypoint_file(path, 'body25')
+    with pytest.raises(ValueError, match='there is no layout coco; there are coco17, openpose18'):
+        read_keypoint_file(path, 'coco')
+    with pytest.raises(ValueError, match='has 17 joints, which are not those of halpe26'):
+        read_keypoint_file(write_pickle(make_annotations([5])), 'halpe26')
+    np.save(tmp_path / 'mm.npy', np.full((4, 25, 3), 3000.0))
+    with pytest.raises(ValueError, match='must be in metres'):
+        read_keypoint_file(tmp_path / 'mm.npy', 'ntu25')
+
+
+def test_arrays_are_not_trusted(tmp_path):
+    np.save(tmp_path / 'x.npy', np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match='cannot be read as an array'):
+        read_keypoint_file(tmp_path / 'x.npy')
+    np.save(tmp_path / 'x.npy', np.zeros((4, 17, 2)))
+    content = (tmp_path / 'x.npy').read_bytes()
+    (tmp_path / 'x.npy').write_bytes(content[:-8])
+    with pytest.raises(ValueError, match='cannot be read as an array'):
+        read_keypoint_file(tmp_path / 'x.npy')
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 17, 2), }"
+    header += b' ' * (117 - len(header)) + b'\n'
+    (tmp_path / 'x.npy').write_bytes(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header)
+    with pytest.raises(ValueError, match='cannot be read as an array'):
+        read_keypoint_file(tmp_path / 'x.npy')
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(Path))
+    with pytest.raises(ValueError, match=r'x.pkl: refused'):
+        read_keypoint_file(tmp_path / 'x.pkl')
+
+
+def test_mistakes_in_folders_are_told(duo, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such file'):
+        read_keypoint_file(tmp_path / 'x.json')
+    folder = tmp_path / 'x'
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r'holds no .json files'):
+        read_keypoint_file(folder)
+    write_openpose(folder, duo[:, :3])
+    write_json(folder / 'x_2_keypoints.json', {'people': []})
+    with pytest.raises(ValueError, match='two frames of the same number'):
+        read_keypoint_file(folder)
+    (folder / 'x_2_keypoints.json').rename(folder / 'other_000000000009_keypoints.json')
+    with pytest.raises(ValueError, match=re.escape('several videos (other_, x_)')):
+        read_keypoint_file(folder)
+    (folder / 'other_000000000009_keypoints.json').rename(folder / 'camera.json')
+    with pytest.raises(ValueError, match='camera has no frame number'):
+        read_keypoint_file(folder)
+    (folder / 'camera.json').unlink()
+    write_json(folder / 'x_000000000003_keypoints.json', {'people': [{'pose_keypoints_2d': ['a']}]})
+    with pytest.raises(ValueError, match=re.escape('x_000000000003_keypoints.json: person 0: keypoints must be')):
+        read_keypoint_file(folder)

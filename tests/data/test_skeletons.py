@@ -1,0 +1,74 @@
+"""Joint layouts: as their sources write them, and from one to another by names."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from lib.data.skeletons import COCO17, H36M17, LAYOUTS, NTU25, convert
+
+# Names as the sources print them: OpenPose's doc/02_output.md, the README of Halpe-FullBody.
+PRINTED = {
+    'openpose18': 'Nose Neck RShoulder RElbow RWrist LShoulder LElbow LWrist RHip RKnee RAnkle LHip LKnee LAnkle REye '
+    'LEye REar LEar',
+    'body25': 'Nose Neck RShoulder RElbow RWrist LShoulder LElbow LWrist MidHip RHip RKnee RAnkle LHip LKnee LAnkle '
+    'REye LEye REar LEar LBigToe LSmallToe LHeel RBigToe RSmallToe RHeel',
+    'halpe26': 'Nose LEye REye LEar REar LShoulder RShoulder LElbow RElbow LWrist RWrist LHip RHip LKnee RKnee LAnkle '
+    'RAnkle HeadTop Neck MidHip LBigToe RBigToe LSmallToe RSmallToe LHeel RHeel',
+}
+SIZES = {
+    'coco17': 17, 'openpose18': 18, 'body25': 25, 'halpe26': 26, 'halpe136': 136, 'wholebody133': 133, 'ntu25': 25,
+    'h36m17': 17,
+}  # fmt: skip
+PAIRS = list(itertools.product(LAYOUTS, LAYOUTS))
+
+
+def printed(name: str) -> str:
+    """left_big_toe -> LBigToe."""
+    parts = ''.join(part.capitalize() for part in name.split('_'))
+    return parts.replace('Left', 'L').replace('Right', 'R')
+
+
+@pytest.mark.parametrize('layout', PRINTED)
+def test_joints_have_the_order_of_the_source(layout):
+    assert [printed(name) for name in LAYOUTS[layout]] == PRINTED[layout].split()
+
+
+def test_layouts_have_as_many_joints_as_files_have_and_no_name_twice():
+    assert {name: len(joints) for name, joints in LAYOUTS.items()} == SIZES
+    assert all(len(set(joints)) == len(joints) for joints in LAYOUTS.values())
+    assert (LAYOUTS['coco17'], LAYOUTS['ntu25'], LAYOUTS['h36m17']) == (COCO17.joints, NTU25.joints, H36M17.joints)
+
+
+def test_whole_bodies_begin_with_the_body_and_end_with_the_right_hand():
+    assert LAYOUTS['wholebody133'][:17] == LAYOUTS['halpe136'][:17] == COCO17.joints
+    assert LAYOUTS['halpe136'][:26] == LAYOUTS['halpe26']
+    # The first of each part: feet, face, left hand, right hand.
+    assert [LAYOUTS['wholebody133'][i] for i in (17, 22, 23, 90, 91, 112, 132)] == [
+        'left_big_toe', 'right_heel', 'face_0', 'face_67', 'left_hand_0', 'right_hand_0', 'right_hand_20'
+    ]  # fmt: skip
+    assert [LAYOUTS['halpe136'][i] for i in (26, 93, 94, 115, 135)] == [
+        'face_0', 'face_67', 'left_hand_0', 'right_hand_0', 'right_hand_20'
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(('source', 'target'), PAIRS)
+def test_there_and_back_keeps_the_shared_joints_and_makes_zeros_of_the_others(source, target):
+    joints = np.random.default_rng(0).uniform(1, 9, (2, 3, len(LAYOUTS[source]), 3)).astype(np.float32)
+    there = convert(joints, source, target)
+    assert there.shape == (2, 3, len(LAYOUTS[target]), 3)
+    assert there.dtype == joints.dtype
+    shared = np.array([name in LAYOUTS[target] for name in LAYOUTS[source]])
+    back = convert(there, target, source)
+    np.testing.assert_array_equal(back[:, :, shared], joints[:, :, shared])
+    assert not back[:, :, ~shared].any()
+    for i, name in enumerate(LAYOUTS[target]):
+        if name in LAYOUTS[source]:
+            np.testing.assert_array_equal(there[:, :, i], joints[:, :, LAYOUTS[source].index(name)])
+        else:
+            assert not there[:, :, i].any()
+
+
+@pytest.mark.parametrize('layout', ['openpose18', 'body25', 'halpe26', 'halpe136', 'wholebody133'])
+def test_what_estimators_write_holds_all_joints_of_coco(layout):
+    assert set(COCO17.joints) <= set(LAYOUTS[layout])
