@@ -33,7 +33,7 @@ from lib.cli import DONE, USER_ERROR
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.skeletons import COCO17, LAYOUTS
 from lib.files import check_writable, replacing, require_file, write_text
-from lib.tools.check_data import span
+from lib.tools.check_data import numbered, span
 from lib.unpickling import shown, shown_text
 
 KEYS = ('frame_dir', 'label', 'total_frames', 'img_shape', 'original_shape', 'keypoint')  # and keypoint_score
@@ -122,7 +122,7 @@ def _stop_for(mistakes: Sequence[str], what: str) -> None:
     if mistakes:
         more = [f'and {len(mistakes) - MOST_MISTAKES} more'] if len(mistakes) > MOST_MISTAKES else []
         lines = '\n  '.join([*mistakes[:MOST_MISTAKES], *more])
-        raise ValueError(f'{what}: {len(mistakes)} wrong, so nothing was written.\n  {lines}')
+        raise ValueError(f'{what}: {numbered(len(mistakes), "mistake")}, so nothing was written.\n  {lines}')
 
 
 def numbers_of(labels: Iterable[str]) -> tuple[dict[str, int], list[str] | None]:
@@ -187,12 +187,14 @@ def make(
         for name in row.lists:
             split[name].append(row.name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if names is not None:
+    if names is None:
+        classes_file = None
+    else:
         write_text(classes_file, ''.join(f'{name}\n' for name in names))
     with replacing(out) as file:
         pickle.dump({'split': split, 'annotations': annotations}, file, protocol=4)
-    lines = [*_made(out, split, annotations, told, classes_file if names else None)]
-    return '\n'.join([*lines, '', 'Next:', *_next(out, split, annotations, classes_file if names else None)])
+    made, then = _made(out, split, annotations, told, classes_file), _next(out, split, annotations, classes_file)
+    return '\n'.join([*made, '', 'Next:', *then])
 
 
 def _form(annotation: Mapping[str, Any]) -> str:
@@ -212,23 +214,26 @@ def _made(
     (fewest, shortest), (most, longest) = shapes.min(axis=0), shapes.max(axis=0)
     labels = {annotation['frame_dir']: annotation['label'] for annotation in annotations}
     yield (
-        f'{out}: {len(annotations):,} clips of {len(set(labels.values()))} classes, {_form(annotations[0])}, '
+        f'{out}: {numbered(len(annotations), "clip")} of {len(set(labels.values()))} classes, {_form(annotations[0])}, '
         f'{span(fewest, most)} persons, {span(shortest, longest)} frames, {out.stat().st_size / 1e6:,.1f} MB'
     )
     for name, clips in split.items():
         counts = Counter(labels[clip] for clip in clips).values()
-        yield f'list {name}: {len(clips):,} clips, {len(counts)} classes of {span(min(counts), max(counts))} clips'
+        yield (
+            f'list {name}: {numbered(len(clips), "clip")} of {len(counts)} classes, '
+            f'{span(min(counts), max(counts))} of each'
+        )
     if classes_file:
         yield f'{classes_file}: their names, by which labels are numbered'
     if told['left_out']:
-        yield f'{told["left_out"]:,} persons were left out: no more than ten of a clip are kept, the most present ones'
+        yield f'left out: {numbered(told["left_out"], "person")}, of clips with more than the ten who are kept'
     if told['guessed']:
         yield (
-            f'{told["guessed"]:,} clips do not tell the size of their images: taken as large as their points need. '
+            f'image size: not told of {numbered(told["guessed"], "clip")}, and taken as large as the points need; '
             '--img_shape H W tells it'
         )
     if told['large']:
-        yield f'{told["large"]:,} clips are float32: float16 keeps coordinates from {FLOAT16_KEEPS:,} px on no longer'
+        yield f'float32: {numbered(told["large"], "clip")} with coordinates from {FLOAT16_KEEPS:,} px on'
 
 
 def _next(
@@ -245,13 +250,12 @@ def _next(
         'data.ann_file': out,
         'data.benchmark': f'[{train},{others[0]}]',
         'model.num_classes': max(annotation['label'] for annotation in annotations) + 1,
-        'data.class_names': classes_file,
-        'model.num_joints': annotations[0]['keypoint'].shape[2],
     }
-    if classes_file is None:
-        del values['data.class_names']
-    if values['model.num_joints'] == len(COCO17.joints):  # as configs have it
-        del values['model.num_joints']
+    if classes_file:
+        values['data.class_names'] = classes_file
+    num_joints = annotations[0]['keypoint'].shape[2]
+    if num_joints != len(COCO17.joints):  # which configs have
+        values['model.num_joints'] = num_joints
     settings = ' '.join(f'--set {shlex.quote(f"{key}={value}")}' for key, value in values.items())
     yield f'  python train_action_vanilla.py --checkpoint checkpoint/action/{shlex.quote(out.stem)} {settings}'
 
