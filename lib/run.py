@@ -42,7 +42,7 @@ def _are_numbers(values: object, *names: str) -> bool:
     return numbers and values.keys() >= {*names} and all(map(math.isfinite, values.values()))
 
 
-def _is_line(line: object) -> bool:
+def is_line(line: object) -> bool:
     """Whether it is what the history has of an epoch."""
     return (
         isinstance(line, dict)
@@ -64,7 +64,7 @@ TO_GO_ON = TO_EVALUATE | {
     'loss_sum': lambda total: type(total) is float and math.isfinite(total),
     'hits': _is_count,
     'best': lambda best: _are_numbers(best, 'top1', 'epoch'),
-    'history': lambda history: isinstance(history, list) and all(map(_is_line, history)),
+    'history': lambda history: isinstance(history, list) and all(map(is_line, history)),
     'optimizer': lambda state: isinstance(state, dict),
 }
 
