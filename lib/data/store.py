@@ -155,17 +155,17 @@ def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None 
     ann_file = Path(ann_file)
     folder = store_folder(ann_file, store_dir)
     with contextlib.suppress(DamagedStoreError):
-        if store := _open_packed(ann_file, folder):
+        if store := open_packed(ann_file, folder):
             return store
     with _packing_lock(folder):
         try:
-            if store := _open_packed(ann_file, folder):  # another process packed it while this one waited
+            if store := open_packed(ann_file, folder):  # another process packed it while this one waited
                 return store
         except DamagedStoreError as damage:
             warnings.warn(f'{damage}. {ann_file} is packed again.', stacklevel=2)
         _pack(ann_file, folder)
         try:
-            store = _open_packed(ann_file, folder)
+            store = open_packed(ann_file, folder)
         except DamagedStoreError as damage:
             raise ValueError(
                 f'{damage}, though it was packed just now: check the disk, or name another folder with '
@@ -199,7 +199,7 @@ def fingerprint(ann_file: Path) -> dict[str, Any]:
     return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
 
-def _open_packed(ann_file: Path, folder: Path) -> Store | None:
+def open_packed(ann_file: Path, folder: Path) -> Store | None:
     """The mapped store, or None where there is none that was made from these very pickles. Raises DamagedStoreError."""
     meta = _read_meta(folder, fingerprint(ann_file))
     if meta is None:
