@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+from lib.data.pickles import load_annotations
+from lib.data.tracking import LONGEST_GAP, track
+
+RANDOM = np.random.default_rng(0)
+BODY = RANDOM.uniform([0, 0], [60, 200], (17, 2))
+
+
+def walking(frames: int, start: float, speed: float, size: float = 1.0) -> np.ndarray:
+    """(T, 17, 2): a body whose joints swing, on its way from x = start with so many pixels a frame."""
+    t = np.arange(frames)[:, None]
+    swing = 8 * np.sin(t / 4 + np.arange(17)) * size
+    return np.stack([size * BODY[:, 0] + start + speed * t + swing, size * BODY[:, 1] + 300 + 0 * t], axis=-1)
+
+
+def seen(keypoint: np.ndarray, score: np.ndarray, present: np.ndarray, random: np.random.Generator) -> list:
+    """What an estimator finds of persons (M, T, V, 2): those that are present (M, T), in another order each frame."""
+    orders = [random.permutation(np.flatnonzero(there)) for there in present.T]
+    return [(keypoint[order, t], score[order, t]) for t, order in enumerate(orders)]
+
+
+def keeps_identities(keypoint: np.ndarray, score: np.ndarray, present: np.ndarray, random: np.random.Generator) -> bool:
+    """Whether there are as many tracks as persons, each of one person, whole."""
+    tracks = track(seen(keypoint, score, present, random))
+    if len(tracks.keypoint) != len(keypoint) or tracks.left_out:
+        return False
+    expected = keypoint * present[..., None, None]
+    is_of = (tracks.keypoint[:, None] == expected[None]).all(axis=(2, 3, 4))
+    return bool((is_of.sum(axis=0) == 1).all() and (is_of.sum(axis=1) == 1).all())
+
+
+def test_two_real_persons_keep_their_identities(motion):
+    """99.7 % of all 846 clips do, of which each tenth pose is missing; here are some of them."""
+    random, kept = np.random.default_rng(0), []
+    for clip in load_annotations(motion('sbu_hrnet.pkl'))['annotations'][::8]:
+        keypoint, score = (np.asarray(clip[key], np.float32) for key in ('keypoint', 'keypoint_score'))
+        kept.append(keeps_identities(keypoint, score, random.random(keypoint.shape[:2]) >= 0.1, random))
+    assert len(kept) > 100
+    assert np.mean(kept) >= 0.97
+
+
+def test_real_persons_who_pass_each_other(motion):
+    """One walks to the right, the other to the left, who is not seen while she is behind the first."""
+    names = motion('cmu_classes.txt').read_text().split()
+    clips = load_annotations(motion('cmu_hrnet.pkl'))['annotations']
+    walks = [clip for clip in clips if names[clip['label']] == 'walking'][:40]
+    random, kept = np.random.default_rng(0), []
+    for clip, other in zip(walks[::2], walks[1::2], strict=True):
+        length = min(clip['total_frames'], other['total_frames'])
+        away = 10 * (np.arange(length) - length / 2)
+        poses = []
+        for one, direction in ((clip, 1), (other, -1)):
+            pose = one['keypoint'][0, :length].astype(np.float32)
+            pose[..., 0] += direction * away[:, None] + 960 - pose[..., 0].mean(axis=1, keepdims=True)
+            poses.append(pose)
+        keypoint = np.stack(poses).astype(np.float32)
+        score = np.stack([one['keypoint_score'][0, :length] for one in (clip, other)]).astype(np.float32)
+        size = np.ptp(keypoint[0, :, :, 0], axis=1).mean()
+        present = np.stack([np.ones(length, bool), np.abs(2 * away) > 0.5 * size])
+        assert 3 <= (~present).sum() <= 20
+        kept.append(keeps_identities(keypoint, score, present, random))
+    assert len(kept) == 20
+    assert np.mean(kept) >= 0.9
+
+
+@pytest.mark.parametrize('size', [0.2, 5.0])
+def test_near_and_far_persons_are_followed_alike(size):
+    keypoint = np.stack([walking(30, 0, 4 * size, size), walking(30, 120 * size, -4 * size, size)]).astype(np.float32)
+    keypoint[1, ..., 1] += 40 * size  # nearer to the camera, so that the two are never at one place
+    score = np.full(keypoint.shape[:3], 0.9, np.float32)
+    assert keeps_identities(keypoint, score, np.ones((2, 30), bool), np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(('away', 'persons'), [(LONGEST_GAP - 1, 1), (LONGEST_GAP + 1, 2)])
+def test_somebody_who_is_away_for_long_is_somebody_new(away, persons):
+    keypoint = walking(80, 100, 0)[None].astype(np.float32)
+    present = np.ones((1, 80), bool)
+    present[0, 20 : 20 + away] = False
+    tracks = track(seen(keypoint, np.ones((1, 80, 17), np.float32), present, np.random.default_rng(0)))
+    assert len(tracks.keypoint) == persons
+    np.testing.assert_array_equal(tracks.score.any(axis=2).sum(axis=0), present[0])
+
+
+def test_somebody_found_twice_in_a_frame_is_one_person_at_the_better_pose():
+    keypoint = walking(20, 100, 3).astype(np.float32)
+    other = keypoint + RANDOM.normal(0, 4, keypoint.shape).astype(np.float32)
+    score = np.full((20, 17), 0.8, np.float32)
+    tracks = track([(np.stack([other[t], keypoint[t]]), np.stack([score[t] / 2, score[t]])) for t in range(20)])
+    assert (len(tracks.keypoint), tracks.left_out) == (1, 0)
+    np.testing.assert_array_equal(tracks.keypoint[0], keypoint)
+
+
+def test_the_most_present_persons_come_first_and_the_others_are_counted():
+    keypoint = np.stack([walking(40, 500 * person, 1) for person in range(5)]).astype(np.float32)
+    score = np.full(keypoint.shape[:3], 0.5, np.float32)
+    score[3] = 0.9
+    present = np.arange(40)[None] >= np.array([20, 0, 10, 5, 30])[:, None]
+    frames = seen(keypoint, score, present, np.random.default_rng(0))
+    tracks = track(frames, max_persons=3)
+    assert tracks.left_out == 2
+    for person, expected in zip(tracks.keypoint, (3, 1, 2), strict=True):
+        np.testing.assert_array_equal(person, keypoint[expected] * present[expected, :, None, None])
+    np.testing.assert_array_equal(tracks.score[0], score[3] * present[3, :, None])
+    assert (len(track(frames).keypoint), track(frames).left_out) == (5, 0)
+
+
+def test_joints_that_are_missing_neither_help_nor_hinder():
+    """Their coordinates mean nothing, and do not come back."""
+    keypoint = np.stack([walking(30, 0, 2), walking(30, 150, -2)]).astype(np.float32)
+    score = (np.random.default_rng(2).random((2, 30, 17)) > 0.6).astype(np.float32)
+    given = np.where(score[..., None] > 0, keypoint, 5000)
+    frames = seen(given, score, np.ones((2, 30), bool), np.random.default_rng(0))
+    tracks = track(frames)
+    assert (len(tracks.keypoint), tracks.left_out) == (2, 0)
+    np.testing.assert_array_equal(tracks.score.sum(), score.sum())
+    assert {person.tobytes() for person in tracks.score} == {person.tobytes() for person in score}
+    assert tracks.keypoint.max() < 5000
+
+
+def test_frames_without_anybody():
+    nobody = (np.zeros((0, 17, 2), np.float32), np.zeros((0, 17), np.float32))
+    unseen = (np.ones((1, 17, 2), np.float32), np.zeros((1, 17), np.float32))
+    pose = walking(1, 100, 0)[:1].astype(np.float32)
+    tracks = track([nobody, unseen, (pose, np.ones((1, 17))), nobody])
+    assert tracks.keypoint.shape == (1, 4, 17, 2)
+    assert (tracks.keypoint.dtype, tracks.score.dtype) == (np.float32, np.float32)
+    np.testing.assert_array_equal(tracks.score.sum(axis=2), [[0, 0, 17, 0]])
+    assert track([nobody] * 3).keypoint.shape == (0, 3, 17, 2)
+    with pytest.raises(ValueError, match='no frames'):
+        track([])
