@@ -9,11 +9,12 @@ It needs no GPU, and without NTU60's pickle takes its known numbers of clips.
 Multiply-adds are those of the matrix products and convolutions of a forward pass, counted on the model itself; norms,
 softmax and other elementwise operations are left out. Memory is that of the tensors on one device: of PyTorch found by
 going through a training step on tensors without content, of ViViT estimated from the graph of a step, where a tensor
-lasts until it is last read. What a process takes is more, by libraries and gaps between tensors: on a CPU 100 MB and 5
-to 40 % have been seen. train.compile, which changes it, is left out of it.
+lasts until it is last read. A process takes more than its tensors: on a CPU 5 % for libraries, and up to 25 % for gaps
+between tensors, were measured of PyTorch, and 30 % of ViViT. Both are for train.compile=false; true often takes less.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import weakref
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(text(args.config, kind, config, recipe, amount, cost))
         if args.out:
             save_figure(curve(args.config.name, config, recipe, amount), args.out)
-            print(f'picture     {args.out}')
+            print(f'{"picture":<10} {args.out}')
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
@@ -291,6 +292,8 @@ def cost_in_tensorflow(script: ModuleType, config: EasyDict, num_joints: int) ->
     """What a model costs, from the graphs of its steps. Raises ValueError where it does not suit the clips."""
     import tensorflow as tf
 
+    with contextlib.suppress(RuntimeError):  # where TensorFlow has them already, it keeps them
+        tf.config.set_visible_devices([], 'GPU')  # it would take all of their memory, for nothing
     engine = script.engine
     world = engine.World(tf.distribute.get_strategy())  # one device
     options = replace(engine.TrainOptions(**config.train), compile=False, accumulation_steps=1)
@@ -393,7 +396,7 @@ def text(path: Path, kind: str, config: EasyDict, recipe: Recipe, amount: Amount
     facts = {
         'config': f'{path}, for train_action_{kind}.py',
         'data': amount.description,
-        'model': of_parts(cost.parts, config.data.max_persons),
+        'model': of_parts(cost.parts, config),
         'drawing': of_drawing(config, amount.num_joints),
         'memory': of_memory(kind, config, cost),
         'steps': of_steps(config, recipe, amount),
@@ -414,11 +417,11 @@ def aligned(rows: list[tuple[str, ...]], sides: str) -> str:
     return '\n'.join('  '.join(f'{cell:{side}{width}}' for cell, side, width in line).rstrip() for line in lines)
 
 
-def of_parts(parts: list[Part], max_persons: int) -> str:
+def of_parts(parts: list[Part], config: EasyDict) -> str:
     """A table of the parts and their sums."""
-    persons = '1 person' if max_persons == 1 else f'{max_persons} persons'
+    persons = '' if 'heatmap' in config else f', max_persons {config.data.max_persons}'  # maps hold all persons
     everything = Part('all', sum(part.parameters for part in parts), sum(part.multiply_adds for part in parts))
-    rows = [('', 'parameters', 'million multiply-adds', f'forward, of one clip of {persons}')]
+    rows = [('', 'parameters', 'million multiply-adds', f'forward, of one clip{persons}')]
     for part in (*parts, everything):
         remark = '' if part.is_trained else 'not trained'
         rows.append((part.name, f'{part.parameters:,}', f'{part.multiply_adds / 1e6:,.1f}', remark))
@@ -483,7 +486,7 @@ def learning_rates(config: EasyDict) -> dict[str, float]:
 
 def of_rates(config: EasyDict, recipe: Recipe, amount: Amount) -> str:
     _, factors = schedule(recipe, amount)
-    falls = 'half a cosine' if recipe.lr_schedule == 'cosine' else f'x {recipe.lr_decay:g} after each epoch'
+    falls = 'half a cosine' if recipe.lr_schedule == 'cosine' else f'times {recipe.lr_decay:g} after each epoch'
     warmup = f'rising through {recipe.warmup_epochs} epochs, then ' if recipe.warmup_epochs else ''
     return '\n'.join(
         f'{name} {rate * factors[0]:.2e} in the first step, {rate * max(factors):.2e} at most, '
@@ -530,29 +533,28 @@ def curve(name: str, config: EasyDict, recipe: Recipe, amount: Amount) -> 'Figur
 def of_published(path: Path, kind: str, config: EasyDict) -> str:
     """The published row that a config is or is nearest to, and the settings in which they differ."""
     row = path.resolve()
-    if row.parent != PUBLISHED:
-        rows = {
-            file: load_config_file(file)[1] for file in sorted(PUBLISHED.glob('*.yaml')) if kind_of_file(file) == kind
-        }
+    if row not in published_rows(kind):
+        rows = {file: load_config_file(file)[1] for file in published_rows(kind)}
         same_input = [file for file in rows if rows[file].data.input == config.data.input]
         row = min(same_input, key=lambda file: len(changes(rows[file], config)))
     changed = changes(load_config_file(row)[1], config)
-    how = f'differs in {len(changed)}' if changed else 'no setting differs'
-    lines = [f'{"row" if row == path.resolve() else "nearest row"} {row.name}: {told_of(row)} {how}']
+    which = 'this row' if row == path.resolve() else 'the nearest row'
+    lines = [f'{row.name} is {which}. {published_rows(kind)[row]}', 'No setting differs.']
     if changed:
+        lines[1] = 'These settings differ:'
         shown = [(key, *map(json.dumps, values)) for key, values in changed.items()]
         lines.append(aligned([('', 'published', 'here'), *shown], '<>>'))
     return '\n'.join(lines)
 
 
-def kind_of_file(path: Path) -> str:
-    return kind_of(read_config(path, ()), str(path))
-
-
-def told_of(row: Path) -> str:
-    """What the head of a published config says of its result."""
-    lines = [line.lstrip('# ') for line in row.read_text().splitlines()]
-    return next(line for line in lines if line.lower().startswith(('published', 'not published')))
+def published_rows(kind: str) -> dict[Path, str]:
+    """The configs of a kind of model that say what was published of them, each with that line."""
+    rows = {}
+    for file in sorted(PUBLISHED.glob('*.yaml')):
+        told = [line for line in file.read_text().splitlines() if line.startswith(('# Published', '# Not published'))]
+        if told and kind_of(read_config(file, ()), str(file)) == kind:
+            rows[file] = told[0].removeprefix('# ')
+    return rows
 
 
 def changes(published: Mapping[str, dict], config: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
