@@ -20,6 +20,7 @@ from lib.config import Sections
 from lib.data.clips import Clips
 from lib.evaluation import report_evaluation
 from lib.metrics import classification_metrics
+from lib.pictures import draw_clip
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
 from lib.pytorch.distributed import GlobalBatchNorm1d, World
 from lib.pytorch.heatmap import HeatmapRenderer
@@ -34,7 +35,6 @@ from lib.run import (
     prefetched,
 )
 from lib.runlog import RunLog, say_facts
-from lib.tools.preview import draw_clip
 
 # Repeated in backward() instead of kept, with train.activation_checkpointing.
 CHECKPOINTED = (dstformer.Block, vanilla.Block)

@@ -17,6 +17,7 @@ from lib.config import Sections
 from lib.data.clips import Clips
 from lib.evaluation import report_evaluation
 from lib.metrics import classification_metrics
+from lib.pictures import draw_clip
 from lib.recipe import Recipe
 from lib.run import (
     check_logits,
@@ -30,7 +31,6 @@ from lib.runlog import RunLog, say_facts
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.distributed import World
 from lib.tensorflow.heatmap import HeatmapRenderer
-from lib.tools.preview import draw_clip
 
 
 @dataclass(kw_only=True)
