@@ -30,13 +30,12 @@ from lib.files import require_file
 from lib.npz import read_arrays
 from lib.unpickling import shown, shown_text
 
-MOST_BYTES = 2**27  # of a JSON file; Python takes some ten times as much memory for what is in it
+MOST_BYTES = 2**27  # of a JSON file, for which Python takes ten times as much memory, at worst thirty times
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
 MOST_IN_A_FRAME = 100  # persons
 LARGEST_COORDINATE = 10**5  # px
 FARTHEST = 100  # m; what Kinect sees is nearer
 NORMALISED = 2  # the largest coordinate of those that are shares of the image
-BOX_PADDING = 0.25  # of the box about all joints, as PYSKL's and `geometry.compact_box`'
 
 # The layouts of JSON files by their number of joints. Arrays of 25 joints may be Kinect's too.
 _BY_NUMBER = {len(LAYOUTS[name]): name for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'wholebody133')} | {
@@ -464,7 +463,6 @@ def _annotation_3d(path: Path, keypoint: np.ndarray, max_persons: int) -> dict[s
 
 
 def _least_image(points: np.ndarray) -> tuple[int, int]:
-    """(h, w) of the smallest image from which the pipeline's square box about any of the points (P, 2) is not cut."""
-    margin = (1 + BOX_PADDING) / 2 * np.ptp(points, axis=0).max()
-    width, height = np.maximum(points.max(axis=0) + margin, 0).astype(int) + 1
+    """(h, w) of the smallest image that holds all points (P, 2). Heatmaps do not depend on it."""
+    width, height = np.maximum(points.max(axis=0), 0).astype(int) + 1
     return int(height), int(width)

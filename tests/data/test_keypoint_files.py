@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lib.data import keypoint_files, sample
-from lib.data.geometry import BOX_PADDING, compact_box
+from lib.data.clips import Clips
 from lib.data.keypoint_files import read_keypoint_file
 from lib.data.pickles import check_annotation, load_annotations
 from lib.data.skeletons import COCO17, LAYOUTS, convert
@@ -329,15 +329,40 @@ def test_scores_are_at_most_1_and_what_is_not_finite_is_missing(tmp_path):
     assert not found['keypoint'][0, 1, 2:6].any()
 
 
-def test_a_guessed_image_holds_all_points_and_does_not_cut_the_box_about_them(duo, tmp_path):
-    assert keypoint_files.BOX_PADDING == BOX_PADDING
-    [found] = read_keypoint_file(write_npy(tmp_path / 'x', duo))
-    shape = np.array(found['img_shape'])
-    points = found['keypoint'][found['keypoint_score'] > 0].astype(np.float64)
-    lowest, highest = points.min(axis=0)[None], points.max(axis=0)[None]
-    assert (shape[::-1] > highest).all()
-    box, free = (compact_box(lowest, highest, image[None]) for image in (shape, shape * 100))
-    np.testing.assert_array_equal(box, free)
+def test_a_guessed_image_is_the_smallest_that_holds_all_points(tmp_path):
+    keypoint = np.random.default_rng(0).uniform(-20, 300, (4, 17, 2))
+    keypoint[2, 3] = (700.4, 20)
+    keypoint[1, 6] = (300, 900)
+    np.save(tmp_path / 'x.npy', keypoint)
+    [found] = read_keypoint_file(tmp_path / 'x.npy')
+    assert (found['img_shape'], found['img_shape_known']) == ((901, 701), False)
+    np.save(tmp_path / 'x.npy', keypoint - 1000)
+    assert read_keypoint_file(tmp_path / 'x.npy')[0]['img_shape'] == (1, 1)
+
+
+def test_heatmaps_do_not_depend_on_the_guess(tmp_path, write_pickle):
+    data, joints = make_annotations([40] * 3), {}
+    for a in data['annotations']:
+        joints[a['frame_dir']] = joints_of(a)
+    keypoint = []
+    for name, shape in (('told', (1080, 1920)), ('guessed', None)):
+        for a in data['annotations']:
+            np.save(tmp_path / 'x.npy', joints[a['frame_dir']])
+            a |= read_keypoint_file(tmp_path / 'x.npy', img_shape=shape)[0] | {'frame_dir': a['frame_dir']}
+        path = write_pickle(data, f'{name}.pkl')
+        clips = Clips('val', ann_file=path, benchmark='xsub', clip_len=8, batch_size=1, seed=0)
+        keypoint.append(clips[0, 0]['keypoint'])
+    np.testing.assert_array_equal(*keypoint)
+    assert keypoint[0].any()
+
+
+def test_persons_called_minus_1_are_no_one_person(duo, tmp_path):
+    joints = duo[:, :20].copy()
+    joints[1, ..., 0] += 2000
+    joints[0, 10:] = joints[1, :10] = 0  # one leaves, another comes elsewhere
+    for write in (write_openpose, write_mmpose):
+        [found] = read_keypoint_file(write(tmp_path / write.__name__, joints, ids=False))
+        assert_same(found, joints, by_presence(joints))
 
 
 @pytest.mark.parametrize(
