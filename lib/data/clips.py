@@ -284,6 +284,10 @@ class Clips:
         """frame_dir of each clip of a batch."""
         return [self.store.name(clip) for clip in self.batch_clips(epoch, b)]
 
+    def of_clip(self, clip: int, epoch: int) -> dict[str, np.ndarray]:
+        """What the batch of an epoch holds of one clip of the store, N = 1."""
+        return self._batch(np.array([clip]), epoch)
+
     def shared(self, rank: int, world_size: int) -> Self:
         """The same clips, as one of several devices takes them: of every batch one clip in world_size, from `rank` on.
 
