@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import math
+import re
 import sys
 import time
 from collections import defaultdict
@@ -31,12 +32,13 @@ from lib.data.store import open_packed, store_folder
 from lib.evaluation import read_predictions
 from lib.files import check_writable, replacing
 from lib.metrics import confusion_matrix, most_confused
+from lib.pictures import draw_clip
 from lib.tools.checkpoints import kind_of
-from lib.tools.preview import draw_clip
 from lib.tools.results import RunFolder, read_runs, to_evaluate
 
 PAGE = Path(__file__).with_name('report.html')
 MARK = b'<meta name="generator" content="lib.tools.report">'  # by which a report is known
+PREDICTIONS = 'predictions.npz'
 NONE = '–'  # noqa: RUF001 a dash in a cell
 COLOURS, DASHES = 6, ('', '7 3', '2 3', '10 3 2 3', '14 5')  # of the runs, in turn: all different for thirty
 CURVES = {
@@ -131,6 +133,11 @@ def notes(lines: Sequence[str]) -> str:
     return f'<ul class="notes">{"".join(f"<li>{line}</li>" for line in lines)}</ul>' if lines else ''
 
 
+def breakable(text: str) -> str:
+    """Text that a line may break after a stroke or slash, as paths have them."""
+    return re.sub('([/_])', r'\1<wbr>', escape(text))
+
+
 def letter(number: int) -> str:
     """A, B, ..., Z, AA, AB, ...: by which a run is known on the page."""
     return (letter(number // 26 - 1) if number >= 26 else '') + chr(ord('A') + number % 26)
@@ -159,24 +166,22 @@ def counted(number: int, what: str) -> str:
 
 
 def results(runs: Sequence[RunFolder]) -> str:
-    columns = {
-        'run': 'name', 'model': '', 'parameters': 'number', 'epochs': 'number', 'best top-1': 'number',
-        'last top-1': 'number', 'evaluated top-1': 'number', 'mean class': 'number', 'top-5': 'number',
-        'evaluated on': 'nowrap', 'clips/s': 'number', 'waiting': 'number', 'training': 'number',
-    }  # fmt: skip
+    columns = ('run', 'best top-1', 'last top-1', 'evaluated top-1', 'mean class', 'top-5', 'evaluated on', 'epochs')
+    columns += ('clips/s', 'model', 'parameters')
+    kinds = [{'run': 'name', 'evaluated on': 'nowrap', 'model': 'nowrap'}.get(column, 'number') for column in columns]
     rows = [[run_cell(i, run), *result_cells(run)] for i, run in enumerate(runs)]
     explained = (
         '<p class="soft">Accuracies in %. Best and last: of the epochs, on the validation list; a best epoch chosen on '
         'the list that it is reported on flatters, so compare the last ones too. Evaluated: by --evaluate, with its '
-        '95 % interval over clips drawn again. Clips/s: in training, median of the epochs; waiting: for data, share of '
-        'that time. Parameters are known once a run is evaluated.</p>'
+        '95 % interval over clips drawn again; it also tells the parameters. Clips/s: in training, median of the '
+        'epochs, and the share of that time spent waiting for data.</p>'
     )
     faults = [f'<b>{letter(i)}</b> {escape(fault)}' for i, run in enumerate(runs) for fault in run.faults.values()]
-    return table(list(columns), rows, list(columns.values()), 'Results') + explained + notes(faults)
+    return table(columns, rows, kinds, 'Results') + explained + notes(faults)
 
 
 def run_cell(number: int, run: RunFolder) -> str:
-    return f'{key(number)} {escape(run.name)}<small>{written(run)}</small>'
+    return f'{key(number)}<br><b>{breakable(run.name)}</b><small>{written(run)}</small>'
 
 
 def written(run: RunFolder) -> str:
@@ -187,37 +192,29 @@ def written(run: RunFolder) -> str:
 
 
 def result_cells(run: RunFolder) -> list[str]:
-    found = run.evaluation or {}
-    epochs = str(run.history[-1]['epoch']) if run.history else '0'
-    asked = run.config.get('train', {}).get('epochs')
-    cells = [
-        escape(found['kind'] if found else kind(run)),
-        f'{found["parameters"]:,}' if found else NONE,
-        epochs + (f' of {asked}' if type(asked) is int else ''),
-    ]
+    found, asked = run.evaluation, run.config.get('train', {}).get('epochs')
+    cells = [NONE] * 6
     if run.history:
         best = best_line(run.history)
-        cells += [f'{percent(best["val"]["top1"])}<small>epoch {best["epoch"]}</small>']
-        cells += [percent(run.history[-1]['val']['top1'])]
-    else:
-        cells += [NONE] * 2
+        cells[0] = f'{percent(best["val"]["top1"])}<small>epoch {best["epoch"]}</small>'
+        cells[1] = percent(run.history[-1]['val']['top1'])
     if found:
         between = found.get('interval', {}).get('top1')
         interval = f'<small>{percent(between[0])} to {percent(between[1])}</small>' if between else ''
-        cells += [percent(found['top1']) + interval, percent(found['mean_class']), percent(found['top5'])]
-        cells += [evaluated_on(found)]
-    else:
-        cells += [NONE] * 4
-    waiting = [line['waited_for_data'] for line in run.timing if 'waited_for_data' in line]
-    cells += [
-        f'{run.speed:,.1f}' if run.timing else NONE,
-        f'{np.median(waiting):.1%}' if waiting else NONE,
-        duration(sum(line['train_seconds'] for line in run.timing)) if run.timing else NONE,
-    ]
-    return cells
+        cells[2:5] = percent(found['top1']) + interval, percent(found['mean_class']), percent(found['top5'])
+        cells[5] = evaluated_on(found)
+    epochs = str(run.history[-1]['epoch']) if run.history else '0'
+    epochs += f' of {asked}' if type(asked) is int else ''
+    speed = NONE
+    if run.timing:
+        epochs += f'<small>{duration(sum(line["train_seconds"] for line in run.timing))}</small>'
+        waiting = [line['waited_for_data'] for line in run.timing if 'waited_for_data' in line]
+        speed = f'{run.speed:,.1f}' + (f'<small>waiting {np.median(waiting):.1%}</small>' if waiting else '')
+    kind, parameters = (escape(found['kind']), f'{found["parameters"]:,}') if found else (kind_told(run), NONE)
+    return [*cells, epochs, speed, kind, parameters]
 
 
-def kind(run: RunFolder) -> str:
+def kind_told(run: RunFolder) -> str:
     try:
         return kind_of(run.config, 'config.yaml')
     except ValueError:
@@ -233,8 +230,8 @@ def evaluated_on(found: dict[str, Any]) -> str:
     told = [escape(found['list'])] if 'list' in found else []
     told += [f'{found["num_clips"]:,} clips'] if 'num_clips' in found else []
     told += [f'{found["views"]} views'] if found.get('views', 1) > 1 else []
-    told += [f'epoch {found["epoch"]}'] if 'epoch' in found else []
-    return f'{", ".join(told)}<small>{classes} classes, chance {percent(1 / classes)}</small>'
+    epoch = f'epoch {found["epoch"]}; ' if 'epoch' in found else ''
+    return f'{", ".join(told)}<small>{epoch}{classes} classes, chance {percent(1 / classes)}</small>'
 
 
 def duration(seconds: float) -> str:
@@ -249,36 +246,50 @@ def duration(seconds: float) -> str:
 
 
 def settings(runs: Sequence[RunFolder]) -> str:
-    """The keys in which the runs differ, a column for each run, and folded those that are the same in all."""
-    known = [(i, run) for i, run in enumerate(runs) if run.config]
+    """The keys in which the runs differ, a column for each run, and folded those in which they do not."""
+    known = {i: run for i, run in enumerate(runs) if run.config}
     if not known:
         return '<p>No run has a config.yaml that can be read.</p>'
-    values = [
-        {f'{section}.{name}': value for section, keys in run.config.items() for name, value in keys.items()}
-        for _, run in known
-    ]
-    names = list(dict.fromkeys(name for of_run in values for name in of_run))
-    shown = {name: [setting(of_run[name]) if name in of_run else NONE for of_run in values] for name in names}
-    differing = [name for name in names if len(set(shown[name])) > 1]
-    same = [name for name in names if name not in differing]
-    parts = []
-    if differing:
-        rows = [[f'<code>{escape(name)}</code>', *shown[name]] for name in differing]
-        heads = [f'{key(i)}<br>{escape(run.name)}' for i, run in known]
-        kinds = ['nowrap', *['value'] * len(known)]
-        parts.append(table(['', *heads], rows, kinds, 'Settings that differ'))
-    elif len(known) > 1:
-        parts.append('<p>All settings are the same.</p>')
-    if same:
-        rows = [[f'<code>{escape(name)}</code>', shown[name][0]] for name in same]
-        told = f'{counted(len(same), "setting")} the same in all runs' if len(known) > 1 else 'All settings'
-        common = table(['', 'value'], rows, ['nowrap', 'value'], told)
-        parts.append(f'<details{"" if len(known) > 1 else " open"}><summary>{told}</summary>{common}</details>')
+    shown = defaultdict(dict)  # {section: {key: {run: value}}}
+    for i, run in known.items():
+        for section, keys in run.config.items():
+            for name, value in keys.items():
+                shown[section].setdefault(name, {})[i] = setting(value)
+    keys = {f'{section}.{name}': of_runs for section, names in shown.items() for name, of_runs in names.items()}
+    differing = {name: of_runs for name, of_runs in keys.items() if len(set(of_runs.values())) > 1}
+    same = {name: of_runs for name, of_runs in keys.items() if name not in differing}
+    partly = {name: of_runs for name, of_runs in same.items() if len(of_runs) < len(known)}
+    everywhere = {name: of_runs for name, of_runs in same.items() if name not in partly}
+    heads = [f'{key(i)}<br>{breakable(runs[i].name)}' for i in known]
+
+    def told(values: dict[str, dict[int, str]], what: str) -> str:
+        rows = [[f'<code>{escape(name)}</code>', *(of.get(i, NONE) for i in known)] for name, of in values.items()]
+        return table(['', *heads], rows, ['nowrap', *['value'] * len(known)], what)
+
+    if len(known) == 1:
+        return told(keys, 'All settings')
+    parts = [told(differing, 'Settings that differ') if differing else '<p>No setting differs.</p>']
+    if partly:
+        what = f'{counted(len(partly), "setting")} that only some runs have, alike in those'
+        parts.append(folded(what, told(partly, what)))
+    if everywhere:
+        what = f'{counted(len(everywhere), "setting")} the same in all runs'
+        rows = [[f'<code>{escape(name)}</code>', next(iter(of.values()))] for name, of in everywhere.items()]
+        parts.append(folded(what, table(['', 'value'], rows, ['nowrap', 'value'], what)))
     return '\n'.join(parts)
 
 
+def folded(what: str, content: str, is_open: bool = False) -> str:
+    return f'<details{" open" if is_open else ""}><summary>{what}</summary>{content}</details>'
+
+
 def setting(value: object) -> str:
-    return escape(value if isinstance(value, str) else json.dumps(value, default=str))
+    if isinstance(value, list):
+        return f'[{", ".join(map(setting, value))}]'
+    if isinstance(value, float):
+        return f'{value:.10g}'
+    told = value if isinstance(value, str) else json.dumps(value, default=str)
+    return breakable(told)
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -288,7 +299,7 @@ def curves(runs: Sequence[RunFolder]) -> str:
     drawn = [(i, run) for i, run in enumerate(runs) if run.history]
     if not drawn:
         return '<p>No run has finished an epoch yet.</p>'
-    legend = ''.join(f'<li>{key(i)} {escape(run.name)}</li>' for i, run in drawn)
+    legend = ''.join(f'<li>{key(i)} {breakable(run.name)}</li>' for i, run in drawn)
     charts = '\n'.join(
         chart(title, unit, {i: [(line['epoch'], value(line)) for line in run.history] for i, run in drawn})
         for title, (unit, value) in CURVES.items()
@@ -299,7 +310,7 @@ def curves(runs: Sequence[RunFolder]) -> str:
 
 def chart(title: str, unit: str, lines: dict[int, list[tuple[int, float]]]) -> str:
     """Lines {run: [(epoch, value), ...]} as a drawing. unit: 'share', which is shown in %, or 'number'."""
-    left, right, top, bottom, width, height = 46, 346, 10, 214, 376, 240
+    left, right, top, bottom = 46, 346, 10, max(214, 14 + 12 * len(lines))  # so that the letters have room
     first, last = min(line[0][0] for line in lines.values()), max(line[-1][0] for line in lines.values())
     values = [value for line in lines.values() for _, value in line]
     low, high, ticks = axis(min(values) if unit == 'share' else min(0, *values), max(values))
@@ -331,12 +342,13 @@ def chart(title: str, unit: str, lines: dict[int, list[tuple[int, float]]]) -> s
         if title == 'Validation top-1':
             epoch, value = max(line, key=lambda point: point[1])
             parts.append(f'<circle cx="{x(epoch):.1f}" cy="{y(value):.1f}" r="3.6" style="fill:{colour}"/>')
-        tie = f'x1="{end[0] + 3:.1f}" y1="{end[1]:.1f}" x2="{right + 8}" y2="{ends[i]:.1f}"'
-        parts.append(f'<line class="tie" {tie} style="stroke:{colour}"/>')
-        parts.append(f'<text class="run" x="{right + 10}" y="{ends[i] + 4:.1f}">{letter(i)}</text>')
+        tie = f'M{end[0] + 3:.1f} {end[1]:.1f}H{right + 4}L{right + 9} {ends[i]:.1f}'
+        parts.append(f'<path class="tie" d="{tie}" style="stroke:{colour}"/>')
+    for i, place in ends.items():
+        parts.append(f'<text class="run" x="{right + 11}" y="{place + 4:.1f}">{letter(i)}</text>')
     parts += hovers({i: dict(line) for i, line in lines.items()}, unit, first, last, x, (top, bottom))
     name = f'{title}, %' if unit == 'share' else title
-    drawing = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    drawing = f'<svg viewBox="0 0 {right + 30} {bottom + 26}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
     return f'<figure><figcaption>{name}</figcaption>{drawing}</figure>'
 
 
@@ -401,8 +413,11 @@ def spread(places: dict[int, float], low: float, high: float) -> dict[int, float
 
 
 def confusions(runs: Sequence[RunFolder]) -> str:
-    parts, faults = [], []
+    parts, faults, unseen = [], [], []
     for i, run in enumerate(runs):
+        if run.evaluation is None and not (run.path / PREDICTIONS).is_file():
+            unseen.append(letter(i))
+            continue
         try:
             matrix, names = confusions_of(run)
         except (ValueError, OSError) as error:
@@ -410,23 +425,23 @@ def confusions(runs: Sequence[RunFolder]) -> str:
             continue
         wrong = int(matrix.sum() - matrix.trace())
         told = f'<span class="soft">{wrong:,} of {int(matrix.sum()):,} clips taken for another class</span>'
-        is_open = ' open' if len(parts) < OPEN_MATRICES else ''
-        parts.append(
-            f'<details{is_open}><summary><b>{letter(i)} {escape(run.name)}</b> {told}</summary>'
-            f'<div class="pair">{drawn_matrix(matrix, names)}<div>{pairs(matrix, names)}</div></div></details>'
-        )
+        drawn = f'<div class="pair">{drawn_matrix(matrix, names)}<div>{pairs(matrix, names)}</div></div>'
+        is_open = len(parts) < OPEN_MATRICES
+        parts.append(folded(f'<b>{letter(i)} {escape(run.name)}</b> {told}', drawn, is_open))
     explained = (
         '<p class="soft">Rows are the classes, columns what their clips were taken for, in % of the row; classes '
         'without clips are left out. Point at a cell for its numbers.</p>'
     )
+    if unseen:
+        faults.append(f'<b>{", ".join(unseen)}</b> not evaluated; how it is done is said under Results')
     return (explained if parts else '') + '\n'.join(parts) + notes(faults)
 
 
 def confusions_of(run: RunFolder) -> tuple[np.ndarray, list[str]]:
     """The confusion matrix (K, K) of a run's predictions, and the classes' names. Raises OSError or ValueError."""
-    path = run.path / 'predictions.npz'
+    path = run.path / PREDICTIONS
     if not path.is_file():
-        raise FileNotFoundError(f'{run.path} has no predictions.npz: {to_evaluate(run.path)}')
+        raise FileNotFoundError(f'{run.path} has no {PREDICTIONS}: {to_evaluate(run.path)}')
     _, labels, logits = read_predictions(path)
     num_classes, found = logits.shape[1], run.evaluation or {}
     if num_classes > MOST_CLASSES:
@@ -444,7 +459,7 @@ def confusions_of(run: RunFolder) -> tuple[np.ndarray, list[str]]:
 def pairs(matrix: np.ndarray, names: Sequence[str]) -> str:
     """The ten most frequent mistakes."""
     rows = [
-        [escape(names[true]), escape(names[taken]), f'{count:,}', f'{count / matrix[true].sum():.1%}']
+        [breakable(names[true]), breakable(names[taken]), f'{count:,}', f'{count / matrix[true].sum():.1%}']
         for true, taken, count in most_confused(matrix)
     ]
     if not rows:
@@ -508,23 +523,27 @@ def heatmaps(runs: Sequence[RunFolder]) -> str:
     seen, faults = defaultdict(list), []
     for i, run in enumerate(runs):
         try:
-            seen[heatmap(run)].append(f'{letter(i)} {run.name}')
+            seen[heatmap(run)].append(i)
         except (ValueError, OSError) as error:
             faults.append(f'<b>{letter(i)}</b> {escape(str(error))}')
-    figures = ''.join(
-        f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(told)}">'
-        f'<figcaption><b>{escape(", ".join(names))}</b><br>{escape(told)}</figcaption></figure>'
-        for (told, png), names in seen.items()
-    )
+    figures = []
+    for (clip, label, told, png), numbers in seen.items():
+        names = next((n for i in numbers if label < len(n := (runs[i].evaluation or {}).get('class_names', []))), None)
+        told = f'{clip}, {names[label] if names else f"class {label}"}: {told}'
+        of_runs = ', '.join(f'{letter(i)} {runs[i].name}' for i in numbers)
+        figures.append(
+            f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(told)}">'
+            f'<figcaption><b>{escape(of_runs)}</b><br>{escape(told)}</figcaption></figure>'
+        )
     explained = (
         '<p class="soft">The first clip of the validation list as the model is given it, frames from left to right, '
         'all channels in one picture: left limbs blue, right ones orange, the middle white.</p>'
     )
-    return (f'{explained}<div class="maps">{figures}</div>' if seen else '') + notes(faults)
+    return (f'{explained}<div class="maps">{"".join(figures)}</div>' if seen else '') + notes(faults)
 
 
-def heatmap(run: RunFolder) -> tuple[str, bytes]:
-    """What is seen, and a PNG of it. Raises OSError or ValueError where there is no heatmap or no pickle."""
+def heatmap(run: RunFolder) -> tuple[str, int, str, bytes]:
+    """A clip's frame_dir and label, what is shown of it, and a PNG. Raises OSError or ValueError where none can be."""
     where = str(run.path / 'config.yaml')
     if not run.config:
         raise ValueError(f'{where} is not known, and by it the clips.')
@@ -540,11 +559,9 @@ def heatmap(run: RunFolder) -> tuple[str, bytes]:
     require_packed(Path(config.data.ann_file), config.data.store_dir)
     clips = Clips('val', size, **config.data)
     name, picture = draw_clip(clips, config.heatmap.kind, draw)
-    label = int(clips.store.label[clips.clips[0]])
-    names = (run.evaluation or {}).get('class_names', [])
-    action = names[label] if label < len(names) else f'class {label}'
-    shown = f'{min(12, frames)} of {frames} frames, {config.heatmap.kind} maps of {size}x{size} px'
-    return f'{name.removeprefix("heatmap/")}, {action}: {shown}, sigma {config.heatmap.sigma:g} px', png_of(picture)
+    shown = f'{min(12, frames)} of {frames} frames, {config.heatmap.kind} maps of {size}x{size} px, '
+    shown += f'sigma {config.heatmap.sigma:g} px'
+    return name.removeprefix('heatmap/'), int(clips.store.label[clips.clips[0]]), shown, png_of(picture)
 
 
 def require_packed(ann_file: Path, store_dir: str | None) -> None:

@@ -128,12 +128,16 @@ def _read(folder: Path, name: str) -> RunFolder:
 
         return read
 
-    evaluate = f'evaluate it first: python -m lib.tools.evaluate {shlex.quote(str(folder))}'
     config = sound('config.yaml', partial(read_config, sections=('data', 'model')), {}, 'its settings are not known.')
     history = {line['epoch']: line for line in sound('metrics.jsonl', lines(_is_epoch), [], 'no epoch is done yet.')}
     timing = sound('timing.jsonl', lines(_is_timing), [], 'its speed is not known.')
-    evaluation = sound('evaluation.json', _read_evaluation, None, evaluate)
+    evaluation = sound('evaluation.json', _read_evaluation, None, to_evaluate(folder))
     return RunFolder(folder, name, config, [history[n] for n in sorted(history)], timing, evaluation, faults)
+
+
+def to_evaluate(folder: Path) -> str:
+    """How a run is evaluated, for who has not done it."""
+    return f'evaluate it first: python -m lib.tools.evaluate {shlex.quote(str(folder))}'
 
 
 def _read_lines(path: Path, is_sound: Callable[[Any], bool]) -> tuple[list[dict[str, Any]], int]:
@@ -201,7 +205,13 @@ def _is_count(value: object) -> bool:
 
 
 def _is_epoch(line: object) -> bool:
-    return is_line(line) and _is_count(line['epoch']) and all(_is_share(line[s]['top1']) for s in ('train', 'val'))
+    return (
+        is_line(line)
+        and 0 < line['epoch'] < 10**6
+        and type(line['epoch']) is int
+        and all(_is_share(share) for share in (line['train']['top1'], line['val']['top1'], line['val']['mean_class']))
+        and all(abs(value) < 1e100 for value in (line['lr'], line['train']['loss'], line['val']['loss']))
+    )
 
 
 def _is_timing(line: object) -> bool:
