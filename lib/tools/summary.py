@@ -16,6 +16,7 @@ between tensors, were measured of PyTorch, and 30 % of ViViT. Both are for train
 import argparse
 import contextlib
 import json
+import re
 import sys
 import weakref
 from collections.abc import Mapping
@@ -317,35 +318,28 @@ def cost_in_tensorflow(script: ModuleType, config: EasyDict, num_joints: int) ->
 
     tf.config.run_functions_eagerly(True)  # the steps' inner functions are traced into the outer one
     try:
-        one = graph_of(predict_step, 1, 'keypoint', 'score')
-        many = graph_of(predict_step, config.data.batch_size, 'keypoint', 'score')
+        inference = graph_of(predict_step, config.data.batch_size, 'keypoint', 'score')
         training = graph_of(train_step, config.data.batch_size // config.train.accumulation_steps)
     finally:
         tf.config.run_functions_eagerly(False)
-    operations = [(operation.name.split('/'), multiply_adds(operation)) for operation in one.get_operations()]
-    names = [layer.name for layer in model.layers]
-    parts = [
-        Part(
-            layer.name,
-            layer.count_params(),
-            sum(count for path, count in operations if part_of(path, names) == layer.name),
-        )
-        for layer in model.layers
-    ]
-    assert sum(part.multiply_adds for part in parts) == sum(count for _, count in operations), 'a part is not counted'
-    weights = sum(variable.numpy().nbytes for variable in model.variables)
-    gradients = sum(variable.numpy().nbytes for variable in model.trainable_variables)
-    moments = sum(variable.numpy().nbytes for variable in optimizer.variables)
+    counts = dict.fromkeys((layer.name for layer in model.layers), 0)
+    for operation in inference.get_operations():
+        if count := multiply_adds(operation):
+            counts[layer_of(operation.name)] += count // config.data.batch_size
+    parts = [Part(layer.name, layer.count_params(), counts[layer.name]) for layer in model.layers]
+    weights, gradients, moments = (
+        sum(variable.numpy().nbytes for variable in variables)
+        for variables in (model.variables, model.trainable_variables, optimizer.variables)
+    )
     activations, most = memory_of(training)
-    if config.train.accumulation_steps > 1:
-        most += gradients  # of the parts before
-    return Cost(parts, weights, gradients, moments, activations, weights + moments + most, weights + memory_of(many)[1])
+    most += gradients * (config.train.accumulation_steps > 1)  # of the parts before
+    most_in_inference = memory_of(inference)[1]
+    return Cost(parts, weights, gradients, moments, activations, weights + moments + most, weights + most_in_inference)
 
 
-def part_of(path: list[str], names: list[str]) -> str | None:
-    """Which of a model's layers an operation belongs to; TensorFlow numbers the names of scopes that occur twice."""
-    scopes = [scope.rstrip('0123456789').rstrip('_') for scope in path[1:2]]
-    return next((name for name in names if name in scopes), None)
+def layer_of(operation: str) -> str:
+    """The layer of a model by the name of an operation in it, in which TensorFlow numbers names that come again."""
+    return re.sub(r'_\d+$', '', operation.split('/')[1])
 
 
 def multiply_adds(operation: 'tf.Operation') -> int:

@@ -149,7 +149,7 @@ def test_what_saves_memory_is_seen_to_save_it():
     # The gradients of the parts before are there already when the last part's activations are.
     assert in_parts.training > plain.weights + plain.moments + plain.gradients + in_parts.activations
     assert repeated.activations < plain.activations / 5
-    assert repeated.training < plain.training / 2
+    assert repeated.training < plain.training / 1.5
     assert 0.5 < halves.activations / plain.activations < 0.7
     assert halves.weights == plain.weights
     assert frozen.activations < plain.activations / 10
