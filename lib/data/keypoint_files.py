@@ -14,10 +14,11 @@ A folder may hold any of the JSON files of one image, their frame number the las
 P persons of one frame, T frames, V joints.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from itertools import compress, pairwise
+from itertools import chain, compress, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -255,14 +256,19 @@ def _triples(value: Any, where: str) -> np.ndarray:
 
 
 def _numbers(value: Any, where: str) -> np.ndarray:
-    """Lists of numbers as an array float32."""
-    try:
-        array = np.array(value) if isinstance(value, list) else None
-    except ValueError:  # ragged, or nested deeper than arrays are
-        array = None
-    if array is None or array.dtype.kind not in 'iuf' or array.size == 0:
+    """A list of numbers, or of lists of numbers, as an array float32."""
+    rows = [item if isinstance(item, list) else [item] for item in value] if isinstance(value, list) else []
+    array = None
+    if set(map(type, chain.from_iterable(rows))) in ({int}, {float}, {int, float}):  # NumPy would take text and null
+        with contextlib.suppress(ValueError, OverflowError):  # rows of different lengths, a number of 400 digits
+            array = np.array(value, np.float64)
+    if array is None:
         raise ValueError(f'{where} must be lists of numbers, found {shown(value)}.')
-    with np.errstate(over='ignore'):  # what is too large is told of later
+    return _float32(array)
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over='ignore', invalid='ignore'):  # infinite or NaN, and so missing
         return array.astype(np.float32)
 
 
@@ -322,7 +328,9 @@ def _from_frames(
 def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)  # mapped: takes no more than the file has
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a broken header may raise anything
         raise ValueError(
             f'{path} cannot be read as an array of numbers ({shown_text(str(error))}). Write it with np.save.'
         ) from None
@@ -361,14 +369,14 @@ def _from_arrays(
         )
     layout = layout or _BY_NUMBER.get(num_joints)
     _require_joints(num_joints, layout, path)
-    keypoint = keypoint.astype(np.float32)
+    keypoint = _float32(keypoint)
     if layout == 'ntu25' and size == 3:
         return _annotation_3d(path, keypoint, max_persons)
     if size == 3 and score is not None:
         raise ValueError(f'{path}: keypoint has a third number, the score, and there is keypoint_score: leave one out.')
     if size == 2:
         score = (keypoint != 0).any(axis=3) if score is None else score
-        keypoint = np.concatenate([keypoint, score[..., None].astype(np.float32)], axis=3)
+        keypoint = np.concatenate([keypoint, _float32(score[..., None])], axis=3)
     elif not (np.isnan(keypoint[..., 2]) | ((keypoint[..., 2] > -0.5) & (keypoint[..., 2] < 2))).all():
         raise ValueError(
             f'{path}: the third number of 2D joints is a score between 0 and 1, found '

@@ -322,11 +322,12 @@ def test_scores_are_at_most_1_and_what_is_not_finite_is_missing(tmp_path):
     joints[0, 1, 3, 1] = np.inf
     joints[0, 1, 4, 2] = np.nan
     joints[0, 1, 5, 2] = -0.1
+    joints[0, 1, 6, 0] = 1e300
     [found] = read_keypoint_file(write_mmpose(tmp_path / 'x.json', joints))
     score = np.ones((1, 3, 17))
-    score[0, 1, 2:6] = 0
+    score[0, 1, 2:7] = 0
     np.testing.assert_array_equal(found['keypoint_score'], score)
-    assert not found['keypoint'][0, 1, 2:6].any()
+    assert not found['keypoint'][0, 1, 2:7].any()
 
 
 def test_a_guessed_image_is_the_smallest_that_holds_all_points(tmp_path):
@@ -393,6 +394,7 @@ JSON_MISTAKES = {
     'nobody': ([{'frame_id': 0, 'instances': []}], 'holds no person in any frame'),
     'only zeros': ([{'image_id': 1, 'keypoints': [0] * 51}], 'holds no person in any frame'),
     'text for numbers': ([SOUND | {'keypoints': [['1', '2']] * 17}], 'person 0: keypoints must be lists of numbers'),
+    'long text': ([SOUND | {'keypoints': ['a'] * 10**5 + ['b' * 10**6]}], 'keypoints must be lists of numbers'),
     'ragged': ([SOUND, SOUND | {'keypoints': [[1, 2], [1]]}], 'person 1: keypoints must be lists of numbers'),
     'null': ([SOUND | {'keypoint_scores': [None] * 17}], 'keypoint_scores must be lists of numbers'),
     'no scores': ([{'keypoints': [[1, 2]] * 17}], 'person 0: keypoint_scores must be lists of numbers, found None'),
@@ -520,11 +522,14 @@ def test_arrays_are_not_trusted(tmp_path):
     (tmp_path / 'x.npy').write_bytes(content[:-8])
     with pytest.raises(ValueError, match='cannot be read as an array'):
         read_keypoint_file(tmp_path / 'x.npy')
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 17, 2), }"
-    header += b' ' * (117 - len(header)) + b'\n'
-    (tmp_path / 'x.npy').write_bytes(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header)
-    with pytest.raises(ValueError, match='cannot be read as an array'):
-        read_keypoint_file(tmp_path / 'x.npy')
+    for header in (
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 17, 2), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (4, 17, 2, }",
+    ):
+        header += b' ' * (117 - len(header)) + b'\n'
+        (tmp_path / 'x.npy').write_bytes(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header)
+        with pytest.raises(ValueError, match='cannot be read as an array'):
+            read_keypoint_file(tmp_path / 'x.npy')
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(Path))
     with pytest.raises(ValueError, match=r'x.pkl: refused'):
         read_keypoint_file(tmp_path / 'x.pkl')
