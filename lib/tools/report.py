@@ -464,8 +464,8 @@ def pairs(matrix: np.ndarray, names: Sequence[str]) -> str:
     ]
     if not rows:
         return '<p>No clip was taken for another class.</p>'
-    columns = ('class', 'taken for', 'clips', 'of the class')
-    return '<h3>Most confused</h3>' + table(columns, rows, ('name', 'name', 'number', 'number'), 'Most confused')
+    columns, kinds = ('class', 'taken for', 'clips', 'share'), ('class', 'class', 'number', 'number')
+    return '<h3>Most confused</h3>' + table(columns, rows, kinds, 'Most confused')
 
 
 def drawn_matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
