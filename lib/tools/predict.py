@@ -18,7 +18,6 @@ import pickle
 import re
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,7 +32,7 @@ from lib.data.classes import class_names
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
-from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
+from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
 from lib.files import check_writable, write_text
 from lib.run import make_clips
 from lib.runlog import say
@@ -360,6 +359,10 @@ def notes_of(subjects: Sequence[Subject], most: int) -> Iterator[str]:
         yield f'{numbered(long, "clip")} of over {LONGEST} frames looked at as one action; --window {WINDOW} cuts it'
 
 
+def fitted(text: str, most: int) -> str:
+    return text if len(text) <= most else f'{text[: most - 3]}...'
+
+
 def draw_timeline(
     windows: Sequence[tuple[int, int]],
     found: Sequence[np.ndarray | None],
@@ -369,7 +372,8 @@ def draw_timeline(
 ) -> None:
     """A PNG of the probabilities over time: a row for each action that is likeliest somewhere, as many as fit.
 
-    Rows are in the order in which they come first; the likeliest one is framed. Where nobody is, it is grey.
+    Rows are in the order in which they come first; the likeliest one is framed. Where nobody is, it is grey, and
+    somebody must be somewhere.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -382,7 +386,7 @@ def draw_timeline(
     longest = sorted(frames_of, key=frames_of.get, reverse=True)[:MOST_ACTIONS]
     shown = [action for action in frames_of if action in longest]
     hidden = len(frames_of) - len(shown)
-    labels = [textwrap.shorten(names[action], 36, placeholder=' ...') for action in shown]
+    labels = [fitted(names[action], 36) for action in shown]
     rows = [[np.nan if values is None else 100 * values[action] for values in found] for action in shown]
     if hidden:
         shown.append(None)
@@ -397,16 +401,14 @@ def draw_timeline(
     mesh = axis.pcolormesh(edges, np.arange(len(rows) + 1), np.array(rows), cmap=colours, vmin=0, vmax=100)
     row_of = {action: shown.index(action if action in longest else None) for action in frames_of}
     for s in segments:
-        if s.action is None:
-            axis.text((s.start + s.end) / 2, len(rows) / 2, 'nobody', rotation=90, ha='center', va='center', color=INK)
-        else:
+        if s.action is not None:
             corner = s.start, row_of[s.action]
             axis.add_patch(Rectangle(corner, s.end - s.start, 1, fill=False, edgecolor=VERMILION, linewidth=1.2))
     axis.set_yticks(np.arange(len(rows)) + 0.5, labels, parse_math=False)
     axis.set_ylim(len(rows), 0)
     axis.set_xlim(edges[0], edges[-1])
-    axis.set_xlabel('frame')
-    axis.set_title(textwrap.shorten(title, 90, placeholder=' ...'), loc='left', fontsize=11, parse_math=False)
+    axis.set_xlabel('frame (grey: nobody)' if None in (s.action for s in segments) else 'frame')
+    axis.set_title(fitted(title, 90), loc='left', fontsize=11, parse_math=False)
     axis.tick_params(axis='y', length=0)
     figure.colorbar(mesh, ax=axis, label='probability, %', pad=0.02)
     save_figure(figure, path)
@@ -463,7 +465,7 @@ def write(
     inputs = []
     for number, (subject, found) in enumerate(zip(subjects, predicted, strict=True), 1):
         inputs.append(as_json(subject, found, names))
-        if len(found) > 1:
+        if len(found) > 1 and any(values is not None for values in found):
             name = re.sub(r'[^\w.-]+', '_', subject.title)[:80]
             file = 'timeline.png' if len(subjects) == 1 else f'timeline_{number}_{name}.png'
             draw_timeline(subject.windows, found, names, subject.title, out / file)
