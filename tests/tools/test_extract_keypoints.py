@@ -1,0 +1,344 @@
+import re
+import signal
+import struct
+import sys
+import wave
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.data.clips import Clips
+from lib.data.pickles import load_annotations
+from lib.tools import extract_keypoints
+from lib.tools.extract_keypoints import joint_scores, load_model, make_detector, open_video, read_batches
+
+av = pytest.importorskip('av')
+
+HEIGHT, WIDTH, JOINTS = 96, 160, 17
+
+
+def dancing(frames: int, centre: float) -> np.ndarray:
+    """(T, 17, 2): whole pixels of joints that sway about x = centre, none on another's."""
+    t, joint = np.arange(frames)[:, None], np.arange(JOINTS)
+    x = centre + 12 * np.sin(joint * 2.4) + 8 * np.sin(t / 5 + joint / 4)
+    return np.rint(np.stack([x, 10 + 4.5 * joint + 2 * np.cos(t / 6)], axis=-1))
+
+
+def drawn(keypoint: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) uint8: persons (M, T, 17, 2), NaN where absent, as dots: red tells the person, green the joint."""
+    pictures = np.full((keypoint.shape[1], HEIGHT, WIDTH, 3), 5, np.uint8)
+    for person, t, joint in np.ndindex(keypoint.shape[:3]):
+        if np.isfinite(keypoint[person, t, joint, 0]):
+            x, y = keypoint[person, t, joint].astype(int)
+            pictures[t, y - 1 : y + 2, x - 1 : x + 2] = 60 + 90 * person, 10 + 14 * joint, 0
+    return pictures
+
+
+def write_video(path, pictures: np.ndarray) -> None:
+    """A video without losses."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('png', rate=30)
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], 'rgb24'
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')))
+        container.mux(stream.encode())
+
+
+class Seer:
+    """Finds the dots of `drawn`, in another order of persons each time, as a detector does."""
+
+    def __init__(self) -> None:
+        self.batches, self.random = [], np.random.default_rng(0)
+
+    def __call__(self, pictures: np.ndarray) -> list:
+        self.batches.append(len(pictures))
+        return [self.find(picture) for picture in pictures]
+
+    def find(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        keypoint, score = [], []
+        for person in self.random.permutation(2):
+            dots = [
+                np.argwhere((picture == (60 + 90 * person, 10 + 14 * joint, 0)).all(axis=-1)) for joint in range(JOINTS)
+            ]
+            if any(map(len, dots)):
+                keypoint.append([dot.mean(axis=0)[::-1] if len(dot) else (0, 0) for dot in dots])
+                score.append([0.9 * bool(len(dot)) for dot in dots])
+        return np.reshape(keypoint, (-1, JOINTS, 2)), np.reshape(score, (-1, JOINTS))
+
+
+@pytest.fixture
+def seer(monkeypatch):
+    """Takes the place of the neural network."""
+    seer = Seer()
+    monkeypatch.setattr(extract_keypoints, 'load_model', lambda weights, score: None)
+    monkeypatch.setattr(extract_keypoints, 'make_detector', lambda model: seer)
+    return seer
+
+
+def refused(capsys, *arguments: object) -> str:
+    assert extract_keypoints.main([*map(str, arguments)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert '\n' not in told
+    return told
+
+
+def test_from_a_video_to_clips(seer, tmp_path, capsys):
+    """The joints that were drawn are what a model is given; persons are the same all along."""
+    keypoint = np.stack([dancing(30, 50), dancing(30, 110)])
+    keypoint[0, :4] = np.nan
+    write_video(tmp_path / 'dance.mov', drawn(keypoint))
+    write_video(tmp_path / 'alone.mov', drawn(keypoint[1:, :12]))
+    out = tmp_path / 'new' / 'two.pkl'
+    videos = [str(tmp_path / 'dance.mov'), str(tmp_path / 'alone.mov')]
+    assert extract_keypoints.main([*videos, '--out', str(out), '--batch_size', '8']) == 0
+    assert seer.batches == [8, 8, 8, 6, 8, 4]
+    told = capsys.readouterr().out
+    assert 'dance: 30 frames of 160 x 96, 2 persons (in 30, 26 of them), ' in told
+    assert 'alone: 12 frames of 160 x 96, 1 person (in 12 of them), ' in told
+    assert f'lib.tools.predict CHECKPOINT {out}' in told
+    assert [file.name for file in out.parent.iterdir()] == ['two.pkl']
+
+    data = load_annotations(out)
+    assert data['split'] == {'all': ['dance', 'alone']}
+    dance, alone = data['annotations']
+    assert (dance['label'], dance['img_shape'], dance['keypoint'].dtype) == (0, (HEIGHT, WIDTH), np.float16)
+    np.testing.assert_array_equal(dance['keypoint'], np.nan_to_num(keypoint[::-1]))
+    np.testing.assert_array_equal(alone['keypoint'], keypoint[1:, :12])
+    clips = Clips('val', ann_file=str(out), benchmark=['all', 'all'], clip_len=8, batch_size=2, seed=0)
+    batch = clips[0, 0]
+    assert batch['keypoint'].shape == (2, 2, 8, JOINTS, 2)
+    assert (batch['score'][0, 0] > 0.8).all()
+    assert not batch['score'][1, 1].any()
+
+
+@pytest.mark.parametrize(('matrix', 'turns'), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)])
+def test_a_video_filmed_with_a_turned_camera_is_set_upright(seer, tmp_path, matrix, turns):
+    """turns: quarter turns, clockwise, that a player is told to make."""
+    keypoint = dancing(6, 80)[None]
+    path = tmp_path / 'turned.mov'
+    write_video(path, np.rot90(drawn(keypoint), turns, axes=(1, 2)))
+    content = path.read_bytes()
+    start = content.index(b'tkhd') + 4 + 40  # of the matrix in the track's header
+    a, b, c, d = (value << 16 for value in matrix)
+    path.write_bytes(content[:start] + struct.pack('>9i', a, b, 0, c, d, 0, 0, 0, 1 << 30) + content[start + 36 :])
+    assert extract_keypoints.main([str(path), '--out', str(tmp_path / 'out.pkl')]) == 0
+    annotation = load_annotations(tmp_path / 'out.pkl')['annotations'][0]
+    assert annotation['img_shape'] == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(annotation['keypoint'], keypoint)
+
+
+def test_large_pictures_keep_their_precision(monkeypatch, seer, tmp_path):
+    keypoint = np.full((1, JOINTS, 2), 3001.0) + np.arange(JOINTS)[:, None]
+    monkeypatch.setattr(extract_keypoints, 'read_batches', lambda video, size: [np.zeros((1, 1, 1, 3), np.uint8)])
+    monkeypatch.setattr(seer, 'find', lambda picture: (keypoint, np.ones((1, JOINTS))))
+    video = extract_keypoints.Video(tmp_path, 'large', (2160, 3840), 0, 1)
+    annotation, _ = extract_keypoints.extract(video, seer, 1)
+    np.testing.assert_array_equal(annotation['keypoint'][0, 0], keypoint[0])
+
+
+def test_a_damaged_video_is_read_up_to_the_damage(seer, tmp_path, capsys):
+    keypoint = dancing(20, 80)[None]
+    path = tmp_path / 'damaged.mov'
+    write_video(path, drawn(keypoint))
+    content = path.read_bytes()
+    start = [found.start() for found in re.finditer(b'\x89PNG', content)][12]
+    path.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
+    assert extract_keypoints.main([str(path), '--out', str(tmp_path / 'out.pkl')]) == 0
+    captured = capsys.readouterr()
+    assert 'damaged.mov is damaged behind frame 12 ' in captured.err
+    assert '12 frames' in captured.out
+    annotation = load_annotations(tmp_path / 'out.pkl')['annotations'][0]
+    np.testing.assert_array_equal(annotation['keypoint'], keypoint[:, :12])
+
+
+def test_pictures_are_decoded_as_they_are_asked_for(tmp_path):
+    """The second one cannot be read, and nobody has asked for it."""
+    path = tmp_path / 'video.mov'
+    write_video(path, drawn(dancing(2, 80)[None]))
+    content = path.read_bytes()
+    start = content.rindex(b'\x89PNG')
+    path.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
+    assert next(read_batches(open_video(path), 1)).shape == (1, HEIGHT, WIDTH, 3)
+
+
+def test_what_is_no_video_is_refused(seer, tmp_path, capsys):
+    good, out = tmp_path / 'good.mov', tmp_path / 'out.pkl'
+    write_video(good, drawn(dancing(4, 80)[None]))
+    (tmp_path / 'empty.mp4').touch()
+    (tmp_path / 'junk.mp4').write_bytes(b'no video' * 100)
+    (tmp_path / 'cut.mov').write_bytes(good.read_bytes()[:2000])
+    with wave.open(str(tmp_path / 'sound.wav'), 'wb') as sound:
+        sound.setparams((1, 2, 8000, 0, 'NONE', ''))
+        sound.writeframes(bytes(16000))
+    for name in ('empty.mp4', 'junk.mp4', 'cut.mov'):
+        assert f'{name} (' in (told := refused(capsys, good, tmp_path / name, '--out', out))
+        assert 'cannot be read as a video' in told
+    assert 'sound.wav has no video in it' in refused(capsys, tmp_path / 'sound.wav', '--out', out)
+    assert 'nothing.mp4: there is no such file' in refused(capsys, tmp_path / 'nothing.mp4', '--out', out)
+    assert seer.batches == []
+    assert not out.exists()
+
+
+def test_what_would_be_lost_is_refused_before_any_work(seer, tmp_path, capsys):
+    video, out = tmp_path / 'video.mov', tmp_path / 'out.pkl'
+    write_video(video, drawn(dancing(4, 80)[None]))
+    (tmp_path / 'other').mkdir()
+    write_video(twin := tmp_path / 'other' / 'video.mov', drawn(dancing(4, 80)[None]))
+    out.write_text('mine')
+    assert 'out.pkl is there already' in refused(capsys, video, '--out', out)
+    assert out.read_text() == 'mine'
+    assert 'clip video. Rename one' in refused(capsys, video, twin, '--out', tmp_path / 'new.pkl')
+    assert 'must end in .pkl' in refused(capsys, video, '--out', tmp_path / 'new.npz')
+    assert 'out.pkl is a file' in refused(capsys, video, '--out', out / 'new.pkl')
+    assert seer.batches == []
+
+
+def test_a_video_without_anybody_is_left_out(seer, tmp_path, capsys):
+    empty, video, out = tmp_path / 'empty.mov', tmp_path / 'video.mov', tmp_path / 'out.pkl'
+    write_video(empty, np.zeros((4, HEIGHT, WIDTH, 3), np.uint8))
+    write_video(video, drawn(dancing(4, 80)[None]))
+    assert 'nobody was found in' in refused(capsys, empty, '--out', out, '--score', 0.5)
+    assert not out.exists()
+    assert extract_keypoints.main([str(empty), str(video), '--out', str(out)]) == 0
+    assert 'empty: 4 frames of 160 x 96, nobody found' in capsys.readouterr().out
+    assert load_annotations(out)['split'] == {'all': ['video']}
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_when_stopped_it_leaves_nothing(monkeypatch, seer, tmp_path, capsys, number):
+    def find(picture: np.ndarray) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(seer, 'find', find)
+    write_video(tmp_path / 'video.mov', drawn(dancing(4, 80)[None]))
+    assert extract_keypoints.main([str(tmp_path / 'video.mov'), '--out', str(tmp_path / 'out.pkl')]) == 75
+    assert 'Nothing was written' in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ['video.mov']
+
+
+def test_without_pyav_it_says_how_to_install_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, 'av', None)
+    assert 'pip install av' in refused(capsys, tmp_path / 'video.mp4', '--out', tmp_path / 'out.pkl')
+
+
+# --- the neural network --------------------------------------------------------------------------------------------
+
+
+def quickened(model: nn.Module) -> nn.Module:
+    """Looks at smaller pictures and at fewer places of them."""
+    model.transform.min_size = (64,)
+    model.rpn._post_nms_top_n = {'training': 8, 'testing': 8}
+    model.roi_heads.detections_per_img = 2
+    return model
+
+
+@pytest.fixture(scope='module')
+def torch_home(tmp_path_factory):
+    """A folder of downloads that has a file such as torchvision's: random, in the old format, of frozen batch norms."""
+    from torchvision.models.detection import keypointrcnn_resnet50_fpn
+    from torchvision.ops import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                frozen = FrozenBatchNorm2d(child.num_features)
+                frozen.running_var.fill_(1e-5)  # so small that eps is felt
+                frozen.weight.fill_(1e-5**0.5)
+                setattr(module, name, frozen)
+    folder = tmp_path_factory.mktemp('home') / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+    file = folder / 'keypointrcnn_resnet50_fpn_coco-fc266e95.pth'
+    torch.save(model.state_dict(), file, _use_new_zipfile_serialization=False)
+    return folder.parent.parent
+
+
+def test_the_detector_is_torchvisions(torch_home, monkeypatch):
+    """Its own way to the weights, from the same file, finds the same boxes and keypoints."""
+    from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
+
+    monkeypatch.setenv('TORCH_HOME', str(torch_home))
+    file = next(torch_home.rglob('*.pth'))
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    downloaded = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
+    reference = quickened(keypointrcnn_resnet50_fpn(weights=downloaded, box_score_thresh=0).eval())
+    with torch.inference_mode():
+        expected = reference([torch.from_numpy(picture).permute(2, 0, 1) / 255])[0]
+    assert len(expected['keypoints']) > 1
+    for weights in (None, file):
+        keypoint, score = make_detector(quickened(load_model(weights, 0)))(np.stack([picture] * 2))[1]
+        np.testing.assert_allclose(keypoint, expected['keypoints'][..., :2], atol=1e-3)
+        assert score.shape == keypoint.shape[:2]
+        assert ((score >= 0) & (score <= 1)).all()
+
+
+def test_the_whole_way_with_random_weights(torch_home, monkeypatch, tmp_path, capsys):
+    """At a low bar for persons it finds some in anything, and at a high one nobody."""
+    made = quickened(load_model(next(torch_home.rglob('*.pth')), 0))
+    monkeypatch.setattr(extract_keypoints, 'load_model', lambda weights, score: made)
+    write_video(tmp_path / 'video.mov', drawn(dancing(3, 80)[None]))
+    command = [str(tmp_path / 'video.mov'), '--batch_size', '2', '--out', str(tmp_path / 'out.pkl')]
+    made.roi_heads.score_thresh = 0.99
+    assert 'nobody was found' in refused(capsys, *command)
+    made.roi_heads.score_thresh = 0
+    assert extract_keypoints.main(command) == 0
+    annotation = load_annotations(tmp_path / 'out.pkl')['annotations'][0]
+    assert annotation['keypoint'].shape[1:] == (3, JOINTS, 2)
+    assert annotation['keypoint_score'].any()
+
+
+def test_weights_that_do_not_fit_are_refused(torch_home, tmp_path, capsys):
+    state = torch.load(next(torch_home.rglob('*.pth')), weights_only=True)
+    state = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in state.items()}  # a small file
+    video, file = tmp_path / 'video.mov', tmp_path / 'weights.pth'
+    write_video(video, drawn(dancing(3, 80)[None]))
+
+    def told(content: object) -> str:
+        torch.save(content, file)
+        return refused(capsys, video, '--out', tmp_path / 'out.pkl', '--weights', file)
+
+    key = 'roi_heads.keypoint_predictor.kps_score_lowres.weight'
+    assert f'first {key}' in told(state | {key: torch.zeros(512, 21, 4, 4)})
+    assert '2 of its' in told({name: tensor for name, tensor in state.items() if 'kps_score_lowres' not in name})
+    assert 'holds a list' in told([1])
+    assert 'cannot be read as weights' in told({'model': nn.Linear})
+    file.write_bytes(b'junk' * 100)
+    arguments = (video, '--out', tmp_path / 'out.pkl', '--weights')
+    assert 'weights.pth (400 bytes) cannot be read as weights' in refused(capsys, *arguments, file)
+    assert 'none.pth: there is no such file' in refused(capsys, *arguments, tmp_path / 'none.pth')
+
+
+def test_without_network_it_says_where_the_weights_are(monkeypatch, tmp_path, capsys):
+    def unreachable(*arguments: object, **settings: object) -> None:
+        raise OSError('no route')
+
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'urlopen', unreachable)
+    write_video(tmp_path / 'video.mov', drawn(dancing(3, 80)[None]))
+    told = refused(capsys, tmp_path / 'video.mov', '--out', tmp_path / 'out.pkl')
+    assert 'https://download.pytorch.org/models/keypointrcnn_resnet50_fpn_coco-fc266e95.pth' in told
+    assert '--weights FILE' in told
+
+
+def test_scores_tell_how_sure_the_place_is():
+    """Of a box that has the form of HRNet's; by the height of the Gaussian that HRNet would draw."""
+    boxes = torch.tensor([[10.0, 20.0, 310.0, 420.0]])
+
+    def score(*logits: tuple[int, int, float]) -> float:
+        maps = torch.zeros(1, 1, 56, 56)
+        for y, x, value in logits:
+            maps[0, 0, y, x] = value
+        shifted = joint_scores(maps + 100, boxes).item()
+        assert shifted == pytest.approx(joint_scores(maps, boxes).item(), rel=1e-3)  # their height says nothing
+        return shifted
+
+    sigma = 2 / 64 * 1.25 * 56  # cells, downwards; across the box is narrower, so that more of its cells are a sigma
+    assert score((20, 30, 100)) == pytest.approx(1)
+    assert score((5, 5, 100), (50, 50, 100)) == pytest.approx(0.5, abs=1e-3)
+    assert score((20, 30, 100), (20 + 3, 30, 100)) == pytest.approx((1 + np.exp(-((3 / sigma) ** 2) / 2)) / 2, rel=1e-4)
+    expected = (1 + np.exp(-((3 / sigma * 3 / 4) ** 2) / 2)) / 2
+    assert score((20, 30, 100), (20, 30 + 3, 100)) == pytest.approx(expected, rel=1e-4)
+    assert 0 < score() < 0.02  # anywhere
