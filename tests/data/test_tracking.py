@@ -83,6 +83,27 @@ def test_somebody_who_is_away_for_long_is_somebody_new(away, persons):
     np.testing.assert_array_equal(tracks.score.any(axis=2).sum(axis=0), present[0])
 
 
+@pytest.mark.parametrize(
+    ('speed', 'away', 'back'),
+    [(40, 3, 4 * 40), (12, 15, 30), (0, 25, 170)],
+    ids=['ran on', 'walked, and stood behind something', 'went away, and came back beside it'],
+)
+def test_somebody_who_comes_back_elsewhere_is_the_same(speed, away, back):
+    """speed: pixels a frame before. away: frames. back: pixels from where the person was last seen."""
+    before, after = walking(20, 0, speed), walking(20, 19 * speed + back, 0)
+    keypoint = np.concatenate([before, np.zeros((away, 17, 2)), after])[None].astype(np.float32)
+    present = keypoint.any(axis=(2, 3))
+    assert keeps_identities(keypoint, np.ones(keypoint.shape[:3], np.float32), present, np.random.default_rng(0))
+
+
+def test_a_few_joints_that_are_far_off_do_not_make_somebody_new():
+    keypoint = walking(20, 0, 3)[None].astype(np.float32)
+    keypoint[:, 8:12, 11:15] += 900
+    assert keeps_identities(
+        keypoint, np.ones(keypoint.shape[:3], np.float32), np.ones((1, 20), bool), np.random.default_rng(0)
+    )
+
+
 def test_somebody_found_twice_in_a_frame_is_one_person_at_the_better_pose():
     keypoint = walking(20, 100, 3).astype(np.float32)
     other = keypoint + RANDOM.normal(0, 4, keypoint.shape).astype(np.float32)
