@@ -134,7 +134,7 @@ def notes(lines: Sequence[str]) -> str:
 
 
 def breakable(text: str) -> str:
-    """Text that a line may break after a stroke or slash, as paths have them."""
+    """Text in which a line may break after an underscore or slash, as paths have them."""
     return re.sub('([/_])', r'\1<wbr>', escape(text))
 
 
@@ -267,7 +267,8 @@ def settings(runs: Sequence[RunFolder]) -> str:
         return table(['', *heads], rows, ['nowrap', *['value'] * len(known)], what)
 
     if len(known) == 1:
-        return told(keys, 'All settings')
+        what = f'All {len(keys)} settings'
+        return folded(what, told(keys, what))
     parts = [told(differing, 'Settings that differ') if differing else '<p>No setting differs.</p>']
     if partly:
         what = f'{counted(len(partly), "setting")} that only some runs have, alike in those'
@@ -376,7 +377,7 @@ def hovers(
 
 
 def axis(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Edges around two values that are round numbers, and the round numbers from one to the other, 3 to 6 of them."""
+    """Edges around two values that are round numbers, and the round numbers from one to the other, 2 to 7 of them."""
     span = max((high - low) or abs(high) or 1.0, 1e-300)
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 4.5 >= span)
@@ -485,7 +486,7 @@ def drawn_matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
         middle = beside + (i + 0.5) * size
         parts.append(f'<text x="{beside - 6}" y="{middle + 4}" text-anchor="end">{escape(label)}</text>')
         parts.append(f'<text transform="translate({middle + 4} {beside - 6}) rotate(-90)">{escape(label)}</text>')
-    for true, taken in zip(*(axis.tolist() for axis in np.nonzero(matrix)), strict=True):
+    for true, taken in zip(*(index.tolist() for index in np.nonzero(matrix)), strict=True):
         clips = int(matrix[true, taken])
         share = clips / total[true]
         x, y = beside + taken * size, beside + true * size

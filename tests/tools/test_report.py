@@ -128,6 +128,10 @@ def test_the_curves_have_a_line_of_its_own_look_for_each_run_and_its_values(tmp_
     assert len(lines) == 20 * len(report.CURVES)
     assert len({line['style'] for line in lines}) == 20
     assert [len(line['points'].split()) for line in lines[:3]] == [6, 5, 4]
+    places = [float(point.split(',')[0]) for point in lines[0]['points'].split()]
+    assert np.diff(places) == pytest.approx((346 - 46) / 5, abs=0.2)
+    assert places[0] == 46
+    assert sum(each.get('class') == 'hover' for _, each in page.elements) == 6 * len(report.CURVES)
     history = json.loads((runs[0] / 'metrics.jsonl').read_text().splitlines()[1])
     assert any(f'epoch 2\nA  {history["val"]["top1"]:.2%}\nB' in title for title in page.titles)
     heights = [float(line['points'].split()[-1].split(',')[1]) for line in lines[:20]]
@@ -285,6 +289,17 @@ def test_the_heatmap_is_what_the_renderer_of_the_model_draws(tmp_path, kind):
     assert found.max() > 100
     assert clips.store.name(clips.clips[0]) in page.sections['heatmaps']
     assert 'A one, B other' in page.sections['heatmaps']
+
+
+@pytest.mark.parametrize('kind', tiny.MODELS)
+def test_runs_of_all_models_are_known_by_their_configs(tmp_path, kind):
+    config = tiny.content(kind, tmp_path)
+    Clips('val', 12, **config['data'])
+    run = make_run(tmp_path / 'run', evaluate=False)
+    (run / 'config.yaml').write_text(yaml.safe_dump(config))
+    page = page_of(run)
+    assert kind in page.sections['results']
+    assert any(tag == 'img' for tag, _ in page.elements)
 
 
 def test_a_set_that_is_not_packed_stays_so(tmp_path):
