@@ -290,11 +290,13 @@ def test_frames_are_counted_from_the_first_and_those_not_listed_have_nobody(writ
 
 
 def test_frames_of_a_folder_are_ordered_by_number_not_by_name(duo, tmp_path):
-    (tmp_path / 'x').mkdir()
+    (tmp_path / 'x.1').mkdir()
     for t in range(12):
         people = [{'pose_keypoints_2d': triples(convert(duo[0, t], 'coco17', 'body25'))}]
-        write_json(tmp_path / 'x' / f'v_{t}_keypoints.json', {'people': people})
-    assert_same(read_keypoint_file(tmp_path / 'x')[0], duo[:1, :12], [0])
+        write_json(tmp_path / 'x.1' / f'v_{t}_keypoints.json', {'people': people})
+    [found] = read_keypoint_file(tmp_path / 'x.1')
+    assert_same(found, duo[:1, :12], [0])
+    assert found['frame_dir'] == 'x.1'
 
 
 @pytest.mark.parametrize('ids', [True, False])
