@@ -21,9 +21,10 @@ Left is blue, right orange, the middle white. The maps are the renderer's that t
 
 import argparse
 import copy
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
@@ -59,6 +60,7 @@ GAP, TEXT, HEADING = 8, 14, 17  # between pictures, and the fonts' sizes
 WHITE, INK, FAINT = (255, 255, 255), (34, 34, 34), (110, 110, 110)
 MAPS = {'joint': 'joint maps', 'limb': 'limb maps', 'both': 'joint and limb maps'}
 BACKDROP, OUTSIDE, BOX = (0.13, 0.13, 0.13), (0.3, 0.3, 0.3), (0.0, 0.62, 0.45)
+MARGIN = 0.02  # about image and box, of the greater edge
 SHARPNESS = 2  # a skeleton is drawn so many times larger, then made smaller
 
 Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -131,7 +133,11 @@ def preview(args: argparse.Namespace) -> str:
     if args.show == 'pipeline':
         from lib.tools.pipeline_figure import draw_pipeline
 
-        draw_pipeline(subject, args.out)
+        volumes = {
+            each: replace(subject, kind=each, draw=renderer(kind, config.heatmap | {'kind': each})).volume()
+            for each in ('joint', 'limb')
+        }
+        draw_pipeline(subject, volumes, args.out)
     else:
         panels = panels_of(args.show, subject, args.epoch - 1)
         with replacing(args.out) as file:
@@ -220,6 +226,16 @@ class Subject:
         keypoint = self.joints[0]
         img_shape = np.maximum(self.test.store.img_shape[[self.clip]].astype(np.int64), 1)
         return compact_box(*extent(keypoint, np.array([len(keypoint)])), img_shape)[0]
+
+    @cached_property
+    def region(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two corners (x, y) of what a picture of the skeleton shows: image and box, of a 3D pickle the box."""
+        low, high = self.box[:2], self.box[2:]
+        if not self.test.is_3d:
+            image = self.test.store.img_shape[self.clip][::-1]
+            low, high = np.minimum(low, 0), np.maximum(high, image)
+        margin = MARGIN * (high - low).max()
+        return low - margin, high + margin
 
     def volume(self, epoch: int | None = None) -> np.ndarray:
         """(T, C, H, W) as evaluation sees the clip (its first view), or an epoch of training, counted from 0."""
@@ -314,12 +330,8 @@ def skeleton_pictures(subject: Subject, frames: np.ndarray) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     keypoint, score = (array[:, : len(frames)] for array in subject.joints)
-    skeleton, image = subject.test.skeleton, subject.test.store.img_shape[subject.clip][::-1].astype(float)
-    low, high = np.minimum(subject.box[:2], 0 if image.all() else np.inf), np.maximum(subject.box[2:], image)
-    if not image.all():
-        high = subject.box[2:].astype(float)
-    margin = 0.02 * (high - low).max()
-    low, high = low - margin, high + margin
+    skeleton, (low, high) = subject.test.skeleton, subject.region
+    image = subject.test.store.img_shape[subject.clip][::-1].astype(float)
     scale = SHARPNESS * min(HEIGHT / (high - low)[1], 2 * HEIGHT / (high - low)[0])
     w, h = np.maximum((scale * (high - low) / SHARPNESS).round().astype(int), 1).tolist()
 
@@ -334,7 +346,8 @@ def skeleton_pictures(subject: Subject, frames: np.ndarray) -> np.ndarray:
     for t in range(len(frames)):
         picture = Image.new('RGB', (w * SHARPNESS, h * SHARPNESS), colour(OUTSIDE))
         draw = ImageDraw.Draw(picture)
-        draw.rectangle([place(np.zeros(2)), place(image)] if image.all() else [0, 0, *picture.size], colour(BACKDROP))
+        inside = [0, 0, *picture.size] if subject.test.is_3d else [place(np.zeros(2)), place(image)]
+        draw.rectangle(inside, colour(BACKDROP))
         draw.rectangle([place(subject.box[:2]), place(subject.box[2:])], outline=colour(BOX), width=2 * SHARPNESS)
         for points, values in zip(keypoint[:, t], score[:, t], strict=True):
             there = (values >= MIN_SCORE) & (points != 0).any(axis=-1)
@@ -431,9 +444,10 @@ def write_mp4(file: BinaryIO, pictures: Iterator['Image'], subject: Subject) -> 
     codec = 'libx264' if 'libx264' in av.codecs_available else 'mpeg4'
     with av.open(file, 'w', format='mp4') as container:
         stream = container.add_stream(codec, rate=pace(subject).limit_denominator(1000))
+        first = next(pictures)
+        stream.width, stream.height = first.size
         stream.pix_fmt = 'yuv420p'
-        for picture in pictures:
-            stream.width, stream.height = picture.size
+        for picture in itertools.chain([first], pictures):
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode())
 
