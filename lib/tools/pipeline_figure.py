@@ -12,11 +12,12 @@ import numpy as np
 from lib.config import read_config
 from lib.data.classes import NTU60
 from lib.data.heatmap import MIN_SCORE
-from lib.figures import BLUE, GREEN, INK, VERMILION, new_figure, save_figure
+from lib.figures import BLUE, GREEN, INK, VERMILION, new_figure
 from lib.pictures import channel_colours, coloured, side_colour, some_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from lib.tools.preview import Subject
 
@@ -30,8 +31,8 @@ NUM_FRAMES_SHOWN, CELL = 8, 30  # of the drawings of tokens
 LONG = 20  # letters of a name that is written smaller
 
 
-def draw_pipeline(subject: 'Subject', volumes: dict[str, np.ndarray], path: Path) -> None:
-    """Writes the PNG. volumes: the clip's 'joint' and 'limb' maps, (T, C, H, W). Raises OSError or ValueError."""
+def pipeline_figure(subject: 'Subject', volumes: dict[str, np.ndarray]) -> 'Figure':
+    """volumes: the clip's 'joint' and 'limb' maps, (T, C, H, W). Raises OSError or ValueError."""
     sizes = {kind: read_config(CONFIGS / name, ()) for kind, name in
              {'mbert': 'MB_train.yaml', 'vanilla': 'vanilla.yaml', 'vivit': 'vivit.yaml'}.items()}  # fmt: skip
     figure = new_figure(WIDTH / DOTS, HEIGHT / DOTS)
@@ -44,7 +45,7 @@ def draw_pipeline(subject: 'Subject', volumes: dict[str, np.ndarray], path: Path
     of_volume(axes, subject, volumes)
     of_models(axes, subject, volumes['joint'], sizes)
     of_scores(axes, subject, sizes['mbert']['model']['num_classes'])
-    save_figure(figure, path)
+    return figure
 
 
 def heading(axes: 'Axes', column: str, number: int, title: str, caption: str) -> None:
@@ -125,7 +126,7 @@ def of_sample(axes: 'Axes', subject: 'Subject') -> None:
 
 def of_volume(axes: 'Axes', subject: 'Subject', volumes: dict[str, np.ndarray]) -> None:
     """Joint maps and limb maps, some frames one behind the other."""
-    x, side, step, count = COLUMNS['volume'], 225, 56, 5
+    x, side, step, count = COLUMNS['volume'], 235, 71, 4
     for i, kind in enumerate(('joint', 'limb')):
         volume = volumes[kind]
         pictures = coloured(volume[some_of(len(volume), count)], channel_colours(subject.test.skeleton, kind))
@@ -144,7 +145,7 @@ def slanted(axes: 'Axes', picture: np.ndarray, x: float, y: float, side: float) 
     from matplotlib.patches import Polygon
     from matplotlib.transforms import Affine2D
 
-    width, rise = 0.42, -0.19  # of what goes to the right, in shares of it
+    width, rise = 0.44, -0.18  # of what goes to the right, in shares of it
     brightness = picture.max(axis=0, keepdims=True)
     pixels = np.concatenate([picture / np.maximum(brightness, 1e-6), np.maximum(brightness, 0)]).clip(0, 1)
     place = Affine2D.from_values(width * side, rise * side, 0, side, x, y) + axes.transData

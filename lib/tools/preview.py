@@ -23,7 +23,7 @@ import argparse
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
@@ -41,6 +41,7 @@ from lib.data.geometry import compact_box, extent, view
 from lib.data.heatmap import MIN_SCORE
 from lib.data.sampling import evaluation_frames
 from lib.data.store import Store, open_store
+from lib.figures import save_figure
 from lib.files import check_writable, replacing
 from lib.pictures import channel_colours, coloured, enlarged, side_colour, some_of
 from lib.tools.checkpoints import load_config_file, open_checkpoint
@@ -131,13 +132,13 @@ def preview(args: argparse.Namespace) -> str:
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.show == 'pipeline':
-        from lib.tools.pipeline_figure import draw_pipeline
+        from lib.tools.pipeline_figure import pipeline_figure
 
         volumes = {
-            each: replace(subject, kind=each, draw=renderer(kind, config.heatmap | {'kind': each})).volume()
+            each: replace(subject, draw=renderer(kind, {**config.heatmap, 'kind': each})).volume()
             for each in ('joint', 'limb')
         }
-        draw_pipeline(subject, volumes, args.out)
+        save_figure(pipeline_figure(subject, volumes), args.out)
     else:
         panels = panels_of(args.show, subject, args.epoch - 1)
         with replacing(args.out) as file:
@@ -278,7 +279,7 @@ def action_of(config: EasyDict, store: Store, clip: int) -> str:
     return names[label] if label < len(names) else f'class {label}'
 
 
-def renderer(kind: str | None, heatmap: EasyDict) -> Draw:
+def renderer(kind: str | None, heatmap: Mapping[str, Any]) -> Draw:
     """Draws maps as the model does that is trained on them."""
     if kind == 'vivit':
         from lib.tensorflow.heatmap import HeatmapRenderer
