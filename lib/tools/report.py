@@ -299,7 +299,7 @@ def setting(value: object) -> str:
 def curves(runs: Sequence[RunFolder]) -> str:
     drawn = [(i, run) for i, run in enumerate(runs) if run.history]
     if not drawn:
-        return '<p>No run has finished an epoch yet.</p>'
+        return '<p>No epoch of a run is known.</p>'
     legend = ''.join(f'<li>{key(i)} {breakable(run.name)}</li>' for i, run in drawn)
     charts = '\n'.join(
         chart(title, unit, {i: [(line['epoch'], value(line)) for line in run.history] for i, run in drawn})

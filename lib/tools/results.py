@@ -129,7 +129,9 @@ def _read(folder: Path, name: str) -> RunFolder:
         return read
 
     config = sound('config.yaml', partial(read_config, sections=('data', 'model')), {}, 'its settings are not known.')
-    history = {line['epoch']: line for line in sound('metrics.jsonl', lines(_is_epoch), [], 'no epoch is done yet.')}
+    history = {
+        line['epoch']: line for line in sound('metrics.jsonl', lines(_is_epoch), [], 'its epochs are not known.')
+    }
     timing = sound('timing.jsonl', lines(_is_timing), [], 'its speed is not known.')
     evaluation = sound('evaluation.json', _read_evaluation, None, to_evaluate(folder))
     return RunFolder(folder, name, config, [history[n] for n in sorted(history)], timing, evaluation, faults)

@@ -207,7 +207,7 @@ def test_text_of_strangers_stays_text(tmp_path):
         ('predictions.npz', b'PK\x03\x04', 'cannot be read as an .npz file'),
         ('predictions.npz', None, 'has no predictions.npz: evaluate it first'),
         ('evaluation.json', None, 'has no evaluation.json: evaluate it first'),
-        ('metrics.jsonl', None, 'no epoch is done yet'),
+        ('metrics.jsonl', None, 'its epochs are not known'),
         ('config.yaml', None, 'its settings are not known'),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_run_that_has_only_begun_is_a_page_too(tmp_path):
     folder = make_run(tmp_path / 'run', epochs=0, evaluate=False)
     page = page_of(folder)
     assert '0 of 6' in page.sections['results']
-    assert 'No run has finished an epoch yet' in page.sections['curves']
+    assert 'No epoch of a run is known' in page.sections['curves']
 
 
 @pytest.mark.parametrize(
