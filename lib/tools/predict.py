@@ -372,11 +372,10 @@ def draw_timeline(
 ) -> None:
     """A PNG of the probabilities over time: a row for each action that is likeliest somewhere, as many as fit.
 
-    Rows are in the order in which they come first; the likeliest one is framed. Where nobody is, it is grey, and
+    Rows are in the order in which they come first; the likeliest one is underlined. Where nobody is, it is grey, and
     somebody must be somewhere.
     """
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
 
     segments, edges = segments_of(windows, found), edges_of(windows)
     frames_of = dict.fromkeys((s.action for s in segments if s.action is not None), 0)
@@ -400,15 +399,16 @@ def draw_timeline(
     colours = LinearSegmentedColormap.from_list('probability', ['white', BLUE])
     mesh = axis.pcolormesh(edges, np.arange(len(rows) + 1), np.array(rows), cmap=colours, vmin=0, vmax=100)
     row_of = {action: shown.index(action if action in longest else None) for action in frames_of}
-    for s in segments:
+    for s in segments:  # a line, since frames would hide what is in narrow windows
         if s.action is not None:
-            corner = s.start, row_of[s.action]
-            axis.add_patch(Rectangle(corner, s.end - s.start, 1, fill=False, edgecolor=VERMILION, linewidth=1.2))
+            axis.hlines(row_of[s.action] + 0.9, s.start, s.end, color=VERMILION, linewidth=3)
+    axis.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color=GRID, linewidth=0.6)
     axis.set_yticks(np.arange(len(rows)) + 0.5, labels, parse_math=False)
     axis.set_ylim(len(rows), 0)
     axis.set_xlim(edges[0], edges[-1])
-    axis.set_xlabel('frame (grey: nobody)' if None in (s.action for s in segments) else 'frame')
-    axis.set_title(fitted(title, 90), loc='left', fontsize=11, parse_math=False)
+    grey = '; grey: nobody' if any(s.action is None for s in segments) else ''
+    axis.set_xlabel(f'frame (underlined: the likeliest action{grey})')
+    axis.set_title(fitted(title, 60), loc='left', fontsize=11, parse_math=False)
     axis.tick_params(axis='y', length=0)
     figure.colorbar(mesh, ax=axis, label='probability, %', pad=0.02)
     save_figure(figure, path)
