@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.data.classes import NTU60
 from lib.data.skeletons import NTU25
 from lib.files import write_text
 
@@ -557,7 +558,6 @@ class Action:
     """number: NTU's A###. move: one of the functions above. distance: between two persons at the start, metres."""
 
     number: int
-    name: str
     move: Callable
     max_repeats: int = 3
     distance: tuple[float, float] | None = None
@@ -565,20 +565,20 @@ class Action:
 
 
 ACTIONS = (
-    Action(1, 'drink water', drink, max_repeats=2),
-    Action(6, 'pickup', pick_up, max_repeats=2),
-    Action(7, 'throw', throw),
-    Action(8, 'sitting down', sit_down, max_repeats=1),
-    Action(9, 'standing up', stand_up, max_repeats=1),
-    Action(10, 'clapping', clap),
-    Action(23, 'hand waving', wave),
-    Action(24, 'kicking something', kick),
-    Action(27, 'jump up', jump),
-    Action(38, 'salute', salute, max_repeats=2),
-    Action(50, 'punching other person', punch, distance=(0.75, 0.95)),
-    Action(51, 'kicking other person', kick_other, distance=(0.85, 1.05)),
-    Action(58, 'handshaking', shake_hands, max_repeats=2, distance=(0.85, 1.05), favours_hand=False),
-    Action(59, 'walking towards each other', walk_towards, max_repeats=1, distance=(2.6, 3.6)),
+    Action(1, drink, max_repeats=2),
+    Action(6, pick_up, max_repeats=2),
+    Action(7, throw),
+    Action(8, sit_down, max_repeats=1),
+    Action(9, stand_up, max_repeats=1),
+    Action(10, clap),
+    Action(23, wave),
+    Action(24, kick),
+    Action(27, jump),
+    Action(38, salute, max_repeats=2),
+    Action(50, punch, distance=(0.75, 0.95)),
+    Action(51, kick_other, distance=(0.85, 1.05)),
+    Action(58, shake_hands, max_repeats=2, distance=(0.85, 1.05), favours_hand=False),
+    Action(59, walk_towards, max_repeats=1, distance=(2.6, 3.6)),
 )
 
 
@@ -846,13 +846,12 @@ def write_files(folder: Path, content: dict) -> int:
     Of some persons of either xsub list, from one camera. Raises OSError where the folder cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = {action.number - 1: action.name for action in ACTIONS}
     train, rows = set(content['split']['xsub_train']), []
     for clip in content['annotations']:
         name = clip['frame_dir']
         if int(name[9:12]) in FILES_PERSONS and int(name[5:8]) == FILES_CAMERA:
             write_text(folder / f'{name}.json', json.dumps(mmpose_video(clip), separators=(',', ':')))
-            rows.append((f'{name}.json', names[clip['label']], 'train' if name in train else 'val'))
+            rows.append((f'{name}.json', NTU60[clip['label']], 'train' if name in train else 'val'))
     table = io.StringIO(newline='')
     csv.writer(table, lineterminator='\n').writerows([('file', 'label', 'split'), *rows])
     write_text(folder / 'labels.csv', table.getvalue())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lib.data import sample
+from lib.data.classes import NTU60
 from lib.data.skeletons import NTU25
 
 PERSONS = (1, 2, 3, 6, 7, 8)  # three on each side of the cross-subject split
@@ -291,10 +292,9 @@ def test_files_are_written_as_users_have_them(pickles, tmp_path):
         rows = list(csv.DictReader(file))
     clips = {a['frame_dir']: a for a in pickles[0]['annotations']}
     assert count == len(rows) == 36  # 12 actions of the persons 1, 3 and 8
-    names = {action.number - 1: action.name for action in sample.ACTIONS}
     for row in rows:
         name = Path(row['file']).stem
-        assert row['label'] == names[clips[name]['label']]
+        assert row['label'] == NTU60[clips[name]['label']]
         assert name in pickles[0]['split'][f'xsub_{row["split"]}']
     assert {row['split'] for row in rows} == {'train', 'val'}
     assert sorted(path.name for path in (tmp_path / 'files').iterdir()) == sorted(
