@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.tools import check_data, export_weights
+from lib.tools import check_data, export
 from tests import tiny
 from tests.annotations import make_annotations
 
@@ -78,7 +78,7 @@ def test_any_change_of_a_checkpoint_under_a_right_checksum(trained, tmp_path, mo
     for command in (
         lambda: call('--evaluate', path, '--checkpoint', tmp_path / 'evaluated'),
         lambda: call('--config', config, '-c', tmp_path / 'run', '-r', path, '--set', 'train.epochs=1'),
-        lambda: export_weights.main([str(path), str(out)]),
+        lambda: export.main([str(path), str(out)]),
     ):
         capsys.readouterr()
         code = command()

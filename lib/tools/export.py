@@ -23,6 +23,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,8 @@ def export(path: Path, out: Path, overrides: list[str]) -> str:
     if out.suffix not in endings:
         known = [ending or 'no ending (a folder)' for ending in endings]
         raise ValueError(f'{out}: a checkpoint of {checkpoint.kind} becomes a file with {", ".join(known)}.')
-    names = class_names(checkpoint.config)  # before anything long
     out.parent.mkdir(parents=True, exist_ok=True)
-    told = export_graph(checkpoint, out, names) if is_graph else export_weights(checkpoint, out)
+    told = export_graph(checkpoint, out) if is_graph else export_weights(checkpoint, out)
     count = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob('*')) if file.is_file())
     return f'{out}: {count:,} numbers of {checkpoint.kind} after epoch {checkpoint.epoch}, {size / 1e6:,.1f} MB{told}'
@@ -119,9 +119,9 @@ def export_weights(checkpoint: Checkpoint, out: Path) -> str:
     return f' of {checkpoint.path.stat().st_size / 1e6:,.1f} MB'
 
 
-def export_graph(checkpoint: Checkpoint, out: Path, names: list[str]) -> str:
+def export_graph(checkpoint: Checkpoint, out: Path) -> str:
     """Writes a graph from keypoints to logits; returns what is to be said of it."""
-    shapes = input_shapes(checkpoint)
+    shapes, names = input_shapes(checkpoint), class_names(checkpoint.config)
     about = {
         'kind': checkpoint.kind,
         'epoch': checkpoint.epoch,
@@ -167,12 +167,12 @@ def meaning(config: Mapping[str, Any]) -> str:
         return (
             f'keypoint (N,M,T,V,2): {axes}, x to the right and y down in pixels of the map of {size} x {size}. score '
             f'(N,M,T,V): 0 to 1, below {MIN_SCORE} not drawn. Missing persons and joints are zeros. Prepared as by '
-            'lib.data.clips.Clips of the config for the validation list.'
+            'lib.data.clips.Clips of the config for the validation list, one view at a time.'
         )
     last = 'x and y between -1 and 1, score' if config.data.input == 'keypoint_2d' else 'x, y, z'
     return (
         f'keypoint (N,M,T,V,3): {axes}; {last}. Missing persons and joints are zeros. Prepared as by '
-        'lib.data.clips.Clips of the config for the validation list.'
+        'lib.data.clips.Clips of the config for the validation list, one view at a time.'
     )
 
 
@@ -219,18 +219,18 @@ def write_onnx(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batc
 
     program, logits = traced(checkpoint, batches)
     names = list(batches[0])
-    model = torch.onnx.export(
-        program,
-        input_names=names,
-        output_names=['logits'],
-        dynamic_shapes={name: {0: 'N'} for name in names[:1]},  # as the axis of all is called
-        opset_version=OPSET,
-        external_data=False,
-        custom_translation_table={torch.ops.aten.hypot.default: hypot},
-        verbose=False,
-    ).model_proto
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = 'N'
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '# The axis name: N')  # is that of two inputs, as it should be
+        model = torch.onnx.export(
+            program,
+            input_names=names,
+            output_names=['logits'],
+            dynamic_shapes={name: {0: 'N'} for name in names},
+            opset_version=OPSET,
+            external_data=False,
+            custom_translation_table={torch.ops.aten.hypot.default: hypot},
+            verbose=False,
+        ).model_proto
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     with replacing(out) as file:
