@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -181,13 +181,9 @@ def _read_text(path: Path) -> str:
 def _parse(text: str) -> Any:
     """What a JSON text holds. Raises ValueError."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_int=_whole_number)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError('it nests too deep') from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f'{constant} is no number')
 
 
 def _whole_number(digits: str) -> int | float:

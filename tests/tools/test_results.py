@@ -61,10 +61,11 @@ def test_what_is_no_run_is_an_error(tmp_path, make, told):
 def test_lines_that_are_not_sound_are_left_out_and_counted(tmp_path):
     sound = list(map(json.dumps, history([1, 2])))
     bad = [sound[0][:-9], sound[0].replace('0.1', 'NaN'), '7', sound[0].replace('0.25', '3'), '[' * 100_000]
+    bad.append(sound[0].replace('0.1', '9' * 400))
     (tmp_path / 'metrics.jsonl').write_text('\n'.join([*bad, *reversed(sound), sound[0]]))
     [run] = results.read_runs([tmp_path])
     assert run.history == history([1, 2])
-    assert '5 of 8 lines are not sound' in run.faults['metrics.jsonl']
+    assert '6 of 9 lines are not sound' in run.faults['metrics.jsonl']
 
 
 @pytest.mark.parametrize(
