@@ -10,8 +10,7 @@ import numpy as np
 
 SAME_DETECTION = 0.06  # of the body's diagonal: two poses in a frame that are nearer are one person, found twice
 FARTHEST = 0.3  # of the diagonal, by which a pose may miss the expected one a frame later
-GROWTH = 0.03  # of the diagonal, by which it may miss it more for each frame in which the person was not found
-OUTLIER = 0.6  # of the diagonal: a joint that is farther off counts as this far, as found on another's body
+GROWTH = 0.02  # of the diagonal, by which it may miss it more for each frame in which the person was not found
 LONGEST_GAP = 30  # frames without a person after which whoever appears there is somebody new
 MOMENTUM = 0.5  # of the speed, which a new pose leaves
 DAMPING = 0.8  # of the speed for each frame in which a person is not found
@@ -101,7 +100,7 @@ def pose_distance(a: np.ndarray, a_found: np.ndarray, b: np.ndarray, b_found: np
     size = np.maximum(np.maximum(_diagonal(a, a_found)[:, None], _diagonal(b, b_found)[None]), 1e-6)
     apart = np.linalg.norm(a[:, None] - b[None], axis=-1) / size[..., None]  # (A, B, V)
     count = shared.sum(axis=-1)
-    total = np.where(shared, np.minimum(apart, OUTLIER), 0).sum(axis=-1)
+    total = np.where(shared, apart, 0).sum(axis=-1)
     return np.where(count > 0, total / np.maximum(count, 1), np.inf)
 
 

@@ -342,3 +342,7 @@ def test_scores_tell_how_sure_the_place_is():
     expected = (1 + np.exp(-((3 / sigma * 3 / 4) ** 2) / 2)) / 2
     assert score((20, 30, 100), (20, 30 + 3, 100)) == pytest.approx(expected, rel=1e-4)
     assert 0 < score() < 0.02  # anywhere
+    boxes = torch.tensor([[0.0, 0.0, 300.0, 200.0]])  # broader than HRNet's, which is then as high as if it were 400
+    assert score((20, 30, 100), (20 + 3, 30, 100)) == pytest.approx(
+        (1 + np.exp(-((3 / sigma / 2) ** 2) / 2)) / 2, rel=1e-4
+    )
