@@ -440,7 +440,7 @@ def of_drawing(config: EasyDict, num_joints: int) -> str:
 def of_memory(kind: str, config: EasyDict, cost: Cost) -> str:
     """Of one device that works on whole batches."""
     batch_size, parts = config.data.batch_size, config.train.accumulation_steps
-    batch = f'{batch_size} clips' + (f' in {parts} parts' if parts > 1 else '')
+    batch = f'batch of {batch_size}' + (f' in {parts} parts' if parts > 1 else '')
     told = [batch, config.train.precision, 'on one device']
     told += ['activation checkpointing'] * config.train.get('activation_checkpointing', False)
     told += ['estimated from the graph'] * (kind == 'vivit') + ['without train.compile'] * config.train.compile
@@ -480,11 +480,12 @@ def learning_rates(config: EasyDict) -> dict[str, float]:
 
 def of_rates(config: EasyDict, recipe: Recipe, amount: Amount) -> str:
     _, factors = schedule(recipe, amount)
-    falls = 'half a cosine' if recipe.lr_schedule == 'cosine' else f'times {recipe.lr_decay:g} after each epoch'
-    warmup = f'rising through {recipe.warmup_epochs} epochs, then ' if recipe.warmup_epochs else ''
+    course = 'half a cosine' if recipe.lr_schedule == 'cosine' else f'times {recipe.lr_decay:g} after each epoch'
+    if recipe.warmup_epochs:
+        course = f'warm-up epochs: {recipe.warmup_epochs}, then {course}'
     return '\n'.join(
-        f'{name} {rate * factors[0]:.2e} in the first step, {rate * max(factors):.2e} at most, '
-        f'{rate * factors[-1]:.2e} in the last ({warmup}{falls})'
+        f'{name}: first {rate * factors[0]:.2e}, highest {rate * max(factors):.2e}, last {rate * factors[-1]:.2e} '
+        f'({course})'
         for name, rate in learning_rates(config).items()
     )
 
@@ -536,7 +537,7 @@ def of_published(path: Path, kind: str, config: EasyDict) -> str:
     lines = [f'{row.name} is {which}. {published_rows(kind)[row]}', 'No setting differs.']
     if changed:
         lines[1] = 'These settings differ:'
-        shown = [(key, *map(json.dumps, values)) for key, values in changed.items()]
+        shown = [(key, *(json.dumps(value).strip('"') for value in pair)) for key, pair in changed.items()]
         lines.append(aligned([('', 'published', 'here'), *shown], '<>>'))
     return '\n'.join(lines)
 

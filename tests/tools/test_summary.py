@@ -198,8 +198,8 @@ def test_a_config_is_summed_up(kind, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'xsub_train, 20 clips of' in printed
     assert '3 an epoch, 6 in 2 epochs of 20 clips; 2 of 10 clips to validate each' in printed
-    assert '1.00e-03 in the first step, 1.00e-03 at most, 6.70e-05 in the last (half a cosine)' in printed
-    assert '8 clips, fp32, on one device' in printed
+    assert 'learning rate: first 1.00e-03, highest 1.00e-03, last 6.70e-05 (half a cosine)' in printed
+    assert 'batch of 8, fp32, on one device' in printed
     assert ('estimated' in printed) == (kind == 'vivit')
     dim_feat = next(line for line in printed.splitlines() if 'model.dim_feat' in line)
     published = load_config_file(ROOT / SCRIPTS[kind].DEFAULT_CONFIG)[1].model.dim_feat
