@@ -18,7 +18,7 @@ test: .venv/tests
 	$(RUN) -m pytest -q
 
 data/action/sample_hrnet.pkl: lib/data/sample.py | .venv/runs
-	$(RUN) -m lib.data.sample --out data/action
+	$(RUN) -m lib.data.sample --out data/action --files data/action/sample_files
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
