@@ -73,6 +73,7 @@ def test_files_become_clips_with_numbers_for_names_in_alphabetical_order(files, 
     assert '4 clips of 2 classes' in text
     assert 'list train: 2 clips of 2 classes, 1 of each' in text
     assert 'image size' not in text
+    assert 'data.benchmark=[train,val]' in text
 
 
 def test_labels_may_be_numbers(files, make, tmp_path):
