@@ -36,10 +36,14 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number; a whole one of hundreds of digits is none."""
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**63)
+
+
 def _are_numbers(values: object, *names: str) -> bool:
     """Whether it is a dict of finite numbers that has these names."""
-    numbers = isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())
-    return numbers and values.keys() >= {*names} and all(map(math.isfinite, values.values()))
+    return isinstance(values, dict) and values.keys() >= {*names} and all(map(_is_number, values.values()))
 
 
 def is_line(line: object) -> bool:

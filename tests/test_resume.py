@@ -380,7 +380,7 @@ FORGED = {
     'step': 1.5,
     'loss_sum': float('nan'),
     'hits': None,
-    'best': {'top1': 'high', 'epoch': 1},
+    'best': {'top1': 10**400, 'epoch': 1},
     'history': [{'epoch': 1}],
     'model': {'weight': 'heavy'},
     'optimizer': {'state': {0: {'step': 1}}},
