@@ -293,24 +293,25 @@ def test_segments_join_windows_that_agree_and_share_no_frame():
 
 
 def test_who_is_there():
-    """By score; in 3D, which has none, by coordinates. What is no number is not there."""
-    keypoint, score = persons(4, count=2)
-    keypoint[0, 1], score[1, 2], score[1, 3] = np.nan, 0, np.nan
+    """By score; in 3D, which has none, by coordinates. What is no number, or is below zero, is not there."""
+    keypoint, score = persons(5, count=2)
+    keypoint[0, 1], score[1, 2], score[1, 3], score[1, 4] = np.nan, 0, np.nan, -1
     amount = presence({'keypoint': keypoint, 'keypoint_score': score})
-    assert (amount > 0).tolist() == [[True, False, True, True], [True, True, False, False]]
+    assert (amount != 0).tolist() == [[True, False, True, True, True], [True, True, False, False, False]]
     assert amount[0, 0] == pytest.approx(score[0, 0].sum())
     points = np.zeros((1, 2, 25, 3), np.float16)
     points[0, 1, :5] = 1
     assert presence({'keypoint': points}).tolist() == [[0, 5]]
 
 
+@pytest.mark.filterwarnings('error::UserWarning')  # as where texts leave no room
 def test_a_timeline_of_many_actions_is_no_higher_than_a_screen(tmp_path):
     """The longest names, letters that mean something to matplotlib, and nobody at times."""
     random = np.random.default_rng(0)
     found = list(random.dirichlet(np.full(120, 0.01), 200))
     found[20:40] = [None] * 20
-    names = [f'{name} $x^' * 9 for name in NTU120]
-    draw_timeline(windows_of(200 * 60 + 60, 120, 60), found, names, '$' * 200, tmp_path / 'many.png')
+    names = [f'{name} $^^$ ' * 9 for name in NTU120]
+    draw_timeline(windows_of(200 * 60 + 60, 120, 60), found, names, '$^^$ ' * 40, tmp_path / 'many.png')
     draw_timeline(windows_of(180, 120, 60), found[:2], names, 'two', tmp_path / 'two.png')
     (many, two) = (Image.open(tmp_path / f'{name}.png').size for name in ('many', 'two'))
     assert many[0] == two[0] == 1200
