@@ -10,6 +10,7 @@ import pytest
 import train_action_vanilla
 from lib.cli import DONE, USER_ERROR
 from lib.data import sample
+from lib.data.classes import NTU60
 from lib.data.pickles import load_annotations
 from lib.tools import check_data, make_pickle
 from tests.annotations import make_3d_annotations, make_annotations
@@ -251,10 +252,9 @@ def test_ones_own_data_from_files_to_a_trained_model(sample_files, make, tmp_pat
     assert code == DONE
     clips = {a['frame_dir']: a for a in content['annotations']}
     names = out.with_name('own_classes.txt').read_text().splitlines()
-    actions = {action.number - 1: action.name for action in sample.ACTIONS}
     for annotation in load_annotations(out)['annotations']:
         clip = clips[annotation['frame_dir']]
-        assert names[annotation['label']] == actions[clip['label']]
+        assert names[annotation['label']] == NTU60[clip['label']]
         assert annotation['keypoint'].shape == clip['keypoint'].shape
         one, other = (np.sort(a['keypoint'].astype(float), axis=0) for a in (annotation, clip))
         np.testing.assert_allclose(one, other, atol=0.6)  # a decimal, then float16 above 1024
