@@ -241,8 +241,8 @@ class Subject:
     def volume(self, epoch: int | None = None) -> np.ndarray:
         """(T, C, H, W) as evaluation sees the clip (its first view), or an epoch of training, counted from 0."""
         batch = (self.test if epoch is None else self.training).of_clip(self.clip, epoch or 0)
-        view = np.s_[:, 0] if batch['score'].ndim == 5 else np.s_[:]
-        return self.draw(batch['keypoint'][view], batch['score'][view])[0]
+        first = np.s_[:, 0] if batch['score'].ndim == 5 else np.s_[:]
+        return self.draw(batch['keypoint'][first], batch['score'][first])[0]
 
 
 def find(config: EasyDict, kind: str | None, name: str | None) -> Subject:
