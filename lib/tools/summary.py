@@ -9,9 +9,9 @@ It needs no GPU, and without NTU60's pickle takes its known numbers of clips.
 Multiply-adds are those of the matrix products and convolutions of a forward pass, counted on the model itself; norms,
 softmax and other elementwise operations are left out. Memory is that of the tensors on one device: of PyTorch found by
 going through a training step on tensors without content, of ViViT estimated from the graph of a step, where a tensor
-lasts until it is last read. A process takes more: on a CPU, above 1 GB, tensors and libraries were measured to take 3 to
-7 % more with PyTorch, 25 % more with the gaps that malloc leaves, and 25 to 30 % more with ViViT; below, up to 500 MB
-more. Both are without train.compile, which usually takes less.
+lasts until it is last read. A process takes more: on a CPU, above 1 GB, 3 to 7 % more were measured of PyTorch, 25 %
+with the gaps that malloc leaves, and 25 to 30 % of ViViT; below, up to 500 MB. Both are without train.compile, which
+usually takes less.
 """
 
 import argparse

@@ -250,6 +250,10 @@ def test_the_nearest_published_row_is_found(tmp_path, capsys):
         ['data.batch_size', '32', '16'],
         ['model.drop_path_rate', '0.0', '0.1'],
     ]
+    content = yaml.safe_load((ROWS / 'MB_train_3d.yaml').read_text())
+    content['data'] |= {'input': 'keypoint_2d', 'ann_file': str(tmp_path / 'ntu60_3danno.pkl')}
+    path.write_text(yaml.safe_dump(content))
+    assert 'MB_train_2d.yaml is the nearest row' in summed_up(capsys, path)  # though fewer keys differ from the 3D row
     changed = summed_up(capsys, ROWS / 'vanilla_3d.yaml', 'optimizer.lr_head=0.001')
     assert 'vanilla_3d.yaml is this row. Published: 76.7' in changed
     assert changed.splitlines()[-1].split() == ['optimizer.lr_head', '0.0001', '0.001']
