@@ -15,6 +15,7 @@ from easydict import EasyDict
 
 from lib.config import load_config, read_config
 from lib.data.clips import Clips
+from lib.files import require_file
 from lib.run import TO_EVALUATE, check_content, evaluation_config
 
 KINDS = ('mbert', 'vanilla', 'vivit')
@@ -83,6 +84,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     """
     if path.is_dir():
         path = _best_of(path)
+    require_file(path)
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} is no checkpoint: name a run's folder, or its {' or '.join(ENDINGS)} file.")
     content = importlib.import_module(f'lib.{ENDINGS[path.suffix]}.checkpoint').read(path)
