@@ -230,7 +230,7 @@ def evaluated_on(found: dict[str, Any]) -> str:
     told = [escape(found['list'])] if 'list' in found else []
     told += [f'{found["num_clips"]:,} clips'] if 'num_clips' in found else []
     told += [f'{found["views"]} views'] if found.get('views', 1) > 1 else []
-    epoch = f'epoch {found["epoch"]}; ' if 'epoch' in found else ''
+    epoch = f'epoch {found["epoch"]}; ' if found.get('epoch') is not None else ''
     return f'{", ".join(told)}<small>{epoch}{classes} classes, chance {percent(1 / classes)}</small>'
 
 

@@ -228,7 +228,8 @@ def _is_evaluation(report: object) -> bool:
     return (
         all(isinstance(report.get(key, ''), str) for key in ('kind', 'list'))
         and 'kind' in report
-        and all(_is_count(report.get(key, 0)) for key in ('epoch', 'num_clips', 'views'))
+        and all(_is_count(report.get(key, 0)) for key in ('num_clips', 'views'))
+        and (report.get('epoch') is None or _is_count(report['epoch']))  # weights of others tell none
         and _is_count(report.get('parameters'))
         and all(_is_share(report.get(key)) for key in ('top1', 'top5', 'mean_class'))
         and isinstance(per_class, dict)

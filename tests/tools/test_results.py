@@ -20,7 +20,7 @@ def history(epochs):
 
 
 def test_a_line_for_each_run_with_its_own_numbers(tmp_path, capsys):
-    one, another = evaluated(tmp_path / 'one'), evaluated(tmp_path / 'another', classes=10)
+    one, another = evaluated(tmp_path / 'one'), evaluated(tmp_path / 'another', classes=10, epoch=None)
     speeds = [{'train_seconds': 1.0, 'clips_per_second': speed} for speed in (10.0, 30.0, 20.0)]
     (one / 'timing.jsonl').write_text('\n'.join(map(json.dumps, speeds)))
     assert results.main([str(one), str(another)]) == 0
