@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_page(args.out)
         runs = read_runs(args.folders)
         content = page(runs).encode('utf-8', 'replace')
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(args.out) as file:
             file.write(content)
     except (ValueError, OSError) as error:
@@ -80,8 +81,6 @@ def check_page(path: Path) -> None:
     """Raises OSError or ValueError where no report can be written, or something else would be lost."""
     if path.suffix not in ('.html', '.htm'):
         raise ValueError(f'{path} must end in .html.')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'{path}: there is no folder {path.parent}. Make it first.')
     check_writable(path.parent, 'Name a file in another folder.')
     if path.exists():
         if not path.is_file():

@@ -117,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         cost = (cost_in_tensorflow if kind == 'vivit' else cost_in_pytorch)(script, config, amount.num_joints)
         print(text(args.config, kind, config, recipe, amount, cost))
         if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
             save_figure(curve(args.config.name, config, recipe, amount), args.out)
             print(f'{"picture":<10} {args.out}')
     except (ValueError, OSError) as error:
@@ -131,8 +132,6 @@ def check_picture(path: Path) -> None:
         raise ValueError(f'{path} must end in .png.')
     if path.exists():
         raise ValueError(f'{path} is there already. Name a new file, or remove it.')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'{path}: there is no folder {path.parent}. Make it first.')
     check_writable(path.parent, 'Name a file in another folder.')
 
 

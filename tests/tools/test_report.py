@@ -241,7 +241,7 @@ def test_a_run_that_has_only_begun_is_a_page_too(tmp_path):
     ('out', 'told'),
     [
         ('report.txt', 'must end in .html'),
-        ('absent/report.html', 'there is no folder'),
+        ('mine.html/report.html', 'mine.html is a file'),
         ('mine.html', 'is there already and is no report'),
         ('folder.html', 'is no file'),
     ],
@@ -256,7 +256,7 @@ def test_a_page_takes_no_other_files_place(tmp_path, capsys, out, told):
 
 
 def test_a_report_is_written_anew_and_what_is_no_run_writes_nothing(tmp_path, capsys):
-    run, out = make_run(tmp_path / 'run'), tmp_path / 'report.html'
+    run, out = make_run(tmp_path / 'run'), tmp_path / 'out' / 'report.html'
     assert report.main([str(run), '--out', str(out)]) == 0
     (run / 'evaluation.json').unlink()
     assert report.main([str(run), '--out', str(out)]) == 0
