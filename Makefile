@@ -1,5 +1,5 @@
 # make demo: trains and evaluates all three models on a generated sample set.   make test: runs the tests.
-# Both set everything up themselves, and repeat nothing that is done already.
+# Both set everything up themselves; what is installed or trained already is not done again.
 PYTHON ?= python3
 RUN := .venv/bin/python
 SAMPLE := checkpoint/action/sample

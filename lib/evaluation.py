@@ -34,7 +34,7 @@ def report_evaluation(
     names, matrix = class_names(config), confusion_matrix(logits, labels)
     say(metrics_line(metrics))
     low, high = (100 * edge for edge in interval['top1'])
-    say(f'95 % interval of Acc@1 {low:.2f} to {high:.2f}, {clips.num_clips:,} clips drawn again')
+    say(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
     for line in confused_lines(matrix, names):
         say(line)
 

@@ -19,7 +19,7 @@ def scores(taken: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def config(num_classes: int, names: object = None) -> EasyDict:
-    return EasyDict(data={'class_names': names}, model={'num_classes': num_classes})
+    return EasyDict(data={'ann_file': 'set.pkl', 'class_names': names}, model={'num_classes': num_classes})
 
 
 def clips_named(ids: list[str]) -> SimpleNamespace:
@@ -92,6 +92,17 @@ def test_ids_of_any_text_come_back(tmp_path):
     ids = ['v_ApplyEyeMakeup_g01_c01', 'Übung/ä', '']
     write_predictions(tmp_path / 'p.npz', ids, np.zeros(3, int), np.zeros((3, 2)))
     assert read_predictions(tmp_path / 'p.npz')[0].tolist() == ids
+
+
+def test_names_lie_beside_the_pickle(tmp_path):
+    found = config(2)
+    found.data.ann_file = str(tmp_path / 'own.pkl')
+    assert class_names(found) == ['class 0', 'class 1']
+    (tmp_path / 'own_classes.txt').write_text('walk\nrun\n')
+    assert class_names(found) == ['walk', 'run']
+    found.model.num_classes = 60  # as a config has it that nobody has told of the set
+    with pytest.raises(ValueError, match=r'own_classes\.txt .* has 2 names.* set model\.num_classes to 2'):
+        class_names(found)
 
 
 def test_names_of_classes(tmp_path):

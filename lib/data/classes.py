@@ -33,23 +33,30 @@ NTU60 = NTU120[:60]
 def class_names(config: Mapping[str, dict]) -> list[str]:
     """The name of each class of a model, K of them, as its resolved config has them.
 
-    Those of the text file `data.class_names`; without one NTU RGB+D's where the model has its 60 or 120 classes, else
-    'class 0', 'class 1', ... Raises OSError or ValueError, naming the file, where it has too few.
+    Those of the text file `data.class_names`, by default of <name>_classes.txt beside the pickle, which make_pickle
+    writes; without one NTU RGB+D's where the model has its 60 or 120 classes, else 'class 0', 'class 1', ... Raises
+    OSError or ValueError, naming the file, where it has too few.
     """
-    path, num_classes = config['data'].get('class_names'), config['model']['num_classes']
+    data, num_classes = config['data'], config['model']['num_classes']
+    path = data.get('class_names') or _beside(Path(data['ann_file']))
     if path is None:
         known = {len(names): list(names) for names in (NTU60, NTU120)}
         return known.get(num_classes, [f'class {number}' for number in range(num_classes)])
     names = read_class_names(path)
     if len(names) < num_classes:
         raise ValueError(
-            f'{path} (data.class_names) has {len(names)} names, and model.num_classes is {num_classes}: write one name '
-            'a line, that of class 0 first.'
+            f'{path} (data.class_names) has {len(names)} names, and model.num_classes is {num_classes}: set '
+            f'model.num_classes to {len(names)}, or write one name a line, that of class 0 first.'
         )
     return names[:num_classes]
 
 
-def read_class_names(path: str) -> list[str]:
+def _beside(ann_file: Path) -> Path | None:
+    path = ann_file.with_name(f'{ann_file.stem}_classes.txt') if ann_file.name else None
+    return path if path and path.is_file() else None
+
+
+def read_class_names(path: str | Path) -> list[str]:
     """The lines of a text file. Raises OSError or ValueError, naming it, where it is not there or is no such text."""
     try:
         with Path(path).open('rb') as file:

@@ -88,7 +88,7 @@ class Clips:
     clip_len: frames of a clip, T.                       likewise, or the names of the two lists [train, val].
     batch_size: clips of a batch.                    max_persons: M; further persons of a clip are left out.
     store_dir: folder for the packed form of the pickle, by default the pickle's own.
-    class_names: text file with a class name a line, for what is told of the classes (see lib.data.classes).
+    class_names: text file with a class name a line, by default <name>_classes.txt beside the pickle.
 
     Training on heatmaps: crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
     flip_ratio: share of clips that are mirrored. rotation: rad, either way, about the middle of the persons.

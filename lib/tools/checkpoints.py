@@ -15,7 +15,6 @@ from easydict import EasyDict
 
 from lib.config import load_config, read_config
 from lib.data.clips import Clips
-from lib.files import require_file
 from lib.run import TO_EVALUATE, check_content, evaluation_config
 
 KINDS = ('mbert', 'vanilla', 'vivit')
@@ -84,7 +83,12 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     """
     if path.is_dir():
         path = _best_of(path)
-    require_file(path)
+    elif not path.is_file():
+        there = sorted(item.name for item in path.parent.glob('*'))
+        raise FileNotFoundError(
+            f'{path}: there is no such folder or file. {path.parent} holds {", ".join(there[:6]) or "nothing"}'
+            f'{", ..." if len(there) > 6 else ""}.'
+        )
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} is no checkpoint: name a run's folder, or its {' or '.join(ENDINGS)} file.")
     content = importlib.import_module(f'lib.{ENDINGS[path.suffix]}.checkpoint').read(path)

@@ -1,13 +1,14 @@
 """Fuse the predictions of several models: the weighted mean of their probabilities, as of joint and limb maps.
 
-    python -m lib.tools.fuse joint/predictions.npz limb/predictions.npz
-    python -m lib.tools.fuse joint/predictions.npz limb/predictions.npz --weights 2 1
-    python -m lib.tools.fuse joint/predictions.npz limb/predictions.npz --tune joint_tune.npz limb_tune.npz
+    python -m lib.tools.fuse checkpoint/action/joint checkpoint/action/limb
+    python -m lib.tools.fuse checkpoint/action/joint checkpoint/action/limb --weights 2 1
+    python -m lib.tools.fuse checkpoint/action/joint checkpoint/action/limb --tune out/joint_tune out/limb_tune
 
-The files are those that an evaluation writes, of the same clips. Prints the accuracy of each and of all together. Of
-two it also searches the best weight, in steps of 0.01: by --tune on other clips, the same two models' predictions of
-another list (--evaluate makes them with --set data.benchmark=[xsub_train,LIST] --checkpoint FOLDER); without it on the
-very clips that are scored, which flatters: that figure is an upper bound and no result.
+A run's folder stands for its predictions.npz, which an evaluation writes; all must be of the same clips. Prints the
+accuracy of each and of all together. Of two it also searches the best weight, in steps of 0.01: by --tune on other
+clips, the same two models' predictions of another list (`lib.tools.evaluate FOLDER --out out/joint_tune --set
+data.benchmark=[xsub_train,LIST]` makes them); without it on the very clips that are scored, which flatters: that figure
+is an upper bound and no result.
 """
 
 import argparse
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog='python -m lib.tools.fuse'
     )
-    parser.add_argument('files', nargs='+', type=Path, metavar='FILE', help='predictions.npz, two or more')
+    parser.add_argument(
+        'files', nargs='+', type=Path, metavar='FILE', help='predictions.npz or its folder, two or more'
+    )
     parser.add_argument('--weights', nargs='+', type=float, metavar='W', help='one for each file (default: all equal)')
     parser.add_argument('--tune', nargs=2, type=Path, metavar='FILE', help='of the same two models on other clips')
     args = parser.parse_args(arguments)
@@ -65,7 +68,7 @@ def fuse(files: Sequence[Path], weights: Sequence[float] | None, tune: Sequence[
     others = read_aligned(tune) if tune else streams  # before anything is told
 
     share = np.array(weights) / sum(weights)
-    labels, width = streams[0].labels, max(len(str(file)) for file in files)
+    labels, width = streams[0].labels, max(len(str(stream.path)) for stream in streams)
     lines = [f'{len(labels):,} clips of {len(np.unique(labels))} classes']
     lines += [f'{stream.path!s:<{width}}  {accuracy(stream.logits, labels)}' for stream in streams]
     told = ' '.join(f'{part:.2f}' for part in share)
@@ -82,6 +85,7 @@ def fuse(files: Sequence[Path], weights: Sequence[float] | None, tune: Sequence[
 
 def read_aligned(files: Sequence[Path]) -> list[Stream]:
     """The streams, their clips in the order of the first. Raises ValueError where clips, labels or classes differ."""
+    files = [file / 'predictions.npz' if file.is_dir() else file for file in files]
     first, *others = (Stream(file, *read_predictions(file)) for file in files)
     if len(np.unique(first.ids)) < len(first.ids):
         raise ValueError(f'{first.path} has predictions of the same clip twice.')

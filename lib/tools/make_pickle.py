@@ -229,8 +229,8 @@ def _made(
         yield f'left out: {numbered(told["left_out"], "person")}, of clips with more than the ten who are kept'
     if told['guessed']:
         yield (
-            f'image size: not told of {numbered(told["guessed"], "clip")}, and taken as large as the points need; '
-            '--img_shape H W tells it'
+            f'image size: unknown of {numbered(told["guessed"], "clip")}, guessed by the joints, which only data.input '
+            'keypoint_2d depends on; --img_shape H W names it'
         )
     if told['large']:
         yield f'float32: {numbered(told["large"], "clip")} with coordinates from {FLOAT16_KEEPS:,} px on'

@@ -337,8 +337,8 @@ def short_lines(
             yield f'{subject.title:<{width}}  {action_text(segment.action, segment.probability, names)}'
 
 
-def notes_of(subjects: Sequence[Subject], most: int) -> Iterator[str]:
-    """What users should know of how their clips were looked at."""
+def notes_of(subjects: Sequence[Subject], most: int, data_input: str) -> Iterator[str]:
+    """What users should know of how their clips were looked at. Heatmaps do not depend on a guessed image size."""
     for is_whole, who in ((False, f'the {most} most present'), (True, f'the first {most}')):
         counts = [count for subject in subjects if subject.is_whole is is_whole for count in subject.present]
         crowded = sum(count > most for count in counts)
@@ -353,8 +353,9 @@ def notes_of(subjects: Sequence[Subject], most: int) -> Iterator[str]:
     if gaps:
         empty, frames = sum(subject.empty for subject in gaps), sum(subject.frames for subject in gaps)
         yield f'nobody in {empty:,} of {numbered(frames, "frame")} of {numbered(len(gaps), "clip")}'
-    if guessed := sum(not subject.img_shape_known for subject in subjects if subject.person in (None, 1)):
-        yield f'image size not told of {numbered(guessed, "clip")}, taken as the points need; --img_shape H W tells it'
+    guessed = sum(not subject.img_shape_known for subject in subjects if subject.person in (None, 1))
+    if guessed and data_input == 'keypoint_2d':
+        yield f'image size of {numbered(guessed, "clip")} unknown, guessed by the joints; --img_shape H W names it'
     if long := sum(subject.is_whole and subject.frames > LONGEST for subject in subjects):
         yield f'{numbered(long, "clip")} of over {LONGEST} frames looked at as one action; --window {WINDOW} cuts it'
 
@@ -447,7 +448,7 @@ def predict(args: argparse.Namespace) -> None:
         texts = (line for pair in zip(subjects, predicted, strict=True) for line in lines_of(*pair, names))
     for line in texts:
         say(line)
-    for note in notes_of(subjects, most):
+    for note in notes_of(subjects, most, checkpoint.config.data.input):
         say(f'note: {note}')
     if args.out:
         say(f'written: {written} in {args.out}')

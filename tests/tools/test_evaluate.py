@@ -44,4 +44,4 @@ def test_what_is_no_checkpoint_is_an_error_of_a_line(tmp_path, capsys):
 
     assert 'holds no checkpoint' in refused(tmp_path)
     assert 'is no checkpoint' in refused(tmp_path / 'best_epoch.txt')
-    assert 'there is no such file' in refused(tmp_path / 'best_epoch.bin')
+    assert 'holds best_epoch.txt' in refused(tmp_path / 'best_epoch.bin')

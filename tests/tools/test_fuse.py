@@ -64,6 +64,16 @@ def test_the_order_of_the_clips_does_not_matter(write):
     np.testing.assert_array_equal(aligned.logits.argmax(1) == LABELS, ~FIRST_HALF)
 
 
+def test_a_folder_stands_for_its_predictions(write, tmp_path, capsys):
+    a = write('a', 2, FIRST_HALF)
+    (tmp_path / 'run').mkdir()
+    a.rename(tmp_path / 'run' / 'predictions.npz')
+    assert fuse.main([str(tmp_path / 'run'), str(write('b', 1, ~FIRST_HALF))]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(str(tmp_path / 'run' / 'predictions.npz'))
+    assert fuse.main([str(tmp_path), str(tmp_path / 'run')]) == 2
+    assert 'predictions.npz: there is no such file' in capsys.readouterr().err
+
+
 def test_what_does_not_belong_together_is_refused(write, capsys):
     a = str(write('a', 1, FIRST_HALF))
 

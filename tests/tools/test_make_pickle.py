@@ -84,7 +84,7 @@ def test_labels_may_be_numbers(files, make, tmp_path):
     assert not (tmp_path / 'own_classes.txt').exists()
     assert 'model.num_classes=11' in text
     assert 'class_names' not in text
-    assert 'image size: not told of 3 clips' in text
+    assert 'image size: unknown of 3 clips' in text
 
 
 def test_tables_of_spreadsheets_are_read(files, make):

@@ -14,7 +14,7 @@ from PIL import Image
 from lib.data.classes import NTU120
 from lib.data.pickles import load_annotations
 from lib.evaluation import read_predictions
-from lib.tools.predict import draw_timeline, main, presence, segments_of, windows_of
+from lib.tools.predict import draw_timeline, main, notes_of, presence, segments_of, subjects_of, windows_of
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.tiny import MODELS, SCRIPTS, caller, write_config
 from tests.tiny import content as tiny_content
@@ -316,3 +316,12 @@ def test_a_timeline_of_many_actions_is_no_higher_than_a_screen(tmp_path):
     (many, two) = (Image.open(tmp_path / f'{name}.png').size for name in ('many', 'two'))
     assert many[0] == two[0] == 1200
     assert two[1] < many[1] < 800
+
+
+def test_a_guessed_image_size_is_told_where_it_matters():
+    clip = {'frame_dir': 'clip', 'label': 0, 'total_frames': 5, 'keypoint': np.ones((1, 5, 17, 2)), 'img_shape': (9, 9)}
+    clip |= {'keypoint_score': np.ones((1, 5, 17)), 'persons_left_out': 0, 'img_shape_known': False}
+    subjects = subjects_of(Path('clip.json'), clip, 2, None, None, False)
+    assert list(notes_of(subjects, 2, 'heatmap')) == []
+    (note,) = notes_of(subjects, 2, 'keypoint_2d')
+    assert note.startswith('image size of 1 clip unknown')
