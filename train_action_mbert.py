@@ -38,6 +38,7 @@ def train(args: argparse.Namespace) -> None:
 
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
     render, model = engine.make_model(MotionBERT, config, train_clips.num_joints, world.device)
+    engine.check_batch_norm(model, options, config.data.batch_size)
     pretrained = engine.load_pretrained(model, options, args, run)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)

@@ -557,6 +557,18 @@ def test_a_batch_that_processes_or_parts_cannot_share_is_refused(call, script, c
     assert not (tmp_path / 'run').exists()
 
 
+def test_batch_norm_asks_for_two_clips_at_once(script, call, config, tmp_path, capsys):
+    parts = ['--set', 'train.accumulation_steps=5', '--set', 'data.batch_size=5']
+    for size in (['--set', 'data.batch_size=1'], parts):
+        assert call('--config', config, '-c', tmp_path / 'run', *size) == 2
+        assert 'too small: batch norm takes 2 clips or more' in capsys.readouterr().err
+        assert not (tmp_path / 'run').exists()
+    if script.KIND == 'vanilla':  # whose other head has no batch norm
+        linear = ['model.protocol=linprobe', 'model.dropout_ratio=null', 'data.batch_size=1', 'train.epochs=1']
+        sets = [part for text in linear for part in ('--set', text)]
+        assert call('--config', config, '-c', tmp_path / 'run', *sets) == 0
+
+
 @pytest.mark.parametrize('script', ['vanilla'], indirect=True)  # without batch norm, which sees one part at a time
 def test_parts_of_a_batch_add_up_to_it(call, config, tmp_path, monkeypatch):
     command = ['--config', config, '--set', 'model.protocol=linprobe', '--set', 'model.dropout_ratio=null']

@@ -86,6 +86,17 @@ def make_model(
     return render, model.to(device)
 
 
+def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int) -> None:
+    """Raises ValueError where a model with batch norm would see one clip at a time, which has no spread to norm by."""
+    parts = options.accumulation_steps
+    if batch_size // parts < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        in_parts = f' in train.accumulation_steps {parts}' if parts > 1 else ''
+        raise ValueError(
+            f'data.batch_size {batch_size}{in_parts} is too small: batch norm takes 2 clips or more at once. Set '
+            f'data.batch_size to {2 * parts} or more.'
+        )
+
+
 def load_pretrained(
     model: nn.Module, options: TrainOptions, args: argparse.Namespace, run: checkpoint.Run
 ) -> list[str]:

@@ -172,7 +172,7 @@ def results(runs: Sequence[RunFolder]) -> str:
     explained = (
         '<p class="soft">Accuracies in %. Best and last: of the epochs, on the validation list; a best epoch chosen on '
         'the list that it is reported on flatters, so compare the last ones too. Evaluated: by --evaluate, with its '
-        '95 % interval over clips drawn again; it also tells the parameters. Clips/s: in training, median of the '
+        '95 % interval (bootstrap over clips); it also tells the parameters. Clips/s: in training, median of the '
         'epochs, and the share of that time spent waiting for data.</p>'
     )
     faults = [f'<b>{letter(i)}</b> {escape(fault)}' for i, run in enumerate(runs) for fault in run.faults.values()]

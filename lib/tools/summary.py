@@ -176,6 +176,7 @@ def cost_in_pytorch(script: ModuleType, config: EasyDict, num_joints: int) -> Co
 
     with torch.device('meta'):  # tensors without content
         render, model = script.engine.make_model(script.SECTIONS['model'], config, num_joints, torch.device('meta'))
+    script.engine.check_batch_norm(model, script.engine.TrainOptions(**config.train), config.data.batch_size)
     parts = pytorch_parts(render, model, config, num_joints)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)

@@ -234,7 +234,10 @@ def test_nothing_is_overwritten_and_no_other_ending_taken(trained, tmp_path, cap
 
 def test_what_is_no_checkpoint_is_named(tmp_path, capsys):
     torch.save({'model': {'weight': torch.zeros(3)}}, tmp_path / 'others.bin')
-    for name, message in (('others.bin', 'no checkpoint of this project'), ('nothing.npz', 'there is no such folder or file')):
+    for name, message in (
+        ('others.bin', 'no checkpoint of this project'),
+        ('nothing.npz', 'there is no such folder or file'),
+    ):
         assert export.main([str(tmp_path / name), str(tmp_path / f'out{name[-4:]}')]) == 2
         told = capsys.readouterr().err
         assert told.startswith(f'error: {tmp_path / name}')

@@ -281,6 +281,7 @@ def test_the_curve_is_that_of_the_steps():
         (['data.clip_len=64'], 'data.clip_len 64 is over model.maxlen 48'),
         (['train.epochs=0'], 'train.epochs is 0; it must be at least 1'),
         (['train.accumulation_steps=5'], 'set data.batch_size to a multiple of 5'),
+        (['data.batch_size=1'], 'batch norm takes 2 clips or more'),
         (['data.flip_ratio=2.0'], 'data.flip_ratio is 2.0'),
     ],
 )
