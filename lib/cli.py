@@ -3,11 +3,11 @@
 import argparse
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lib.errors import UserError
 from lib.stop import STOPPED, at_once
 
 DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, beside STOPPED
@@ -49,8 +49,7 @@ def parse_args(
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Calls main(args) and turns mistakes of the user into a message. Returns the exit code.
 
-    What our own code raises as ValueError or OSError is about files and values that the user gave. The same errors out
-    of a library are bugs, and keep their traceback.
+    A UserError is one line and exit code 2. Any other error is a bug: it keeps its traceback, and the exit code is 1.
     """
     logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stdout)
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
@@ -63,9 +62,7 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     except FloatingPointError as error:
         print(f'error: {error}', file=sys.stderr)
         return FAILED
-    except (ValueError, OSError) as error:
-        if not _raised_by_us(error):
-            raise
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE
@@ -78,9 +75,3 @@ def _what_next(args: argparse.Namespace) -> str:
     if not latest:
         return 'Nothing was saved yet, so the same command starts anew.'
     return f'The same command goes on from {latest[-1]}.'
-
-
-def _raised_by_us(error: Exception) -> bool:
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    here = Path(__file__).resolve().parent
-    return isinstance(error, OSError) or here in raised_in.parents or raised_in.parent == here.parent

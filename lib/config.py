@@ -20,6 +20,8 @@ from typing import Any
 import yaml
 from easydict import EasyDict
 
+from lib.errors import UserError
+
 Sections = Mapping[str, Callable[..., Any]]
 
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**16, 2000, 20  # of a config; ours have 2,000 bytes, 60 values, 4 levels
@@ -28,7 +30,7 @@ MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**16, 2000, 20  # of a config; ours have 2
 def load_config(path: str | Path, sections: Sections, overrides: Iterable[str] = ()) -> EasyDict:
     """Reads a config, changes it by `overrides` ('section.key=value') and checks it against `sections`.
 
-    Returns every key of every section, defaults filled in. Raises OSError or ValueError naming file and key.
+    Returns every key of every section, defaults filled in. Raises UserError naming file and key.
     """
     return resolve_config(read_config(path, sections), sections, overrides, str(path))
 
@@ -36,18 +38,18 @@ def load_config(path: str | Path, sections: Sections, overrides: Iterable[str] =
 def read_config(path: str | Path, sections: Iterable[str]) -> dict[str, dict]:
     """The sections of a config as they stand in the file, of which nothing but the form is checked.
 
-    Raises OSError or ValueError naming the file; `sections`, their names, are told to who wrote something else.
+    Raises UserError naming the file; `sections`, their names, are told to who wrote something else.
     """
     try:
         with Path(path).open('rb') as file:
             content = file.read(MOST_BYTES + 1)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: there is no such config.') from None
+    except OSError as error:
+        raise UserError(f'{path}: the config cannot be read ({error.strerror}).') from None
     if len(content) > MOST_BYTES:
-        raise ValueError(f'{path} has over {MOST_BYTES:,} bytes: this is no config. Name a YAML file of configs/.')
+        raise UserError(f'{path} has over {MOST_BYTES:,} bytes: this is no config. Name a YAML file of configs/.')
     config = _parse(content, f'{path} is not sound YAML')
     if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
-        raise ValueError(
+        raise UserError(
             f'{path}: a config is sections of keys ({", ".join(sections)}), each `section: {{key: value}}`.'
         )
     return config
@@ -60,7 +62,7 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
         name, equals, value = override.partition('=')
         section, dot, key = name.partition('.')
         if not (equals and dot and key):
-            raise ValueError(f'--set {override}: write --set section.key=value.')
+            raise UserError(f'--set {override}: write --set section.key=value.')
         keys = config.setdefault(section, {})
         parsed = _parse(value, f'--set {override}: {value!r} is not sound YAML')
         if parsed is None and key in keys:
@@ -69,13 +71,13 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
             keys[key] = parsed
     for section in config:
         if section not in sections:
-            raise ValueError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
+            raise UserError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
     resolved = {}
     for name, call in sections.items():
         shown = resolved.get('data', {}).get('input', 'heatmap')
         if name == 'heatmap' and shown != 'heatmap':
             if name in config:
-                raise ValueError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
+                raise UserError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
         else:
             resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}')
     return EasyDict(resolved)
@@ -103,12 +105,12 @@ def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any
     keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key, value in given.items():
         if key not in keys:
-            raise ValueError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
+            raise UserError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
         _check_type(value, hints[key], f'{where}.{key}')
     unread = call.unread(**given) if hasattr(call, 'unread') else {}
     for key in given:
         if key in unread:
-            raise ValueError(
+            raise UserError(
                 f'{where}.{key} has no effect: {unread[key]}. Leave it away, or on the command line set it to null.'
             )
     keys = {name: parameter for name, parameter in keys.items() if name not in unread}
@@ -117,7 +119,7 @@ def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any
         if key in given:
             bound[key] = given[key]
         elif parameter.default is parameter.empty:
-            raise ValueError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
+            raise UserError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
         else:
             bound[key] = parameter.default
     return plain({'': bound})['']
@@ -129,7 +131,7 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
         if isinstance(value, str) and float in _options(hint):
             with contextlib.suppress(ValueError):
                 advice = f' YAML reads {value} as text; write {float(value):.1e}.'
-        raise ValueError(f'{where} must be {_name(hint)}, found {value!r}.{advice}')
+        raise UserError(f'{where} must be {_name(hint)}, found {value!r}.{advice}')
 
 
 def _options(hint: Any) -> tuple:
@@ -175,12 +177,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _parse(text: str | bytes, complaint: str) -> Any:
-    """What a YAML text holds. Raises ValueError, which begins with `complaint`."""
+    """What a YAML text holds. Raises UserError, which begins with `complaint`."""
     try:
         return yaml.load(text, _Loader)
     except Exception as error:  # PyYAML raises whatever its constructors stumble on, as with !!int x or a 13th month
         problem = ' '.join(str(error).split())
-        raise ValueError(f'{complaint}: {problem[:300]}') from None
+        raise UserError(f'{complaint}: {problem[:300]}') from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,8 +10,9 @@ from easydict import EasyDict
 
 from lib.data.classes import class_names
 from lib.data.clips import Clips
+from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
-from lib.files import replacing, write_text
+from lib.files import make_folder, replacing, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
 from lib.npz import read_arrays
 from lib.runlog import metrics_line, say
@@ -26,10 +27,10 @@ def report_evaluation(
     predictions.npz       ids (N,) text, labels (N,) int64, logits (N, K) float32, in the order of the split
     confusion_matrix.png  of the classes that occur, as labels or predictions
 
-    Raises OSError where they cannot be written.
+    Raises UserError where they cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
     names, matrix = class_names(config), confusion_matrix(logits, labels)
     say(metrics_line(metrics))
@@ -66,7 +67,7 @@ def write_predictions(path: Path, ids: Sequence[str], labels: np.ndarray, logits
 
 
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids (N,), labels (N,) and logits (N, K) of a predictions.npz. Raises OSError or ValueError naming the file."""
+    """ids (N,), labels (N,) and logits (N, K) of a predictions.npz. Raises UserError naming the file."""
     arrays = read_arrays(path)
     ids, labels, logits = (arrays.get(key, np.zeros(0)) for key in ('ids', 'labels', 'logits'))
     sound = (
@@ -77,7 +78,7 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         and np.isfinite(logits).all()
     )
     if not sound:
-        raise ValueError(
+        raise UserError(
             f'{path} does not hold predictions: ids (N,) text, labels (N,) whole numbers and finite logits (N, K), as '
             '--evaluate writes them.'
         )

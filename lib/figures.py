@@ -20,6 +20,6 @@ def new_figure(width: float, height: float) -> 'Figure':
 
 
 def save_figure(figure: 'Figure', path: Path) -> None:
-    """Writes a PNG, at 120 dots per inch, in the place of what was there. Raises OSError."""
+    """Writes a PNG, at 120 dots per inch, in the place of what was there. Raises UserError."""
     with replacing(path) as file:
         figure.savefig(file, format='png', dpi=120)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from lib.errors import UserError
+
 
 @dataclass(kw_only=True)
 class Recipe:
@@ -21,7 +23,7 @@ class Recipe:
     save_every: steps after which the latest checkpoint is saved within an epoch; null saves at its end alone.
     keep: how many of the latest checkpoints stay.
 
-    Raises ValueError, naming the key, for a value out of range.
+    Raises UserError, naming the key, for a value out of range.
     """
 
     epochs: int
@@ -51,14 +53,14 @@ class Recipe:
             (self.keep >= 1, 'keep', 'at least 1'),
         ):
             if not sound:
-                raise ValueError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
+                raise UserError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
 
     def check_batch_size(self, batch_size: int, num_devices: int) -> None:
-        """Raises ValueError where the devices, and the parts of a batch, cannot have equal shares of it."""
+        """Raises UserError where the devices, and the parts of a batch, cannot have equal shares of it."""
         shares = num_devices * self.accumulation_steps
         if batch_size % shares:
             parts = f' times train.accumulation_steps {self.accumulation_steps}' if self.accumulation_steps > 1 else ''
-            raise ValueError(
+            raise UserError(
                 f'data.batch_size {batch_size}, which is that of all devices together, does not divide among '
                 f'{num_devices} devices{parts}: set data.batch_size to a multiple of {shares}.'
             )

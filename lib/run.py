@@ -18,7 +18,8 @@ from easydict import EasyDict
 from lib.config import Sections, differences, load_config, plain, resolve_config
 from lib.data.classes import class_names
 from lib.data.clips import Clips
-from lib.files import check_writable, hold_lock
+from lib.errors import UserError
+from lib.files import check_writable, hold_lock, make_folder
 from lib.recipe import Recipe
 from lib.runlog import RunLog, say, say_facts
 from lib.stop import Stop, Stopped
@@ -113,7 +114,7 @@ class Run:
         """A new run in `folder`, or the one that is there, or for an empty folder the one of the file `resume`.
 
         A folder that is there is locked, and nothing but its lock is written yet. Where its latest checkpoint is
-        damaged or missing, the run goes on from the one before, in the end from the best. Raises OSError or ValueError
+        damaged or missing, the run goes on from the one before, in the end from the best. Raises UserError
         where another process uses the folder, none of its checkpoints can be read, or the run is of another model or
         other data.
         """
@@ -125,7 +126,7 @@ class Run:
         best = run.folder / cls.BEST
         if checkpoints := run._checkpoints() + [best] * best.is_file():
             if resume and not checkpoints[0].samefile(resume):
-                raise ValueError(
+                raise UserError(
                     f'{folder} holds a run of its own ({checkpoints[0]}), which goes on by itself. To go on from '
                     f'{resume}, name another, empty folder as --checkpoint.'
                 )
@@ -136,7 +137,7 @@ class Run:
         if run.path:
             saved = check_content(run.saved, kind, run.path, TO_GO_ON)
             if [line['epoch'] for line in saved['history']] != list(range(1, saved['epoch'] + 1)):
-                raise ValueError(f'{run.path} is no sound checkpoint of this project: it lacks some of its epochs.')
+                raise UserError(f'{run.path} is no sound checkpoint of this project: it lacks some of its epochs.')
             changed = check_same_run(run.path, resolve_config(saved['config'], sections, (), str(run.path)), config)
             run.epoch, run.history = saved['epoch'], saved['history']
             run.step, run.loss_sum, run.hits = saved['step'], saved['loss_sum'], saved['hits']
@@ -235,7 +236,7 @@ class Run:
         return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1] or 0))
 
     def _read_newest(self, checkpoints: list[Path]) -> None:
-        """Reads the newest checkpoint that is not damaged. Raises ValueError where there is none."""
+        """Reads the newest checkpoint that is not damaged. Raises UserError where there is none."""
         for path in checkpoints:
             try:
                 self.path, self.saved = path, self.read(path)
@@ -244,7 +245,7 @@ class Run:
                 self.news.append(f'warning: {error}')
             else:
                 return
-        raise ValueError(
+        raise UserError(
             f'none of the checkpoints of {self.folder} can be read. {self.news[0].removeprefix("warning: ")} To begin '
             'anew, name another folder as --checkpoint.'
         )
@@ -265,17 +266,17 @@ class Run:
         """Opens the log in the run's folder, which is created now, and says what is about to be run.
 
         model, device: their descriptions. picture: (name, (3, H, W) uint8) for TensorBoard. notes: further lines.
-        Raises OSError or ValueError where the folder cannot be written or another process has taken it meanwhile.
+        Raises UserError where the folder cannot be written or another process has taken it meanwhile.
         """
         if self.step > len(train_clips):
-            raise ValueError(
+            raise UserError(
                 f'{self.path} has done {self.step} steps of an epoch of {len(train_clips)}: it is of other data.'
             )
         if self.is_main and self.lock is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._hold_lock()
             if there := self._checkpoints():
-                raise ValueError(f'another process has just begun a run in {self.folder}: {there[0]}.')
+                raise UserError(f'another process has just begun a run in {self.folder}: {there[0]}.')
         log = RunLog(self.folder, plain(self.config), self.history, self.is_main)
         say_facts(
             {
@@ -357,9 +358,9 @@ def check_logits(logits: np.ndarray, clips: Clips) -> None:
 
 
 def check_same(who: str, what: str, numbers: Sequence[int]) -> None:
-    """Raises ValueError where those who train together have different numbers; what: what they count."""
+    """Raises UserError where those who train together have different numbers; what: what they count."""
     if len(set(numbers)) > 1:
-        raise ValueError(
+        raise UserError(
             f'the {who} have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
             'folder that all hosts share.'
         )
@@ -392,36 +393,36 @@ def digest(content: object, as_array: Callable[[Any], np.ndarray] = np.asarray) 
 
 
 def check_digest(content: Mapping[str, Any], path: Path, as_array: Callable[[Any], np.ndarray] = np.asarray) -> None:
-    """Raises ValueError where a checkpoint's 'checksum' is not that of the rest."""
+    """Raises UserError where a checkpoint's 'checksum' is not that of the rest."""
     rest = {key: value for key, value in content.items() if key != 'checksum'}
     try:
         is_right = content['checksum'] == digest(rest, as_array)
     except (TypeError, AttributeError):  # of what no checkpoint of ours holds
         is_right = False
     if not is_right:
-        raise ValueError(f'{path} is damaged: its checksum is not that of its content. Copy it again.')
+        raise UserError(f'{path} is damaged: its checksum is not that of its content. Copy it again.')
 
 
 def check_content(content: Mapping[str, Any], kind: str, path: str | os.PathLike, form: Mapping[str, Any]) -> dict:
     """Returns a checkpoint of this project's `kind` of model ('mbert', ...) that has what `form` says.
 
-    Raises ValueError, naming the file, where it lacks something or is of another kind.
+    Raises UserError, naming the file, where it lacks something or is of another kind.
     """
     wanting = [key for key, is_sound in form.items() if key not in content or not is_sound(content[key])]
     if wanting and set(wanting) == form.keys() - TO_EVALUATE.keys():
-        raise ValueError(
+        raise UserError(
             f'{path} holds weights alone, so that no run can go on from it. It can be evaluated, and a run of PyTorch '
             'can begin with it (--pretrained).'
         )
     if wanting:
-        raise ValueError(f'{path} is no sound checkpoint of this project: {", ".join(wanting)} is missing or wrong.')
+        raise UserError(f'{path} is no sound checkpoint of this project: {", ".join(wanting)} is missing or wrong.')
     if content['kind'] != kind:
-        raise ValueError(f'{path} is a checkpoint of {content["kind"]}: use train_action_{content["kind"]}.py for it.')
+        raise UserError(f'{path} is a checkpoint of {content["kind"]}: use train_action_{content["kind"]}.py for it.')
     return content
 
 
 def check_weights(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError where saved arrays are not, by name and shape, those of the model's `own`."""
+    """Raises UserError where saved arrays are not, by name and shape, those of the model's `own`."""
     wrong = [f'{name} is missing' for name in own if name not in saved]
     wrong += [f'{name} is not in the model' for name in saved if name not in own]
     wrong += [
@@ -431,25 +432,25 @@ def check_weights(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) 
     ]
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise ValueError(f'{path} is a checkpoint of another model: {"; ".join(wrong[:3])}{more}.')
+        raise UserError(f'{path} is a checkpoint of another model: {"; ".join(wrong[:3])}{more}.')
 
 
 def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
-    """Raises ValueError where `given` describes another model or other data than the checkpoint's config `saved`.
+    """Raises UserError where `given` describes another model or other data than the checkpoint's config `saved`.
 
     Returns what else differs, {'section.key': (saved, given)}.
     """
     changed = differences(saved, given)
     if fixed := _fixed(changed, FREE_KEYS):
         listed = '; '.join(f'{key}: {changed[key][0]} there, {changed[key][1]} in this command' for key in fixed)
-        raise ValueError(f'{path} is of another model or other data ({listed}). Name another folder as --checkpoint.')
+        raise UserError(f'{path} is of another model or other data ({listed}). Name another folder as --checkpoint.')
     return {key: pair for key, pair in changed.items() if key not in FREE_KEYS}
 
 
 def check_evaluation(path: str | Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> None:
-    """Raises ValueError where an evaluation of the checkpoint is asked for under another model or other data."""
+    """Raises UserError where an evaluation of the checkpoint is asked for under another model or other data."""
     if fixed := _fixed(differences(saved, given), EVALUATION_KEYS):
-        raise ValueError(
+        raise UserError(
             f'{path} was trained with other values of {", ".join(fixed)}, and is evaluated with its own config. Leave '
             f'--config away; --set may change {", ".join(EVALUATION_KEYS)}.'
         )
@@ -471,7 +472,7 @@ def evaluation_config(
     """The config to evaluate a checkpoint with: its own, `saved`, as far as `overrides` (--set) may change it.
 
     named: a config file that must not differ from it. Weights of others bring no config along (None): theirs is the
-    one that is named. Raises ValueError.
+    one that is named. Raises UserError.
     """
     if saved is None:
         return load_config(named, sections, overrides)

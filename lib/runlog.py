@@ -17,7 +17,8 @@ import yaml
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from lib.files import write_text
+from lib.errors import user_file
+from lib.files import make_folder, write_text
 
 
 class RunLog:
@@ -37,7 +38,7 @@ class RunLog:
         self._waited_seconds = 0.0  # for data, of them
         if not is_main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_text(folder / 'config.yaml', yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=120))
         self._write_metrics(history)
         # A process that was killed may have saved its last epoch, but not written it here: it is written again.
@@ -91,7 +92,8 @@ class RunLog:
                 'clips_per_second': clips_per_second,
                 'waited_for_data': self._waited_seconds / self._train_seconds,
             }
-            with (self.folder / 'timing.jsonl').open('a') as file:
+            path = self.folder / 'timing.jsonl'
+            with user_file(path, 'written'), path.open('a') as file:
                 file.write(json.dumps(timing) + '\n')
             self._board.add_scalar('clips_per_second', clips_per_second, line['epoch'])
             speed = f'  {clips_per_second:.1f} clips/s'

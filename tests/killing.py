@@ -300,7 +300,7 @@ def differences(script: ModuleType, one: str, other: str) -> list[str]:
             a, b = (script.checkpoint.read(folder / name) for folder in (one, other))
             del a['config'], b['config']  # which have the num_workers and save_every of the last process
             found += [f'{name}: {place}' for place in different(a, b)]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         found.append(str(error))
     lines = [(folder / 'metrics.jsonl').read_text() for folder in (one, other)]
     return found + ['metrics.jsonl'] * (lines[0] != lines[1])

@@ -114,7 +114,7 @@ def test_overrides_are_checked_alike(tmp_path, override, message):
 
 
 def test_a_missing_config_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no such config'):
+    with pytest.raises(ValueError, match='cannot be read'):
         load_config(tmp_path / 'no.yaml', SECTIONS)
 
 

@@ -114,7 +114,7 @@ def test_names_of_classes(tmp_path):
     assert class_names(config(2, str(path))) == ['a', 'b']
     with pytest.raises(ValueError, match=r'names\.txt .* has 2 names, and model\.num_classes is 3'):
         class_names(config(3, str(path)))
-    with pytest.raises(OSError, match=r'nothing\.txt .* cannot be read'):
+    with pytest.raises(ValueError, match=r'nothing\.txt .* cannot be read'):
         class_names(config(2, 'nothing.txt'))
     for content in (b'', b'a\n\nb\n', b'\xff\xfe', b'a\x00b\nc', b'x\n' * 2**20):
         path.write_bytes(content)

@@ -33,7 +33,10 @@ def test_what_fails_leaves_all_as_it_was(tmp_path):
     write_text(path, 'old')
     with pytest.raises(ZeroDivisionError), replacing(path, [tmp_path / 'a.1']) as file:
         file.write(bytes(file.write(b'new') // 0))
-    with pytest.raises(OSError, match=r'a cannot be written \(No space left.*still there. Make room'), replacing(path):
+    with (
+        pytest.raises(ValueError, match=r'a cannot be written \(No space left.*still there. Make room'),
+        replacing(path),
+    ):
         raise OSError(28, 'No space left on device')
     assert names(tmp_path) == {'a': 'old'}
 
@@ -74,7 +77,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
 def test_folders_that_cannot_be_written_are_named(tmp_path):
     check_writable(tmp_path / 'new' / 'folder', '')
     (tmp_path / 'file').write_text('')
-    with pytest.raises(OSError, match=r'x cannot be written: .*file is a file. Name another.'):
+    with pytest.raises(ValueError, match=r'x cannot be written: .*file is a file. Name another.'):
         check_writable(tmp_path / 'file' / 'x', 'Name another.')
     assert not (tmp_path / 'new').exists()
 

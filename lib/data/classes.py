@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from lib.errors import UserError
+
 MOST_BYTES = 2**20  # of a text file of names
 
 # Shahroudy et al., CVPR 2016 (A001-A060), and Liu et al., TPAMI 2019 (A061-A120).
@@ -35,7 +37,7 @@ def class_names(config: Mapping[str, dict]) -> list[str]:
 
     Those of the text file `data.class_names`, by default of <name>_classes.txt beside the pickle, which make_pickle
     writes; without one NTU RGB+D's where the model has its 60 or 120 classes, else 'class 0', 'class 1', ... Raises
-    OSError or ValueError, naming the file, where it has too few.
+    UserError, naming the file, where it has too few.
     """
     data, num_classes = config['data'], config['model']['num_classes']
     path = data.get('class_names') or _beside(Path(data['ann_file']))
@@ -44,7 +46,7 @@ def class_names(config: Mapping[str, dict]) -> list[str]:
         return known.get(num_classes, [f'class {number}' for number in range(num_classes)])
     names = read_class_names(path)
     if len(names) < num_classes:
-        raise ValueError(
+        raise UserError(
             f'{path} (data.class_names) has {len(names)} names, and model.num_classes is {num_classes}: set '
             f'model.num_classes to {len(names)}, or write one name a line, that of class 0 first.'
         )
@@ -57,12 +59,12 @@ def _beside(ann_file: Path) -> Path | None:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """The lines of a text file. Raises OSError or ValueError, naming it, where it is not there or is no such text."""
+    """The lines of a text file. Raises UserError, naming it, where it is not there or is no such text."""
     try:
         with Path(path).open('rb') as file:
             text = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise OSError(
+        raise UserError(
             f'{path} (data.class_names) cannot be read ({error.strerror}): name a text file with one class name a line.'
         ) from None
     try:
@@ -70,5 +72,5 @@ def read_class_names(path: str | Path) -> list[str]:
     except UnicodeDecodeError:
         names = []
     if len(text) > MOST_BYTES or not names or not all(name.isprintable() and name for name in names):
-        raise ValueError(f'{path} (data.class_names) is no text with one class name a line.')
+        raise UserError(f'{path} (data.class_names) is no text with one class name a line.')
     return names

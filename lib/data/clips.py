@@ -44,6 +44,7 @@ from lib.data.sampling import (
 )
 from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
 from lib.data.store import Store, open_store
+from lib.errors import UserError
 
 Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']
 
@@ -98,7 +99,7 @@ class Clips:
     Training on keypoints: random_move: whether rotation, scale and place drift over the clip. scale_range: the size of
     the window, in lengths of the persons' box.
 
-    Raises FileNotFoundError, OSError or ValueError for files, lists and values that cannot be used.
+    Raises UserError for files, lists and values that cannot be used.
     """
 
     def __init__(
@@ -128,11 +129,11 @@ class Clips:
         class_names: str | None = None,
     ) -> None:
         if split not in ('train', 'val'):
-            raise ValueError(f"split is {split!r}; it must be 'train' or 'val'.")
+            raise UserError(f"split is {split!r}; it must be 'train' or 'val'.")
 
         def require(sound: bool, key: str, value: object, rule: str) -> None:
             if not sound:
-                raise ValueError(f'data.{key} is {value}; it must be {rule}.')
+                raise UserError(f'data.{key} is {value}; it must be {rule}.')
 
         require(input in get_args(Input), 'input', input, f'one of {", ".join(get_args(Input))}')
         counts = {'clip_len': clip_len, 'batch_size': batch_size, 'max_persons': max_persons, 'test_clips': test_clips}
@@ -157,13 +158,13 @@ class Clips:
         self.store = open_store(ann_file, store_dir)
         self.list_name = _list_name(benchmark, split)
         if self.list_name not in self.store.splits:
-            raise ValueError(
+            raise UserError(
                 f'{ann_file} has no list {self.list_name!r} (data.benchmark is {benchmark!r}). Its lists are '
                 f'{", ".join(self.store.splits)}; give a benchmark as xsub, or two names as [train1, test1].'
             )
         self.clips = self.store.splits[self.list_name]
         if len(self.clips) <= self.training:
-            raise ValueError(f'{ann_file}: the list {self.list_name} has {len(self.clips)} clips; that is too few.')
+            raise UserError(f'{ann_file}: the list {self.list_name} has {len(self.clips)} clips; that is too few.')
         self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton(view_angle)
         self.view_angle = np.radians(VIEW_ANGLE if view_angle is None else view_angle)
@@ -179,22 +180,22 @@ class Clips:
         return dict.fromkeys(keys.difference(INPUT_KEYS.get(input, keys)), f'data.input {input} does not read it')
 
     def _skeleton(self, view_angle: float | None) -> Skeleton:
-        """The joints that a batch holds. Raises ValueError where the pickle does not suit the input."""
+        """The joints that a batch holds. Raises UserError where the pickle does not suit the input."""
         skeleton = skeleton_of(self.store.num_joints)
         if self.input == 'keypoint_2d':
             if self.is_3d or skeleton is not COCO17:
-                raise ValueError(
+                raise UserError(
                     f'{self.store.ann_file} holds {"3D" if self.is_3d else "2D"} keypoints of {skeleton.name}, and '
                     'data.input keypoint_2d takes 2D ones of COCO-17: name the 2D pickle (_hrnet.pkl).'
                 )
             return H36M17
         if self.input == 'keypoint_3d' and not self.is_3d:
-            raise ValueError(
+            raise UserError(
                 f'{self.store.ann_file} holds 2D keypoints, and data.input is keypoint_3d: name the 3D pickle '
                 '(_3danno.pkl).'
             )
         if self.input == 'heatmap' and view_angle is not None and not self.is_3d:
-            raise ValueError(
+            raise UserError(
                 f'{self.store.ann_file} holds 2D keypoints, which are drawn as they are: leave data.view_angle '
                 f'({view_angle}) away.'
             )
@@ -245,11 +246,11 @@ class Clips:
         return f'{self.list_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){left_out}'
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises ValueError, naming the clip, for a label that a model of `num_classes` cannot learn."""
+        """Raises UserError, naming the clip, for a label that a model of `num_classes` cannot learn."""
         highest = self.classes[-1]
         if highest >= num_classes:
             clip = next(clip for clips in self._pieces() for clip in clips[self.store.label[clips] == highest])
-            raise ValueError(
+            raise UserError(
                 f'{self.store.ann_file}: clip {self.store.name(clip)} has label {highest}, but model.num_classes is '
                 f'{num_classes}; it must be {highest + 1} or more.'
             )
@@ -467,5 +468,5 @@ def _list_name(benchmark: str | list[str], split: str) -> str:
     if isinstance(benchmark, str):
         return f'{benchmark}_{split}'
     if len(benchmark) != 2:
-        raise ValueError(f'data.benchmark is {benchmark}; two list names are needed: [train, val].')
+        raise UserError(f'data.benchmark is {benchmark}; two list names are needed: [train, val].')
     return benchmark[split == 'val']

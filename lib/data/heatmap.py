@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lib.data.skeletons import Skeleton, skeleton_of
+from lib.errors import UserError
 
 Kind = Literal['joint', 'limb', 'both']  # of a volume's maps
 
@@ -16,17 +17,17 @@ MIN_SCORE = 1e-3  # points with less are not drawn
 
 
 def check_maps(size: int, sigma: float, kind: str) -> None:
-    """Raises ValueError for maps that no renderer draws: the arguments are those of the fast ones."""
+    """Raises UserError for maps that no renderer draws: the arguments are those of the fast ones."""
     if size < 1:
-        raise ValueError(f'size is {size}; a map has at least 1 pixel')
+        raise UserError(f'size is {size}; a map has at least 1 pixel')
     if not sigma > 0:
-        raise ValueError(f'sigma is {sigma}; it must be above 0')
+        raise UserError(f'sigma is {sigma}; it must be above 0')
     if kind not in get_args(Kind):
-        raise ValueError(f'kind is {kind!r}; choose one of {", ".join(get_args(Kind))}')
+        raise UserError(f'kind is {kind!r}; choose one of {", ".join(get_args(Kind))}')
 
 
 def num_channels(kind: Kind, num_joints: int) -> int:
-    """Channels of the volume of a skeleton with V = num_joints. Raises ValueError where its limbs are not known."""
+    """Channels of the volume of a skeleton with V = num_joints. Raises UserError where its limbs are not known."""
     joints = 0 if kind == 'limb' else num_joints
     limbs = 0 if kind == 'joint' else len(skeleton_of(num_joints).limbs)
     return joints + limbs
@@ -67,7 +68,7 @@ def limb_heatmaps(
     """One map per limb and frame: the maximum over persons of `the lower score * Gaussian of the distance to the limb`.
 
     Arguments as in joint_heatmaps. Returns (T,L,H,W) float32, L limbs in the order of `skeleton_of(V).limbs`.
-    Raises ValueError for a V that no known skeleton has.
+    Raises UserError for a V that no known skeleton has.
     """
     keypoint, score = _as_float32(keypoint, score, use_score)
     num_frames, num_joints = keypoint.shape[1:3]

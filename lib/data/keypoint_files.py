@@ -27,6 +27,7 @@ import numpy as np
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, convert
 from lib.data.tracking import track
+from lib.errors import UserError, user_file
 from lib.files import require_file
 from lib.npz import read_arrays
 from lib.unpickling import shown, shown_text
@@ -64,11 +65,11 @@ def read_keypoint_file(
     Except in a pickle's, there are two keys more: persons_left_out, how many were beyond that, and img_shape_known,
     False where it was guessed.
 
-    Raises OSError, or ValueError that names the file, the place in it, what was found and what to do.
+    Raises UserError that names the file, the place in it, what was found and what to do.
     """
     path = Path(path)
     if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f'there is no layout {shown_text(layout)}; there are {", ".join(LAYOUTS)}.')
+        raise UserError(f'there is no layout {shown_text(layout)}; there are {", ".join(LAYOUTS)}.')
     if path.is_dir():
         return [_from_frames(_read_folder(path), path, layout, img_shape, max_persons)]
     require_file(path)
@@ -82,7 +83,7 @@ def read_keypoint_file(
         return [_from_arrays(read_arrays(path), path, layout, img_shape, max_persons)]
     if start[:1] in (b'[', b'{'):
         return [_from_frames(_frames_of(_read_json(path), str(path)), path, layout, img_shape, max_persons)]
-    raise ValueError(
+    raise UserError(
         f'{path} is no keypoint file: neither JSON (of MMPose, OpenPose or AlphaPose) nor .npy, .npz or a PYSKL pickle.'
     )
 
@@ -93,11 +94,14 @@ def read_keypoint_file(
 def _read_json(path: Path) -> Any:
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise ValueError(f'{path} has {size:,} bytes, of which no more than {MOST_BYTES:,} are read: cut it in parts.')
+        raise UserError(f'{path} has {size:,} bytes, of which no more than {MOST_BYTES:,} are read: cut it in parts.')
     try:
-        return json.loads(path.read_bytes().removeprefix(b'\xef\xbb\xbf'))
+        with user_file(path):
+            return json.loads(path.read_bytes().removeprefix(b'\xef\xbb\xbf'))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:  # no text, no JSON, too many digits, too deep
-        raise ValueError(
+        raise UserError(
             f'{path} ({size:,} bytes) cannot be read as JSON ({shown_text(str(error))}). It is cut short or damaged: '
             'write or copy it again.'
         ) from None
@@ -107,13 +111,13 @@ def _read_folder(folder: Path) -> dict[int, list[Person]]:
     """The persons of each frame of a folder with a JSON file for each."""
     files = sorted(folder.glob('*.json'))
     if not files:
-        raise ValueError(f'{folder} holds no .json files. Name one as OpenPose writes it, with a file for each frame.')
+        raise UserError(f'{folder} holds no .json files. Name one as OpenPose writes it, with a file for each frame.')
     names = [file.name.removesuffix('.json').removesuffix('_keypoints') for file in files]
     frames = {}
     for number, file in zip(_frame_numbers(names, str(folder)), files, strict=True):
         content = _frames_of(_read_json(file), str(file))
         if len(content) != 1:
-            raise ValueError(f'{file} holds {len(content)} frames, and in a folder a file is one frame. Name it alone.')
+            raise UserError(f'{file} holds {len(content)} frames, and in a folder a file is one frame. Name it alone.')
         frames[number] = next(iter(content.values()))
     return frames
 
@@ -124,16 +128,16 @@ def _frame_numbers(names: Collection[str], where: str) -> list[int]:
     for name in names:
         matches.append(_FRAME_NUMBER.fullmatch(name))
         if matches[-1] is None:
-            raise ValueError(f'{where}: {shown_text(name)} has no frame number. Name frames as in video_000000000012.')
+            raise UserError(f'{where}: {shown_text(name)} has no frame number. Name frames as in video_000000000012.')
     videos = sorted({match[1] + match[3] for match in matches})
     if len(videos) > 1:
-        raise ValueError(
+        raise UserError(
             f'{where} has frames of several videos ({", ".join(map(shown_text, videos[:3]))}). Give each a file '
             'or folder of its own.'
         )
     numbers = [int(match[2]) for match in matches]
     if len(set(numbers)) < len(numbers):
-        raise ValueError(f'{where} has two frames of the same number, written in two ways. Take one of them out.')
+        raise UserError(f'{where} has two frames of the same number, written in two ways. Take one of them out.')
     return numbers
 
 
@@ -155,7 +159,7 @@ def _frames_of(content: Any, where: str) -> dict[int, list[Person]]:
         return {0: _instances(content, where)}
     found = content if isinstance(content, dict) else first if isinstance(first, dict) else None
     text = f'a {type(content).__name__}' if found is None else f'the keys {shown(list(found))}'
-    raise ValueError(
+    raise UserError(
         f'{where} is in no known form: found {text}. Known are the JSON files of MMPose (predictions of a video or '
         'an image), OpenPose (--write_json) and AlphaPose.'
     )
@@ -172,7 +176,7 @@ def _people(content: Mapping[str, Any], where: str) -> list[Person]:
         place = f'{where}: person {i}'
         keys = [key for key in ('pose_keypoints_2d', 'pose_keypoints', 'joints') if key in _dict(person, place)]
         if not keys:
-            raise ValueError(f'{place} lacks pose_keypoints_2d; found the keys {shown(list(person))}.')
+            raise UserError(f'{place} lacks pose_keypoints_2d; found the keys {shown(list(person))}.')
         if person[keys[0]] != []:  # of whom only a face or a hand was found
             persons.append((_identity(person.get('person_id'), place), _triples(person[keys[0]], place)))
     return persons
@@ -183,7 +187,7 @@ def _alphapose(content: list[Any], where: str) -> dict[int, list[Person]]:
     for entry, place in zip(content, places, strict=True):
         image = _dict(entry, place).get('image_id')
         if isinstance(image, bool) or not isinstance(image, int | str):
-            raise ValueError(f'{place}: image_id must be a name or a number, found {shown(image)}.')
+            raise UserError(f'{place}: image_id must be a name or a number, found {shown(image)}.')
     names = [str(entry['image_id']) for entry in content]
     images = dict.fromkeys(names)
     numbers = dict(zip(images, _frame_numbers(images, where), strict=True))
@@ -199,7 +203,7 @@ def _mmpose_video(content: list[Any], where: str) -> dict[int, list[Person]]:
     for i, entry in enumerate(content):
         number = _dict(entry, f'{where}: entry {i}').get('frame_id')
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**18 or number in frames:
-            raise ValueError(
+            raise UserError(
                 f'{where}: entry {i}: frame_id must be a whole number, each frame its own, found {shown(number)}.'
             )
         place = f'{where}: frame {number}'
@@ -215,7 +219,7 @@ def _instances(content: list[Any], where: str) -> list[Person]:
         points = _numbers(_dict(instance, place).get('keypoints'), f'{place}: keypoints')
         score = _numbers(instance.get('keypoint_scores'), f'{place}: keypoint_scores')
         if points.ndim != 2 or points.shape[1] != 2 or score.shape != points.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f'{place}: keypoints must be an [x, y] for each joint and keypoint_scores a number for each, found '
                 f'shapes {points.shape} and {score.shape}.'
             )
@@ -226,13 +230,13 @@ def _instances(content: list[Any], where: str) -> list[Person]:
 
 def _dict(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f'{where} must be a dict, found {shown(value)}.')
+        raise UserError(f'{where} must be a dict, found {shown(value)}.')
     return value
 
 
 def _list(content: Mapping[str, Any], key: str, where: str) -> list[Any]:
     if not isinstance(content.get(key), list):
-        raise ValueError(f'{where}: {key} must be a list, found {shown(content.get(key))}.')
+        raise UserError(f'{where}: {key} must be a list, found {shown(content.get(key))}.')
     return content[key]
 
 
@@ -243,7 +247,7 @@ def _identity(value: Any, where: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or abs(value) >= 2**53:
-        raise ValueError(f'{where}: its identity must be a whole number, found {shown(value)}.')
+        raise UserError(f'{where}: its identity must be a whole number, found {shown(value)}.')
     return int(value) if value >= 0 else None
 
 
@@ -251,7 +255,7 @@ def _triples(value: Any, where: str) -> np.ndarray:
     """x, y, score, x, y, score, ... as (V, 3)."""
     numbers = _numbers(value, f'{where}: keypoints')
     if numbers.ndim != 1 or len(numbers) % 3:
-        raise ValueError(f'{where}: keypoints must be x, y and score of each joint, found shape {numbers.shape}.')
+        raise UserError(f'{where}: keypoints must be x, y and score of each joint, found shape {numbers.shape}.')
     return numbers.reshape(-1, 3)
 
 
@@ -263,7 +267,7 @@ def _numbers(value: Any, where: str) -> np.ndarray:
         with contextlib.suppress(ValueError, OverflowError):  # rows of different lengths, a number of 400 digits
             array = np.array(value, np.float64)
     if array is None:
-        raise ValueError(f'{where} must be lists of numbers, found {shown(value)}.')
+        raise UserError(f'{where} must be lists of numbers, found {shown(value)}.')
     return _float32(array)
 
 
@@ -284,23 +288,23 @@ def _from_frames(
 ) -> dict[str, Any]:
     first, num_frames = min(frames), max(frames) - min(frames) + 1
     if num_frames > MOST_FRAMES:
-        raise ValueError(
+        raise UserError(
             f'{path} goes from frame {first} to {max(frames)}, and no more than {MOST_FRAMES:,} are read. Cut the '
             'video in parts, or mend the frame numbers.'
         )
     rows = [(number - first, *person) for number in sorted(frames) for person in frames[number]]
     crowded = next((number for number, persons in frames.items() if len(persons) > MOST_IN_A_FRAME), None)
     if crowded is not None:
-        raise ValueError(
+        raise UserError(
             f'{path}: frame {crowded} has {len(frames[crowded]):,} persons, and no more than {MOST_IN_A_FRAME} are '
             'read. Take out those whom the estimator was not sure of.'
         )
     if not rows:
-        raise ValueError(_NOBODY.format(path))
+        raise UserError(_NOBODY.format(path))
     num_joints = len(rows[0][2])
     for frame, _, joints in rows:
         if len(joints) != num_joints:
-            raise ValueError(
+            raise UserError(
                 f'{path}: frame {frame + first} has a person of {len(joints)} joints, others have {num_joints}.'
             )
     layout = layout or _BY_NUMBER.get(num_joints)
@@ -308,7 +312,7 @@ def _from_frames(
     joints = _cleaned(convert(np.stack([joints for *_, joints in rows]), layout, 'coco17'), path)  # (P, 17, 3)
     there = joints[..., 2].any(axis=1)
     if not there.any():
-        raise ValueError(_NOBODY.format(path))
+        raise UserError(_NOBODY.format(path))
     joints, rows = joints[there], list(compress(rows, there))
     frame, identity = np.array([row[0] for row in rows]), [row[1] for row in rows]
     # No identities, or none that tell: AlphaPose without tracking calls everybody 0.
@@ -327,11 +331,12 @@ def _from_frames(
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode='r', allow_pickle=False)  # mapped: takes no more than the file has
-    except OSError:
+        with user_file(path):
+            return np.load(path, mmap_mode='r', allow_pickle=False)  # mapped: takes no more than the file has
+    except UserError:
         raise
     except Exception as error:  # a broken header may raise anything
-        raise ValueError(
+        raise UserError(
             f'{path} cannot be read as an array of numbers ({shown_text(str(error))}). Write it with np.save.'
         ) from None
 
@@ -344,26 +349,26 @@ def _from_arrays(
     max_persons: int,
 ) -> dict[str, Any]:
     if 'keypoint' not in arrays:
-        raise ValueError(f'{path} lacks the array keypoint; found {shown(list(arrays))}.')
+        raise UserError(f'{path} lacks the array keypoint; found {shown(list(arrays))}.')
     keypoint, score = arrays['keypoint'], arrays.get('keypoint_score')
     if keypoint.ndim == 3:
         keypoint = keypoint[None]
         score = None if score is None else score[None]
     if keypoint.dtype.kind not in 'iuf' or keypoint.ndim != 4 or 0 in keypoint.shape or keypoint.shape[3] not in (2, 3):
-        raise ValueError(
+        raise UserError(
             f'{path}: keypoint must be numbers of shape (frames, joints, 2 or 3) or (persons, frames, joints, 2 or 3), '
             f'found {keypoint.dtype} of {arrays["keypoint"].shape}.'
         )
     if score is not None and (score.dtype.kind not in 'iuf' or score.shape != keypoint.shape[:3]):
-        raise ValueError(
+        raise UserError(
             f'{path}: keypoint_score must be a number for each joint, found {score.dtype} of '
             f'{arrays["keypoint_score"].shape} beside keypoint of {arrays["keypoint"].shape}.'
         )
     if keypoint.shape[1] > MOST_FRAMES:
-        raise ValueError(f'{path} has {keypoint.shape[1]:,} frames, and no more than {MOST_FRAMES:,} are read: cut it.')
+        raise UserError(f'{path} has {keypoint.shape[1]:,} frames, and no more than {MOST_FRAMES:,} are read: cut it.')
     num_joints, size = keypoint.shape[2:]
     if layout is None and num_joints == len(LAYOUTS['ntu25']):
-        raise ValueError(
+        raise UserError(
             f'{path}: an array of 25 joints may hold those of OpenPose or of Kinect. Say which: --layout body25 '
             '(pixels) or --layout ntu25 (metres).'
         )
@@ -373,12 +378,12 @@ def _from_arrays(
     if layout == 'ntu25' and size == 3:
         return _annotation_3d(path, keypoint, max_persons)
     if size == 3 and score is not None:
-        raise ValueError(f'{path}: keypoint has a third number, the score, and there is keypoint_score: leave one out.')
+        raise UserError(f'{path}: keypoint has a third number, the score, and there is keypoint_score: leave one out.')
     if size == 2:
         score = (keypoint != 0).any(axis=3) if score is None else score
         keypoint = np.concatenate([keypoint, _float32(score[..., None])], axis=3)
     elif not (np.isnan(keypoint[..., 2]) | ((keypoint[..., 2] > -0.5) & (keypoint[..., 2] < 2))).all():
-        raise ValueError(
+        raise UserError(
             f'{path}: the third number of 2D joints is a score between 0 and 1, found '
             f"{np.nanmin(keypoint[..., 2]):.6g} to {np.nanmax(keypoint[..., 2]):.6g}. 3D is read of Kinect's 25 joints."
         )
@@ -387,7 +392,7 @@ def _from_arrays(
     joints, shape = joints[order], arrays.get('img_shape')
     if shape is not None:
         if shape.shape != (2,) or shape.dtype.kind not in 'iu' or shape.min() < 1 or shape.max() > LARGEST_COORDINATE:
-            raise ValueError(f'{path}: img_shape must be height and width in pixels, found {shown(shape.tolist())}.')
+            raise UserError(f'{path}: img_shape must be height and width in pixels, found {shown(shape.tolist())}.')
         img_shape = tuple(shape.tolist())
     return _annotation(path, joints[..., :2], joints[..., 2], img_shape, left_out)
 
@@ -400,7 +405,7 @@ def _in_layout(annotation: dict[str, Any], layout: str | None, path: Path) -> di
         return annotation
     _require_joints(keypoint.shape[2], layout, path)
     if target == 'ntu25':
-        raise ValueError(f'{path}: 3D joints must be those of Kinect (ntu25), found {layout}.')
+        raise UserError(f'{path}: 3D joints must be those of Kinect (ntu25), found {layout}.')
     score = (keypoint != 0).any(axis=3) if score is None else score
     joints = convert(np.concatenate([keypoint, score[..., None].astype(keypoint.dtype)], axis=3), layout, target)
     return annotation | {'keypoint': joints[..., :2], 'keypoint_score': joints[..., 2]}
@@ -409,9 +414,9 @@ def _in_layout(annotation: dict[str, Any], layout: str | None, path: Path) -> di
 def _require_joints(num_joints: int, layout: str | None, path: Path) -> None:
     known = ', '.join(f'{name} ({len(joints)})' for name, joints in LAYOUTS.items())
     if layout is None:
-        raise ValueError(f'{path} has {num_joints} joints, which tells no layout. Name it by --layout: {known}.')
+        raise UserError(f'{path} has {num_joints} joints, which tells no layout. Name it by --layout: {known}.')
     if len(LAYOUTS[layout]) != num_joints:
-        raise ValueError(f'{path} has {num_joints} joints, which are not those of {layout}. Layouts are {known}.')
+        raise UserError(f'{path} has {num_joints} joints, which are not those of {layout}. Layouts are {known}.')
 
 
 def _cleaned(joints: np.ndarray, path: Path) -> np.ndarray:
@@ -420,9 +425,9 @@ def _cleaned(joints: np.ndarray, path: Path) -> np.ndarray:
     joints = np.where(found[..., None], joints, np.float32(0))
     largest = np.abs(joints[..., :2]).max()
     if largest > LARGEST_COORDINATE:
-        raise ValueError(f'{path} has a coordinate of {largest:.6g}, which is none in pixels.')
+        raise UserError(f'{path} has a coordinate of {largest:.6g}, which is none in pixels.')
     if found.any() and largest <= NORMALISED:
-        raise ValueError(
+        raise UserError(
             f'{path}: all coordinates are between {joints[..., :2].min():.3g} and {joints[..., :2].max():.3g}. Pixels '
             'are needed: multiply by the width and height of the image.'
         )
@@ -434,7 +439,7 @@ def _most_present(presence: np.ndarray, max_persons: int, path: Path) -> tuple[n
     """Which persons to keep, in order, of a number for each (M,), 0 for nobody; and how many are left out."""
     order = np.argsort(-presence, kind='stable')[: np.count_nonzero(presence)]
     if not len(order):
-        raise ValueError(_NOBODY.format(path))
+        raise UserError(_NOBODY.format(path))
     return order[:max_persons], max(len(order) - max_persons, 0)
 
 
@@ -458,7 +463,7 @@ def _annotation(
 def _annotation_3d(path: Path, keypoint: np.ndarray, max_persons: int) -> dict[str, Any]:
     keypoint = np.where(np.isfinite(keypoint).all(axis=3, keepdims=True), keypoint, np.float32(0))
     if np.abs(keypoint).max() > FARTHEST:
-        raise ValueError(f"{path} has a coordinate of {np.abs(keypoint).max():.6g}. Kinect's joints must be in metres.")
+        raise UserError(f"{path} has a coordinate of {np.abs(keypoint).max():.6g}. Kinect's joints must be in metres.")
     order, left_out = _most_present((keypoint != 0).any(axis=3).sum(axis=(1, 2)), max_persons, path)
     return {
         'frame_dir': path.stem,

@@ -801,7 +801,7 @@ def make_sample(seed: int = 0, persons: Iterable[int] = PERSONS) -> tuple[dict, 
 def write_sample(out: Path, seed: int = 0, persons: Iterable[int] = PERSONS) -> dict[Path, dict]:
     """Writes both pickles into the folder `out`, each in one stroke; returns what each file holds.
 
-    Raises OSError where the folder cannot be made or written.
+    Raises UserError where the folder cannot be made or written.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -843,7 +843,7 @@ def mmpose_video(clip: dict) -> list[dict]:
 def write_files(folder: Path, content: dict) -> int:
     """Writes clips of a 2D pickle's content as MMPose's JSON files, and labels.csv; returns how many.
 
-    Of some persons of either xsub list, from one camera. Raises OSError where the folder cannot be made or written.
+    Of some persons of either xsub list, from one camera. Raises UserError where the folder cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, rows = set(content['split']['xsub_train']), []

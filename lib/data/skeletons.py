@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from lib.errors import UserError
+
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -115,10 +117,10 @@ LAYOUTS = {
 
 
 def skeleton_of(num_joints: int) -> Skeleton:
-    """The layout of a PYSKL pickle, by its joint count. Raises ValueError for a count that no known layout has."""
+    """The layout of a PYSKL pickle, by its joint count. Raises UserError for a count that no known layout has."""
     if num_joints not in PICKLE_SKELETONS:
         known = ', '.join(f'{s.name} ({v} joints)' for v, s in PICKLE_SKELETONS.items())
-        raise ValueError(f'no skeleton with {num_joints} joints is known; known are {known}')
+        raise UserError(f'no skeleton with {num_joints} joints is known; known are {known}')
     return PICKLE_SKELETONS[num_joints]
 
 

@@ -46,6 +46,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from lib.data.pickles import load_annotations, require_pickle
+from lib.errors import UserError
 from lib.files import sync_folder
 from lib.unpickling import shown, shown_text
 
@@ -112,13 +113,13 @@ class Store:
         """Keypoints (*rows.shape, V, C) and scores (*rows.shape, V) of the rows: copies, of one type in all the store.
 
         rows: (P,) or (P, T) int; the T rows of an item lie in one shard, as the frames of a clip do.
-        Raises ValueError for rows beyond the end.
+        Raises UserError for rows beyond the end.
         """
         try:
             keypoint = self._gather(self._flat_keypoints, rows).reshape(*rows.shape, *self.keypoints[0].shape[1:])
             return keypoint, self._gather(self.scores, rows)
         except IndexError as error:
-            raise ValueError(
+            raise UserError(
                 f'{self.folder}: its index names a row that its keypoints lack ({error}). Delete the folder: it is '
                 'packed again at the next start.'
             ) from None
@@ -150,7 +151,7 @@ def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None 
     are joined. Each list names clips of its own file. They are read one after another, so that memory is bounded by the
     largest. store_dir: where the packed form lies, the folder that `ann_file` lies in by default. One process packs,
     others wait for it. A packed form that is damaged is packed again, with a warning that names the file.
-    Raises FileNotFoundError, OSError or ValueError (see `load_annotations`); a failed packing leaves nothing behind.
+    Raises UserError (see `load_annotations`); a failed packing leaves nothing behind.
     """
     ann_file = Path(ann_file)
     folder = store_folder(ann_file, store_dir)
@@ -167,12 +168,12 @@ def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None 
         try:
             store = open_packed(ann_file, folder)
         except DamagedStoreError as damage:
-            raise ValueError(
+            raise UserError(
                 f'{damage}, though it was packed just now: check the disk, or name another folder with '
                 '`--set data.store_dir=FOLDER`.'
             ) from None
     if store is None:
-        raise ValueError(f'{ann_file} was changed while it was packed. Start again once it is complete.')
+        raise UserError(f'{ann_file} was changed while it was packed. Start again once it is complete.')
     return store
 
 
@@ -184,17 +185,17 @@ def store_folder(ann_file: Path, store_dir: str | os.PathLike | None = None) -> 
 
 
 def pickles_of(ann_file: Path) -> list[Path]:
-    """The pickle, or those of a folder, in their order. Raises FileNotFoundError where there are none."""
+    """The pickle, or those of a folder, in their order. Raises UserError where there are none."""
     if not ann_file.is_dir():
         require_pickle(ann_file)
         return [ann_file]
     if files := sorted(file for file in ann_file.glob('*.pkl') if file.is_file()):
         return files
-    raise FileNotFoundError(f'{ann_file} is a folder without a *.pkl file. Name a PYSKL pickle, or a folder of them.')
+    raise UserError(f'{ann_file} is a folder without a *.pkl file. Name a PYSKL pickle, or a folder of them.')
 
 
 def fingerprint(ann_file: Path) -> dict[str, Any]:
-    """What tells whether a store was made from these very pickles. Raises FileNotFoundError where there are none."""
+    """What tells whether a store was made from these very pickles. Raises UserError where there are none."""
     status = {file.name: file.stat() for file in pickles_of(ann_file)}
     return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
@@ -248,7 +249,7 @@ def write_meta(folder: Path, source: dict[str, Any], splits: list[str], shards: 
             meta['files'][f'{name}.npy'] = [os.fstat(file.fileno()).st_size, _checksum(file, name)]
     content = json.dumps(meta | {'checksum': _checksum_of(meta)})
     if len(content) > META_BYTES:
-        raise ValueError(f'{folder}: {shards} shards of {len(source)} files are too many for one set. Join the files.')
+        raise UserError(f'{folder}: {shards} shards of {len(source)} files are too many for one set. Join the files.')
     (folder / 'meta.json').write_text(content)
 
 
@@ -288,7 +289,7 @@ def _read_meta(folder: Path, source: dict[str, Any]) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     if not folder.is_dir():
-        raise NotADirectoryError(f'{folder} is not a folder, and the packed form of the data goes there: move it away.')
+        raise UserError(f'{folder} is not a folder, and the packed form of the data goes there: move it away.')
     path = folder / 'meta.json'
     with _regular_file(path) as file:
         content = file.read(META_BYTES + 1)
@@ -385,7 +386,7 @@ def _packing_lock(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open('w')
     except OSError as error:
-        raise OSError(
+        raise UserError(
             f'{folder.parent} cannot be written ({error.strerror}), and the packed form of the data must lie '
             'somewhere: name a folder with `--set data.store_dir=FOLDER`.'
         ) from None
@@ -419,7 +420,7 @@ def _pack(ann_file: Path, folder: Path) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise OSError(
+        raise UserError(
             f'{folder.parent} is full, and the packed form of {ann_file} takes as much room as the pickle: make room '
             'there, or name another folder with `--set data.store_dir=FOLDER`.'
         ) from None
@@ -438,7 +439,7 @@ def _add_pickle(writer: 'StoreWriter', file: Path) -> None:
     annotations = data['annotations']
     layout = annotations[0]['keypoint'].shape[2:]
     if writer.layout not in (None, layout):
-        raise ValueError(
+        raise UserError(
             f'{file} has (joints, coordinates) = {layout}, and the files of {file.parent} before it {writer.layout}; '
             'a folder holds one set of one layout. Move one of them to a folder of its own.'
         )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lib.errors import UserError
+
 SAME_DETECTION = 0.06  # of the body's diagonal: two poses in a frame that are nearer are one person, found twice
 FARTHEST = 0.3  # of the diagonal, by which a pose may miss the expected one a frame later
 GROWTH = 0.02  # of the diagonal, by which it may miss it more for each frame in which the person was not found
@@ -36,10 +38,10 @@ def track(frames: Sequence[tuple[np.ndarray, np.ndarray]], max_persons: int = 10
     pair is taken first, then the nearest of the others: with few persons nothing is gained by the assignment of least
     total distance, which rather moves two persons a little wrongly than one a lot. Persons are bridged over
     LONGEST_GAP frames; poses that are almost the same as a better one in the frame are dropped. Joints of score 0 are
-    missing. P may be 0. Raises ValueError where there is no frame at all.
+    missing. P may be 0. Raises UserError where there is no frame at all.
     """
     if not frames:
-        raise ValueError('there are no frames in which to follow persons.')
+        raise UserError('there are no frames in which to follow persons.')
     num_joints = frames[0][0].shape[1]
     pose, speed = np.zeros((0, num_joints, 2), np.float32), np.zeros((0, 1, 2), np.float32)  # of the A followed ones
     known, gap, person = np.zeros((0, num_joints), bool), np.zeros(0, int), np.zeros(0, int)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import run
+from lib.errors import UserError
 from lib.files import replacing
 from lib.pytorch.pretrained import weights_of
 from lib.pytorch.reading import as_array, read_file
@@ -18,7 +19,7 @@ LATEST, BEST = 'latest_epoch.bin', 'best_epoch.bin'
 def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) -> None:
     """Writes a checkpoint, with its checksum, in the place of the last one, which goes to the first name of `older`.
 
-    Raises OSError where it cannot be written; what was there before is still there then.
+    Raises UserError where it cannot be written; what was there before is still there then.
     """
     with replacing(path, older) as file:
         try:
@@ -28,10 +29,10 @@ def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) ->
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote, on the CPU, the checksum verified. Raises OSError or ValueError naming the file."""
+    """What `write` wrote, on the CPU, the checksum verified. Raises UserError naming the file."""
     content = read_file(path)
     if not isinstance(content, dict) or 'checksum' not in content:
-        raise ValueError(f'{path} is no checkpoint of this project: it has no checksum.')
+        raise UserError(f'{path} is no checkpoint of this project: it has no checksum.')
     del content['checksum']
     return content
 
@@ -39,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
 def load(path: Path, kind: str) -> dict[str, Any]:
     """What is needed to evaluate a checkpoint of this project's `kind` of model ('mbert', ...), or weights of others.
 
-    {'kind', 'config', 'epoch', 'model', ...}, of others with None for config and epoch. Raises OSError or ValueError
+    {'kind', 'config', 'epoch', 'model', ...}, of others with None for config and epoch. Raises UserError
     naming the file.
     """
     content = read_file(path)
@@ -49,7 +50,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Loads all weights, strictly. Raises ValueError, naming what does not fit, before anything is changed."""
+    """Loads all weights, strictly. Raises UserError, naming what does not fit, before anything is changed."""
     run.check_weights(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
@@ -57,7 +58,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
     """Loads the optimizer's moments; rates and decay stay as the config has them now.
 
-    Raises ValueError where they are not those of its parameters.
+    Raises UserError where they are not those of its parameters.
     """
     own = optimizer.state_dict()
     moments = saved.get('state')
@@ -69,7 +70,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], p
         for i, state in moments.items()
     )  # fmt: skip
     if not fits:
-        raise ValueError(f'{path} has moments of another optimizer or of other parameters: no run can go on from it.')
+        raise UserError(f'{path} has moments of another optimizer or of other parameters: no run can go on from it.')
     optimizer.load_state_dict({**own, 'state': moments})
 
 

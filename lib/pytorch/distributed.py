@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lib.errors import UserError
 from lib.run import check_same
 from lib.runlog import say_no_more
 
@@ -100,21 +101,21 @@ class World:
         return DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def check_same(self, what: str, number: int) -> None:
-        """Raises ValueError where the processes have different numbers; what: what they count."""
+        """Raises UserError where the processes have different numbers; what: what they count."""
         check_same('processes', what, self.gather(torch.tensor(number, device=self.device)).tolist())
 
 
 def init() -> World:
     """Joins the processes that torchrun has started; without torchrun this one trains by itself, on the GPU if any.
 
-    Raises ValueError where torchrun has started more processes than there are GPUs.
+    Raises UserError where torchrun has started more processes than there are GPUs.
     """
     on_gpu = torch.cuda.is_available()
     if not dist.is_torchelastic_launched():
         return World(0, 1, torch.device('cuda' if on_gpu else 'cpu'))
     local_rank, local_size = int(os.environ['LOCAL_RANK']), int(os.environ['LOCAL_WORLD_SIZE'])
     if on_gpu and local_size > torch.cuda.device_count():
-        raise ValueError(
+        raise UserError(
             f'torchrun has started {local_size} processes here, one for each GPU, but there are only '
             f'{torch.cuda.device_count()}: give it --nproc_per_node={torch.cuda.device_count()}.'
         )

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from lib.errors import UserError
 from lib.pytorch.layers import Attention, Linear, Mlp
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # torch's own default is 1e-5
@@ -145,16 +146,16 @@ class DSTformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Tokens that enter the blocks: (N,T,V,C) -> (N,T,V,D).
 
-        Raises ValueError where T is over maxlen, or V or C are not those that the model was built for.
+        Raises UserError where T is over maxlen, or V or C are not those that the model was built for.
         """
         _, num_frames, num_joints, dim_in = x.shape
         maxlen = self.temp_embed.shape[1]
         built_for = (self.pos_embed.shape[1], self.joints_embed.in_features)
         if num_frames > maxlen:
-            raise ValueError(f'a clip of {num_frames} frames is over maxlen {maxlen}: shorten it, or raise maxlen')
+            raise UserError(f'a clip of {num_frames} frames is over maxlen {maxlen}: shorten it, or raise maxlen')
         # Without this check a single joint would be broadcast to all of them.
         if (num_joints, dim_in) != built_for:
-            raise ValueError(
+            raise UserError(
                 f'{num_joints} joints of {dim_in} channels were given to a model '
                 f'of num_joints {built_for[0]} and dim_in {built_for[1]}'
             )

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from lib.config import Sections
 from lib.data.clips import Clips
+from lib.errors import UserError
 from lib.evaluation import report_evaluation
 from lib.metrics import classification_metrics
 from lib.pictures import draw_clip
@@ -56,12 +57,12 @@ class TrainOptions(Recipe):
     activation_checkpointing: bool = False
 
     def check_device(self, device: torch.device) -> None:
-        """Raises ValueError where the device does not have the precision."""
+        """Raises UserError where the device does not have the precision."""
         if self.precision == 'bf16' and not (
             torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' else cpu_has_bf16()
         ):
             name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'
-            raise ValueError(
+            raise UserError(
                 f'train.precision is bf16, but {name} does not compute in bfloat16 (GPUs do from Ampere on, CPUs with '
                 'AVX512-BF16 or AMX): set train.precision to fp32.'
             )
@@ -72,7 +73,7 @@ def make_model(
 ) -> tuple[HeatmapRenderer | None, nn.Module]:
     """The renderer, None for keypoint inputs, and the model with its first weights, on the device.
 
-    num_joints: those of a person in a batch (see Clips). Raises ValueError, naming the keys, where the model does not
+    num_joints: those of a person in a batch (see Clips). Raises UserError, naming the keys, where the model does not
     suit them.
     """
     torch.manual_seed(config.train.seed)
@@ -87,11 +88,11 @@ def make_model(
 
 
 def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int) -> None:
-    """Raises ValueError where a model with batch norm would see one clip at a time, which has no spread to norm by."""
+    """Raises UserError where a model with batch norm would see one clip at a time, which has no spread to norm by."""
     parts = options.accumulation_steps
     if batch_size // parts < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         in_parts = f' in train.accumulation_steps {parts}' if parts > 1 else ''
-        raise ValueError(
+        raise UserError(
             f'data.batch_size {batch_size}{in_parts} is too small: batch norm takes 2 clips or more at once. Set '
             f'data.batch_size to {2 * parts} or more.'
         )
@@ -102,14 +103,14 @@ def load_pretrained(
 ) -> list[str]:
     """Begins a new run with others' weights where the config says so; returns lines on what was loaded and what not.
 
-    Raises ValueError where config and command line disagree about it, or the file does not suit the model.
+    Raises UserError where config and command line disagree about it, or the file does not suit the model.
     """
     if args.pretrained and not options.finetune:
-        raise ValueError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
+        raise UserError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
     if run.epoch or not options.finetune:
         return []
     if not args.pretrained:
-        raise ValueError(
+        raise UserError(
             'train.finetune is true: name the folder with the weights to begin with, --pretrained FOLDER, and by '
             '--selection the file in it.'
         )
@@ -319,7 +320,7 @@ def open_log(
 ) -> RunLog:
     """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
 
-    Raises ValueError where the processes have found different runs in their folders.
+    Raises UserError where the processes have found different runs in their folders.
     """
     world.check_same('numbers of epochs done', run.epoch)
     world.check_same('numbers of steps done', run.step)
@@ -339,7 +340,7 @@ def load_model(
 ) -> tuple[HeatmapRenderer | None, nn.Module]:
     """Renderer and model as make_model has them, with the weights of the checkpoint `path`, for evaluation.
 
-    Raises ValueError where the device does not have the precision, or the model does not suit weights or joints.
+    Raises UserError where the device does not have the precision, or the model does not suit weights or joints.
     """
     TrainOptions(**config.train).check_device(world.device)
     render, model = make_model(sections['model'], config, num_joints, world.device)

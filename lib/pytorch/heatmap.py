@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_channels
 from lib.data.skeletons import PICKLE_SKELETONS
+from lib.errors import UserError
 
 LOG_TINY = -87.0  # what is below is 0: exp() would give a denormal number, and on a CPU takes 50 times as long
 
@@ -22,7 +23,7 @@ class HeatmapRenderer(nn.Module):
     Its buffers hold indices only: move it to the keypoints' device, or every call copies them.
     size: H = W in pixels. sigma: of the Gaussian, in pixels.
     kind: 'joint' gives V channels, 'limb' one per limb of the skeleton with V joints, 'both' joints, then limbs.
-    Raises ValueError for values out of range.
+    Raises UserError for values out of range.
     """
 
     def __init__(self, *, size: int = 56, sigma: float = 0.6, kind: Kind = 'joint'):
@@ -47,10 +48,10 @@ class HeatmapRenderer(nn.Module):
         """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,channels,H,W).
 
         dtype: of the volume; it is computed in float32 and written rounded.
-        Raises ValueError where the shapes do not fit.
+        Raises UserError where the shapes do not fit.
         """
         if keypoint.ndim != 5 or keypoint.shape[-1] != 2 or score.shape != keypoint.shape[:-1]:
-            raise ValueError(
+            raise UserError(
                 f'keypoint is {tuple(keypoint.shape)} and score {tuple(score.shape)}; '
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )

@@ -9,6 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lib.errors import UserError
+
 
 class Linear(nn.Linear):
     """nn.Linear by `linear`: (..., in_features) -> (..., out_features)."""
@@ -106,14 +108,14 @@ def check_sizes(**sizes: float) -> None:
     """Raise ValueError naming the first key of the config's section `model` that is not positive."""
     for key, size in sizes.items():
         if not size > 0:
-            raise ValueError(f'model.{key} is {size}, but must be positive')
+            raise UserError(f'model.{key} is {size}, but must be positive')
 
 
 def check_rates(**rates: float) -> None:
     """Raise ValueError naming the first key of the config's section `model` that is no dropout rate."""
     for key, rate in rates.items():
         if not 0 <= rate < 1:
-            raise ValueError(f'model.{key} is {rate}, but must be at least 0 and below 1')
+            raise UserError(f'model.{key} is {rate}, but must be at least 0 and below 1')
 
 
 def check_joints(model: nn.Module, num_joints: int, channels: int) -> None:
@@ -122,12 +124,12 @@ def check_joints(model: nn.Module, num_joints: int, channels: int) -> None:
     num_joints: joints, or maps, per frame. channels: numbers of each, `heatmap.size` squared or those of a keypoint.
     """
     if num_joints != model.num_joints:
-        raise ValueError(
+        raise UserError(
             f'model.num_joints is {model.num_joints}, but the input has {num_joints} joints or maps per frame '
             f'(data.ann_file, data.input and heatmap.kind decide): set model.num_joints to {num_joints}'
         )
     if channels != model.dim_in:
-        raise ValueError(
+        raise UserError(
             f'model.dim_in is {model.dim_in}, but the input has {channels} numbers per joint and frame (heatmap.size '
             f'squared, or 3 for keypoints): set model.dim_in to {channels}'
         )
@@ -138,16 +140,16 @@ def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
 
     Keypoints if the last axis is dim_in long, a volume if the last two together are. The rule cannot tell the two apart
     in maps one pixel high, which the renderer's square maps are only for dim_in 1: these count as keypoints.
-    Raises ValueError for any other shape.
+    Raises UserError for any other shape.
     """
     if x.ndim != 5:
-        raise ValueError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
+        raise UserError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
     height, width = x.shape[-2:]
     if width == dim_in:
         return x
     if height * width == dim_in:
         return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # the map has merged the persons, so that M = 1
-    raise ValueError(
+    raise UserError(
         f'the input is {tuple(x.shape)}: neither its last axis, of keypoints, nor its last two together, of a volume, '
         f'make model.dim_in {dim_in}'
     )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from lib.errors import UserError
 from lib.pytorch.dstformer import DSTformer
 from lib.pytorch.layers import as_keypoints, check_joints, check_rates, check_sizes
 
@@ -56,7 +57,7 @@ class ActionNet(nn.Module):
     """A DSTformer and an action head: (N,M,T,V,C) -> (N,num_classes), or (N,hidden_dim) of length 1 for 'embed'.
 
     version: 'class' or 'embed'. hidden_dim is the embedding's width; the class head's hidden layer is 2048 wide, as in
-    MotionBERT, whatever it says. The backbone's pose head is frozen. Raises ValueError for another version.
+    MotionBERT, whatever it says. The backbone's pose head is frozen. Raises UserError for another version.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ActionNet(nn.Module):
         elif version == 'embed':
             self.head = ActionHeadEmbed(dropout_ratio, dim_rep, num_joints, hidden_dim)
         else:
-            raise ValueError(f"version is {version!r}, but must be 'class' or 'embed'")
+            raise UserError(f"version is {version!r}, but must be 'class' or 'embed'")
 
     def forward(self, x: Tensor) -> Tensor:
         representation = self.backbone.get_representation(rearrange(x, 'n m t v c -> (n m) t v c'))
@@ -91,7 +92,7 @@ class MotionBERT(ActionNet):
 
     dim_in: channels of a joint in a frame, H * W of its heatmap or C of a keypoint.
     maxlen: the longest clip, in frames. dropout_ratio acts before the head, drop_path_rate in the blocks.
-    The defaults are the row that was published at 87.8 top-1. Raises ValueError, naming the key, for a value out of
+    The defaults are the row that was published at 87.8 top-1. Raises UserError, naming the key, for a value out of
     range.
     """
 
@@ -123,7 +124,7 @@ class MotionBERT(ActionNet):
         )
         check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
         if dim_feat % num_heads:
-            raise ValueError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+            raise UserError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
         backbone = DSTformer(
             dim_in=dim_in,
             dim_out=dim_in,
@@ -144,7 +145,7 @@ class MotionBERT(ActionNet):
     def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
         """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
         if clip_len > self.maxlen:
-            raise ValueError(
+            raise UserError(
                 f'data.clip_len {clip_len} is over model.maxlen {self.maxlen}: '
                 f'set data.clip_len to {self.maxlen} or less, or model.maxlen to {clip_len}'
             )
@@ -153,6 +154,6 @@ class MotionBERT(ActionNet):
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).
 
-        Raises ValueError as `as_keypoints` and DSTformer do.
+        Raises UserError as `as_keypoints` and DSTformer do.
         """
         return super().forward(as_keypoints(x, self.dim_in))

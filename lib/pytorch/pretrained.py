@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lib.errors import UserError
 from lib.pytorch.reading import read_file
 
 # Weights of which less fits belong to another model. Of those of MotionBERT-Lite, half as wide, only biases fit.
@@ -25,14 +26,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 def weights_of(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
     """The weights in the content of a file: its 'model_pos', else its 'model', else the content itself.
 
-    `module.` before all names is taken off. Raises ValueError, naming the file, where there are none.
+    `module.` before all names is taken off. Raises UserError, naming the file, where there are none.
     """
     weights = content
     if isinstance(content, dict):
         weights = content.get('model_pos', content.get('model', content))
     if not _are_weights(weights):
         found = f'the keys {_listed(map(str, content))}' if isinstance(content, dict) else f'a {type(content).__name__}'
-        raise ValueError(
+        raise UserError(
             f"{path} holds no weights: found {found}, but looked for tensors by name, under 'model_pos', under 'model' "
             'or alone.'
         )
@@ -45,7 +46,7 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
 
     A file that knows no `backbone.` is the backbone alone of a model that has one. A layer is taken over whole or not
     at all: a bias says nothing beside new weights. `temp_embed` may be of another length, see `fit_length`. Raises
-    OSError or ValueError, before anything is changed, where the file cannot be read or suits another model.
+    UserError, before anything is changed, where the file cannot be read or suits another model.
     """
     weights, own = read_weights(path), model.state_dict()
     bare = hasattr(model, 'backbone') and not any(name.startswith('backbone.') for name in weights)
@@ -75,7 +76,7 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
     fitting = sum(size for name, size in in_backbone.items() if name in loaded)
     if fitting < LEAST_SHARE * sum(in_backbone.values()):
         differing = shapes or [f'{name} is not in the model' for name in unplaced]
-        raise ValueError(
+        raise UserError(
             f'{path} holds the weights of another model: {fitting:,} of the {sum(in_backbone.values()):,} parameters '
             f'of the backbone fit ({_listed(differing)}). Give section model the sizes that the weights were trained '
             'with, or name other weights.'
@@ -113,7 +114,7 @@ def fit_length(temp_embed: Tensor, length: int) -> Tensor:
 def freeze_backbone(model: nn.Module, partial_train: list[str] | None) -> None:
     """Freezes the parameters of the backbone whose names hold none of the parts; [] all of them, None none.
 
-    The head, `head.*`, trains whole, and what is frozen already stays frozen. Raises ValueError for an unknown part.
+    The head, `head.*`, trains whole, and what is frozen already stays frozen. Raises UserError for an unknown part.
     """
     if partial_train is None:
         return
@@ -125,7 +126,7 @@ def freeze_backbone(model: nn.Module, partial_train: list[str] | None) -> None:
     for part in partial_train:
         if not any(part in name for name in backbone):
             known = dict.fromkeys(name.split('.')[0] for name in backbone)
-            raise ValueError(
+            raise UserError(
                 f'train.partial_train: no parameter of the backbone has {part!r} in its name. The names begin with '
                 f'{", ".join(known)}.'
             )

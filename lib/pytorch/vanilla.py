@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from lib.errors import UserError
 from lib.pytorch.layers import Attention, Mlp, as_keypoints, check_joints, check_rates, check_sizes, linear
 from lib.pytorch.mbert import ActionHeadClassification
 
@@ -40,15 +41,15 @@ class SkeleEmbed(nn.Module):
         self.proj = nn.Conv2d(dim_in, dim_feat, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises ValueError where T is over num_frames or no multiple of t_patch_size, or C, V are others."""
+        """Raises UserError where T is over num_frames or no multiple of t_patch_size, or C, V are others."""
         _, dim_in, num_frames, num_joints = x.shape
         if num_frames > self.num_frames or num_frames % self.t_patch_size:
-            raise ValueError(
+            raise UserError(
                 f'a clip of {num_frames} frames was given to a model of num_frames {self.num_frames} and t_patch_size '
                 f'{self.t_patch_size}: it takes multiples of {self.t_patch_size} up to {self.num_frames}'
             )
         if (num_joints, dim_in) != (self.num_joints, self.proj.in_channels):
-            raise ValueError(
+            raise UserError(
                 f'{num_joints} joints of {dim_in} channels were given to a model '
                 f'of num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
             )
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
     """A plain transformer with an action head: (N,C,T,V,M) -> (N,num_classes), with T up to num_frames.
 
     protocol: the head, 'linprobe' (mean of all tokens, one linear layer) or 'finetune' (MotionBERT's head: mean over
-    frames and persons, a hidden layer of 2048). dropout_ratio acts before the latter. Raises ValueError for another.
+    frames and persons, a hidden layer of 2048). dropout_ratio acts before the latter. Raises UserError for another.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class Transformer(nn.Module):
         elif protocol == 'finetune':
             self.head = ActionHeadClassification(dropout_ratio, dim_feat, num_classes, num_joints // patch_size)
         else:
-            raise ValueError(f"protocol is {protocol!r}, but must be 'linprobe' or 'finetune'")
+            raise UserError(f"protocol is {protocol!r}, but must be 'linprobe' or 'finetune'")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -178,7 +179,7 @@ class Transformer(nn.Module):
         return rearrange(self.norm(x), '(n m) (t v) d -> n m t v d', n=num_clips, t=num_steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises ValueError as SkeleEmbed does."""
+        """Raises UserError as SkeleEmbed does."""
         return self.head(self.get_features(x))
 
 
@@ -187,7 +188,7 @@ class VanillaTransformer(Transformer):
 
     dim_in: channels of a joint in a frame, H * W of its heatmap or C of a keypoint. num_frames: the longest clip, in
     frames. protocol, dropout_ratio: the head (see Transformer). drop_path_rate acts in the blocks.
-    The defaults are the row that was published at 82.2 top-1. Raises ValueError, naming the key, for a value out of
+    The defaults are the row that was published at 82.2 top-1. Raises UserError, naming the key, for a value out of
     range.
     """
 
@@ -220,9 +221,9 @@ class VanillaTransformer(Transformer):
         )
         check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
         if dim_feat % num_heads:
-            raise ValueError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+            raise UserError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
         if num_frames % t_patch_size:
-            raise ValueError(
+            raise UserError(
                 f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}: '
                 f'set model.num_frames to {num_frames + -num_frames % t_patch_size}'
             )
@@ -254,12 +255,12 @@ class VanillaTransformer(Transformer):
         """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
         next_multiple = clip_len + -clip_len % self.t_patch_size
         if clip_len > self.num_frames:
-            raise ValueError(
+            raise UserError(
                 f'data.clip_len {clip_len} is over model.num_frames {self.num_frames}: '
                 f'set data.clip_len to {self.num_frames}, or both to {next_multiple}'
             )
         if clip_len != next_multiple:
-            raise ValueError(
+            raise UserError(
                 f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}: '
                 f'set data.clip_len to {next_multiple}'
             )
@@ -268,6 +269,6 @@ class VanillaTransformer(Transformer):
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).
 
-        Raises ValueError as `as_keypoints` and SkeleEmbed do.
+        Raises UserError as `as_keypoints` and SkeleEmbed do.
         """
         return super().forward(rearrange(as_keypoints(x, self.dim_in), 'n m t v c -> n c t v m'))

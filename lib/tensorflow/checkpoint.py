@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from lib import run
+from lib.errors import UserError
 from lib.files import replacing
 from lib.npz import read_arrays
 
@@ -25,7 +26,7 @@ PARTS = ('model', 'optimizer')
 def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) -> None:
     """Writes a checkpoint, with its checksum, in the place of the last one, which goes to the first name of `older`.
 
-    Raises OSError where it cannot be written; what was there before is still there then.
+    Raises UserError where it cannot be written; what was there before is still there then.
     """
     about = {key: value for key, value in content.items() if key not in PARTS} | {'checksum': run.digest(content)}
     arrays = {
@@ -36,13 +37,13 @@ def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) ->
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote, the checksum verified. Raises OSError or ValueError naming the file."""
+    """What `write` wrote, the checksum verified. Raises UserError naming the file."""
     arrays = read_arrays(path)
     try:
         content = json.loads(str(arrays.pop('about')))
         content['checksum']
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise ValueError(f'{path} is no checkpoint of this project: it says nothing about config and epoch.') from None
+        raise UserError(f'{path} is no checkpoint of this project: it says nothing about config and epoch.') from None
     for part in PARTS:
         if names := [name for name in arrays if name.startswith(f'{part}/')]:
             content[part] = {name.removeprefix(f'{part}/'): arrays.pop(name) for name in names}
@@ -54,7 +55,7 @@ def read(path: Path) -> dict[str, Any]:
 def load(path: Path, kind: str) -> dict[str, Any]:
     """What is needed to evaluate a checkpoint of this project's `kind` of model: {'config', 'epoch', 'model', ...}.
 
-    Raises OSError or ValueError naming the file.
+    Raises UserError naming the file.
     """
     return run.check_content(read(path), kind, path, run.TO_EVALUATE)
 
@@ -73,7 +74,7 @@ def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
 
 
 def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray], path: Path) -> None:
-    """Gives variables their saved values. Raises ValueError, naming what does not fit, before anything is changed."""
+    """Gives variables their saved values. Raises UserError, naming what does not fit, before anything is changed."""
     own = by_name(variables)
     run.check_weights(own, saved, path)
     for name, variable in own.items():

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lib.errors import UserError
 from lib.run import check_same
 from lib.runlog import say_no_more
 
@@ -75,7 +76,7 @@ class World:
         return self.strategy.experimental_distribute_values_from_function(share_of)
 
     def check_same(self, what: str, number: int) -> None:
-        """Raises ValueError where the workers have different numbers; what: what they count."""
+        """Raises UserError where the workers have different numbers; what: what they count."""
         if self.is_alone:
             return
         numbers = self.distribute([{'number': np.array([number], np.int64)}] * len(self.local_replicas))
@@ -91,7 +92,7 @@ def init() -> World:
     """Joins the workers that TF_CONFIG names; without it this process trains by itself, on all GPUs of the host.
 
     Without a GPU, on the CPU (all logical ones, where it has been divided). Comes before anything else is done with
-    TensorFlow. Raises ValueError for a TF_CONFIG that names no cluster of workers, or a port that is taken.
+    TensorFlow. Raises UserError for a TF_CONFIG that names no cluster of workers, or a port that is taken.
     """
     tf.get_logger().setLevel(logging.WARNING)  # the strategies tell of every collective
     rank, num_workers = cluster_task(os.environ.get('TF_CONFIG', ''))
@@ -104,7 +105,7 @@ def init() -> World:
         try:
             return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)
         except tf.errors.UnknownError as error:
-            raise ValueError(
+            raise UserError(
                 f'TF_CONFIG says that this is worker {rank}, but the port that it names for it cannot be opened here '
                 f'({error.message}): another process may have it, or another worker the same index.'
             ) from None
@@ -115,7 +116,7 @@ def init() -> World:
 
 
 def cluster_task(text: str) -> tuple[int, int]:
-    """This worker's rank and the number of workers, of TF_CONFIG's text. Raises ValueError for what it cannot be."""
+    """This worker's rank and the number of workers, of TF_CONFIG's text. Raises UserError for what it cannot be."""
     try:
         told = json.loads(text or '{}')
         if told.get('cluster') is None:
@@ -127,7 +128,7 @@ def cluster_task(text: str) -> tuple[int, int]:
     except (ValueError, TypeError, KeyError, AttributeError):
         sound = False
     if not sound:
-        raise ValueError(
+        raise UserError(
             f'TF_CONFIG is {text}; it must name all workers and which of them this one is, as in {EXAMPLE}. To train '
             'in this process alone, unset it.'
         )

@@ -15,6 +15,7 @@ from easydict import EasyDict
 
 from lib.config import Sections
 from lib.data.clips import Clips
+from lib.errors import UserError
 from lib.evaluation import report_evaluation
 from lib.metrics import classification_metrics
 from lib.pictures import draw_clip
@@ -38,7 +39,7 @@ class TrainOptions(Recipe):
     """Section `train`: the recipe. compile: whether XLA compiles the steps, which are TensorFlow graphs in any case."""
 
     def check_device(self) -> None:
-        """Raises ValueError where a device does not have the precision."""
+        """Raises UserError where a device does not have the precision."""
         if self.precision != 'bf16':
             return
         gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices('GPU')]
@@ -46,7 +47,7 @@ class TrainOptions(Recipe):
         if not gpus and not cpu_has_bf16():
             lacking = ['this CPU']
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f'train.precision is bf16, but {lacking[0]} does not compute in bfloat16 (GPUs do from Ampere on, CPUs '
                 'with AVX512-BF16 or AMX): set train.precision to fp32.'
             )
@@ -57,13 +58,11 @@ def make_model(
 ) -> tuple[HeatmapRenderer, keras.Model]:
     """The renderer, and the model with its first weights, on all devices of `world`.
 
-    num_joints: those of a person in a batch (see Clips). Raises ValueError, naming the keys, where the model does not
+    num_joints: those of a person in a batch (see Clips). Raises UserError, naming the keys, where the model does not
     suit them.
     """
     if 'heatmap' not in config:
-        raise ValueError(
-            f'ViViT sees heatmaps alone, but data.input is {config.data.input}: set data.input to heatmap.'
-        )
+        raise UserError(f'ViViT sees heatmaps alone, but data.input is {config.data.input}: set data.input to heatmap.')
     keras.utils.set_random_seed(config.train.seed % 2**32)
     # The policy is the process's, and a model keeps the one that it is made under.
     keras.config.set_dtype_policy('mixed_bfloat16' if config.train.precision == 'bf16' else 'float32')
@@ -77,7 +76,7 @@ def make_model(
 def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> keras.optimizers.Optimizer:
     """Section `optimizer`: Adam, or with a weight_decay above 0 AdamW; built for the model."""
     if weight_decay < 0:
-        raise ValueError(f'optimizer.weight_decay is {weight_decay}; it must be 0 or more.')
+        raise UserError(f'optimizer.weight_decay is {weight_decay}; it must be 0 or more.')
     with model.distribute_strategy.scope():
         if weight_decay:
             optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # the name is that of its saved variables
@@ -307,7 +306,7 @@ def open_log(
 ) -> RunLog:
     """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
 
-    Raises ValueError where the workers have not come to the same step.
+    Raises UserError where the workers have not come to the same step.
     """
     world.check_same('numbers of epochs done', run.epoch)
     world.check_same('numbers of steps done', run.step)
@@ -321,7 +320,7 @@ def load_model(
 ) -> tuple[HeatmapRenderer, keras.Model]:
     """Renderer and model as make_model has them, with the weights of the checkpoint `path`, for evaluation.
 
-    Raises ValueError where a device does not have the precision, or the model does not suit weights or joints.
+    Raises UserError where a device does not have the precision, or the model does not suit weights or joints.
     """
     TrainOptions(**config.train).check_device()
     render, model = make_model(sections['model'], config, num_joints, world)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_channels
 from lib.data.skeletons import skeleton_of
+from lib.errors import UserError
 
 
 class HeatmapRenderer:
@@ -19,7 +20,7 @@ class HeatmapRenderer:
     Has no variables: call it eagerly or in a tf.function, compiled by XLA or not.
     size: H = W in pixels. sigma: of the Gaussian, in pixels.
     kind: 'joint' gives V channels, 'limb' one per limb of the skeleton with V joints, 'both' joints, then limbs.
-    Raises ValueError for values out of range.
+    Raises UserError for values out of range.
     """
 
     def __init__(self, *, size: int = 56, sigma: float = 0.6, kind: Kind = 'joint'):
@@ -35,7 +36,7 @@ class HeatmapRenderer:
     def __call__(self, keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
         """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,H,W,C) float32.
 
-        Raises ValueError where the shapes do not fit.
+        Raises UserError where the shapes do not fit.
         """
         keypoint, score = tf.convert_to_tensor(keypoint, tf.float32), tf.convert_to_tensor(score, tf.float32)
         if (
@@ -43,7 +44,7 @@ class HeatmapRenderer:
             or keypoint.shape[-1] != 2
             or not score.shape.is_compatible_with(keypoint.shape[:-1])
         ):
-            raise ValueError(
+            raise UserError(
                 f'keypoint is {keypoint.shape} and score {score.shape}; '
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )

@@ -12,6 +12,8 @@ from typing import Literal, get_args
 import keras
 from keras import ops
 
+from lib.errors import UserError
+
 Kind = Literal['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
 Reach = Literal['all', 'time', 'space', 'split']
 
@@ -210,7 +212,7 @@ class ViViT(keras.Model):
     the first in equal steps, in a factorised encoder over both stacks.
 
     The weights are there from the beginning, drawn by keras.utils.set_random_seed; the head's are zero, so that the
-    first loss is ln(num_classes). The defaults are the row that was published at 81.3 top-1. Raises ValueError, naming
+    first loss is ln(num_classes). The defaults are the row that was published at 81.3 top-1. Raises UserError, naming
     the key, for a value out of range.
     """
 
@@ -275,7 +277,7 @@ class ViViT(keras.Model):
     def call(self, volume, training: bool | None = None):
         """(N,clip_len,size,size,num_joints) -> (N,num_classes). Keras hands `training` on to the dropouts.
 
-        Raises ValueError for a volume of another shape.
+        Raises UserError for a volume of another shape.
         """
         if self.kind == 'factorised_encoder':
             codes = self.spatial_codes(volume)
@@ -288,7 +290,7 @@ class ViViT(keras.Model):
         """The tokens that enter the first block, positions added: (N,clip_len,size,size,num_joints) -> (N,T,S,D)."""
         expected = (self.clip_len, self.size, self.size, self.num_joints)
         if tuple(volume.shape[1:]) != expected:
-            raise ValueError(
+            raise UserError(
                 f'a volume of shape {tuple(volume.shape)} was given to a model of clip_len, size, size, num_joints '
                 f'{expected}: it takes (N, {", ".join(map(str, expected))})'
             )
@@ -310,43 +312,41 @@ class ViViT(keras.Model):
         num_joints: maps per frame. size: height and width of a map.
         """
         if clip_len != self.clip_len:
-            raise ValueError(
-                f'data.clip_len is {clip_len}, but model.clip_len is {self.clip_len}: set both to the same'
-            )
+            raise UserError(f'data.clip_len is {clip_len}, but model.clip_len is {self.clip_len}: set both to the same')
         if size != self.size:
-            raise ValueError(f'heatmap.size is {size}, but model.size is {self.size}: set both to the same')
+            raise UserError(f'heatmap.size is {size}, but model.size is {self.size}: set both to the same')
         if num_joints != self.num_joints:
-            raise ValueError(
+            raise UserError(
                 f'model.num_joints is {self.num_joints}, but the input has {num_joints} maps per frame '
                 f'(data.ann_file and heatmap.kind decide): set model.num_joints to {num_joints}'
             )
 
     def _check_arguments(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f'model.kind is {self.kind!r}, but must be one of {", ".join(get_args(Kind))}')
+            raise UserError(f'model.kind is {self.kind!r}, but must be one of {", ".join(get_args(Kind))}')
         if len(self.tubelet_size) != 3 or min(self.tubelet_size) < 1:
             found = list(self.tubelet_size)
-            raise ValueError(f'model.tubelet_size is {found}, but must be 3 positive numbers: frames, height and width')
+            raise UserError(f'model.tubelet_size is {found}, but must be 3 positive numbers: frames, height and width')
         for key in SIZES:
             if (size := getattr(self, key)) is not None and not size > 0:
-                raise ValueError(f'model.{key} is {size}, but must be positive')
+                raise UserError(f'model.{key} is {size}, but must be positive')
         for key in ('attn_drop_rate', 'drop_path_rate'):
             if not 0 <= (rate := getattr(self, key)) < 1:
-                raise ValueError(f'model.{key} is {rate}, but must be at least 0 and below 1')
+                raise UserError(f'model.{key} is {rate}, but must be at least 0 and below 1')
         for i, key in enumerate(('clip_len', 'size', 'size')):
             size, tubelet = getattr(self, key), self.tubelet_size[i]
             if size % tubelet:
-                raise ValueError(
+                raise UserError(
                     f'model.{key} {size} is no multiple of model.tubelet_size[{i}] {tubelet}: '
                     f'set model.{key} to {size + -size % tubelet}'
                 )
         if self.head_dim is None and self.dim_feat % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f'model.dim_feat {self.dim_feat} cannot be divided among model.num_heads {self.num_heads}: '
                 'change one, or set model.head_dim'
             )
         if self.kind == 'factorised_dot' and self.num_heads % 2:
-            raise ValueError(
+            raise UserError(
                 f'model.num_heads is {self.num_heads}, but must be even where model.kind is factorised_dot: half of '
                 'the heads attend along time, half along space'
             )

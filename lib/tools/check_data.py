@@ -27,6 +27,7 @@ from lib.data.clips import Clips
 from lib.data.pickles import check_annotation, read_pickle, require_form
 from lib.data.skeletons import COCO17, PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
+from lib.errors import UserError
 from lib.unpickling import shown_text
 
 SECTIONS = ('data', 'heatmap', 'model', 'optimizer', 'train')
@@ -93,7 +94,7 @@ class Survey:
 def survey(path: Path) -> Survey:
     """Looks at all clips of a pickle, or of a folder of them, unsound ones included.
 
-    Raises OSError or ValueError where a file cannot be read as a set at all.
+    Raises UserError where a file cannot be read as a set at all.
     """
     files = pickles_of(path)
     split: dict[str, list[str]] = {}
@@ -117,7 +118,7 @@ def survey(path: Path) -> Survey:
         for messages in faults.values()
     ]
     if not annotations:
-        raise ValueError(f'{path} holds no sound annotation: {findings[0].what}')
+        raise UserError(f'{path} holds no sound annotation: {findings[0].what}')
     layouts = Counter(annotation['keypoint'].shape[2:] for annotation in annotations)
     layout = layouts.most_common(1)[0][0]
     for other, count in layouts.items():
@@ -373,7 +374,7 @@ def of_pairs(found: Survey, lists: Sequence[tuple[str, str]]) -> Iterator[Findin
 
 
 def for_config(found: Survey, path: str) -> list[Finding]:
-    """What keeps a set from being trained on by a config. Raises OSError or ValueError for an unsound config."""
+    """What keeps a set from being trained on by a config. Raises UserError for an unsound config."""
     config = read_config(path, SECTIONS)
     data = resolve_config({'data': config.get('data', {})}, {'data': Clips}, (), path).data
     model, heatmap = config.get('model', {}), config.get('heatmap', {})
@@ -603,7 +604,7 @@ def main(arguments: list[str] | None = None) -> int:
         clip_len = read_config(args.config, SECTIONS).get('data', {}).get('clip_len') if args.config else None
         found = survey(args.file)
         findings = examine(found) + (for_config(found, args.config) if args.config else [])
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     print(screen(args.file, found, findings, clip_len))

@@ -15,6 +15,7 @@ from easydict import EasyDict
 
 from lib.config import load_config, read_config
 from lib.data.clips import Clips
+from lib.errors import UserError
 from lib.run import TO_EVALUATE, check_content, evaluation_config
 
 KINDS = ('mbert', 'vanilla', 'vivit')
@@ -29,10 +30,10 @@ def script_of(kind: str) -> ModuleType:
 
 
 def kind_of(config: Mapping[str, dict], where: str) -> str:
-    """Which script a config is for, told by the keys of its section model. Raises ValueError where they do not tell."""
+    """Which script a config is for, told by the keys of its section model. Raises UserError where they do not tell."""
     told = {kind for key, kind in TELLING_KEYS.items() if key in config.get('model', {})}
     if len(told) != 1:
-        raise ValueError(
+        raise UserError(
             f'{where}: its section model does not tell which script it is for. It must have one of '
             f'{", ".join(f"{key} ({kind})" for key, kind in TELLING_KEYS.items())}.'
         )
@@ -63,7 +64,7 @@ class Checkpoint:
     def model(self, num_joints: int) -> tuple[Any, Any]:
         """Renderer (None for keypoint inputs) and model with the weights, for evaluation.
 
-        num_joints: those of a person in a batch. Raises ValueError, naming the keys, where they do not suit the model.
+        num_joints: those of a person in a batch. Raises UserError, naming the keys, where they do not suit the model.
         """
         world = self.engine.distributed.init()
         return self.engine.load_model(
@@ -79,23 +80,23 @@ class Checkpoint:
 def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     """Reads a checkpoint, or of a run's folder its best one, else its latest.
 
-    overrides: as --evaluate takes them by --set. Raises OSError or ValueError naming the file.
+    overrides: as --evaluate takes them by --set. Raises UserError naming the file.
     """
     if path.is_dir():
         path = _best_of(path)
     elif not path.is_file():
         there = sorted(item.name for item in path.parent.glob('*'))
-        raise FileNotFoundError(
+        raise UserError(
             f'{path}: there is no such folder or file. {path.parent} holds {", ".join(there[:6]) or "nothing"}'
             f'{", ..." if len(there) > 6 else ""}.'
         )
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path} is no checkpoint: name a run's folder, or its {' or '.join(ENDINGS)} file.")
+        raise UserError(f"{path} is no checkpoint: name a run's folder, or its {' or '.join(ENDINGS)} file.")
     content = importlib.import_module(f'lib.{ENDINGS[path.suffix]}.checkpoint').read(path)
     kind = content.get('kind')
     check_content(content, kind, path, TO_EVALUATE)
     if kind not in KINDS:
-        raise ValueError(f'{path} is a checkpoint of {kind}; known are {", ".join(KINDS)}.')
+        raise UserError(f'{path} is a checkpoint of {kind}; known are {", ".join(KINDS)}.')
     config = evaluation_config(path, content['config'], script_of(kind).SECTIONS, overrides)
     return Checkpoint(path, kind, content['epoch'], config, content['model'])
 
@@ -105,4 +106,4 @@ def _best_of(folder: Path) -> Path:
         for ending in ENDINGS:
             if (folder / f'{stem}{ending}').is_file():
                 return folder / f'{stem}{ending}'
-    raise FileNotFoundError(f"{folder} holds no checkpoint (best_epoch.bin, best_epoch.npz, ...): name a run's folder.")
+    raise UserError(f"{folder} holds no checkpoint (best_epoch.bin, best_epoch.npz, ...): name a run's folder.")

@@ -35,7 +35,8 @@ from lib.config import plain
 from lib.data.classes import class_names
 from lib.data.heatmap import MIN_SCORE, num_channels
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
-from lib.files import check_writable, replacing
+from lib.errors import UserError
+from lib.files import check_writable, make_folder, replacing
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 
 LARGEST_DIFFERENCE = 1e-4  # of a logit
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f'error: {error}', file=sys.stderr)
         return FAILED
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE
@@ -74,10 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
 def export(path: Path, out: Path, overrides: list[str]) -> str:
     """Writes what the ending of `out` says; returns what was written, in words.
 
-    Raises OSError or ValueError, and FloatingPointError where a graph does not give the model's logits.
+    Raises UserError, and FloatingPointError where a graph does not give the model's logits.
     """
     if out.exists():
-        raise ValueError(f'{out} is there already. Name a new one, or remove it.')
+        raise UserError(f'{out} is there already. Name a new one, or remove it.')
     check_writable(out.parent, 'Name another place.')
     if out.suffix == '.onnx':
         require_onnx()
@@ -87,8 +88,8 @@ def export(path: Path, out: Path, overrides: list[str]) -> str:
     endings = ENDINGS[checkpoint.path.suffix]
     if out.suffix not in endings:
         known = [ending or 'no ending (a folder)' for ending in endings]
-        raise ValueError(f'{out}: a checkpoint of {checkpoint.kind} becomes a file with {", ".join(known)}.')
-    out.parent.mkdir(parents=True, exist_ok=True)
+        raise UserError(f'{out}: a checkpoint of {checkpoint.kind} becomes a file with {", ".join(known)}.')
+    make_folder(out.parent)
     told = export_graph(checkpoint, out) if is_graph else export_weights(checkpoint, out)
     count = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob('*')) if file.is_file())
@@ -96,12 +97,12 @@ def export(path: Path, out: Path, overrides: list[str]) -> str:
 
 
 def require_onnx() -> None:
-    """Raises ValueError, with the line that installs it, where a package is missing that ONNX takes."""
+    """Raises UserError, with the line that installs it, where a package is missing that ONNX takes."""
     for name in ONNX_PACKAGES:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f'writing ONNX takes {", ".join(ONNX_PACKAGES)}, and {name} is not installed: pip install '
                 f'{" ".join(ONNX_PACKAGES)}. Or name a .pt2 file.'
             ) from None
@@ -145,7 +146,7 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> str:
 def input_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """{'keypoint': (M,T,V,C), and of heatmaps 'score': (M,T,V)}: those of a clip, as Clips gives it.
 
-    Raises ValueError where no skeleton has as many maps as the model takes.
+    Raises UserError where no skeleton has as many maps as the model takes.
     """
     data, num_joints = checkpoint.config.data, checkpoint.config.model.num_joints
     if data.input != 'heatmap':
@@ -153,7 +154,7 @@ def input_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     if (kind := checkpoint.config.heatmap.kind) != 'joint':  # there the model counts limbs
         drawn = [v for v in PICKLE_SKELETONS if num_channels(kind, v) == num_joints]
         if not drawn:
-            raise ValueError(f'{checkpoint.path}: no skeleton has {num_joints} maps (model.num_joints) of kind {kind}.')
+            raise UserError(f'{checkpoint.path}: no skeleton has {num_joints} maps (model.num_joints) of kind {kind}.')
         (num_joints,) = drawn
     shape = (data.max_persons, data.clip_len, num_joints)
     return {'keypoint': (*shape, 2), 'score': shape}

@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from lib.cli import DONE, USER_ERROR
 from lib.data.tracking import track
-from lib.files import check_writable, replacing, require_file
+from lib.errors import UserError, user_file
+from lib.files import check_writable, make_folder, replacing, require_file
 from lib.stop import STOPPED, at_once
 from lib.tools.check_data import listed, numbered
 from lib.tools.make_pickle import FLOAT16_KEEPS
@@ -64,24 +65,24 @@ class Video(NamedTuple):
 
 
 def open_video(path: Path) -> Video:
-    """Reads the first picture of a video. Raises OSError or ValueError, naming the file, where there is none."""
+    """Reads the first picture of a video. Raises UserError, naming the file, where there is none."""
     av = _pyav()
     require_file(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(f'{path} has no video in it, only {container.format.long_name}.')
+                raise UserError(f'{path} has no video in it, only {container.format.long_name}.')
             stream = container.streams.video[0]
             frame = next(container.decode(stream), None)
             if frame is not None:
                 turns = round(frame.rotation / 90) % 4
                 return Video(path, path.stem, (frame.height, frame.width), turns, stream.frames)
     except av.FFmpegError as error:
-        raise ValueError(
+        raise UserError(
             f'{path} ({path.stat().st_size:,} bytes) cannot be read as a video ({error.strerror}). It is cut short, '
             'damaged, or something else: copy it again, or convert it with ffmpeg.'
         ) from None
-    raise ValueError(f'{path} is a video without a single picture.')
+    raise UserError(f'{path} is a video without a single picture.')
 
 
 def read_batches(video: Video, batch_size: int) -> Iterator[np.ndarray]:
@@ -114,7 +115,7 @@ def _pyav() -> Any:
     try:
         import av
     except ModuleNotFoundError:
-        raise ValueError('reading videos takes PyAV, which is not installed: pip install av') from None
+        raise UserError('reading videos takes PyAV, which is not installed: pip install av') from None
     return av
 
 
@@ -122,7 +123,7 @@ def load_model(weights: Path | None, score: float) -> 'nn.Module':
     """torchvision's Keypoint R-CNN in evaluation mode, on a GPU where there is one.
 
     weights: file of its state dict, by default the one that torchvision fetches. score: probability that a person must
-    have. Raises OSError or ValueError where there are no weights.
+    have. Raises UserError where there are no weights.
     """
     import torch
     from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
@@ -132,7 +133,7 @@ def load_model(weights: Path | None, score: float) -> 'nn.Module':
         try:
             state = pretrained.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location='cpu')
         except (OSError, RuntimeError) as error:  # no network, a server's answer, another content
-            raise ValueError(
+            raise UserError(
                 f'the weights cannot be fetched ({error}). Get {pretrained.url} elsewhere and name the file: '
                 '--weights FILE.'
             ) from None
@@ -147,7 +148,7 @@ def load_model(weights: Path | None, score: float) -> 'nn.Module':
     shapes = {key: value.shape for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')}
     found = {key: getattr(value, 'shape', None) for key, value in state.items() if key in shapes}
     if wrong := [key for key, shape in shapes.items() if found.get(key) != shape]:
-        raise ValueError(
+        raise UserError(
             f'{weights or pretrained.url} holds other weights than those of keypointrcnn_resnet50_fpn: {len(wrong)} of '
             f'its {len(shapes)} tensors are missing or of another shape, first {wrong[0]}. Take {pretrained.url}.'
         )
@@ -161,16 +162,17 @@ def _read_weights(path: Path, url: str) -> Mapping[str, Any]:
 
     require_file(path)
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:
+        with user_file(path):
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except UserError:
         raise
     except Exception as error:  # a broken file may raise anything
-        raise ValueError(
+        raise UserError(
             f'{path} ({path.stat().st_size:,} bytes) cannot be read as weights ({type(error).__name__}). It is cut '
             f'short, damaged or something else. Take {url}.'
         ) from None
     if not isinstance(state, Mapping):
-        raise ValueError(f'{path} holds a {type(state).__name__}, not the weights of a model. Take {url}.')
+        raise UserError(f'{path} holds a {type(state).__name__}, not the weights of a model. Take {url}.')
     return state
 
 
@@ -188,7 +190,7 @@ def make_detector(model: 'nn.Module') -> 'Detector':
         try:
             found = model(list(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2) / 255))
         except torch.OutOfMemoryError:
-            raise ValueError(
+            raise UserError(
                 f'the memory of {torch.cuda.get_device_name(device)} does not hold {len(pictures)} pictures of '
                 f'{pictures.shape[2]} x {pictures.shape[1]}: lower --batch_size.'
             ) from None
@@ -260,17 +262,17 @@ def extract(video: Video, detect: 'Detector', batch_size: int) -> tuple[dict[str
 
 
 def run(files: Sequence[Path], out: Path, weights: Path | None, batch_size: int, score: float) -> Iterator[str]:
-    """Writes the pickle; what it tells comes as it goes. Raises OSError or ValueError."""
+    """Writes the pickle; what it tells comes as it goes. Raises UserError."""
     if out.suffix != '.pkl':
-        raise ValueError(f'{out} must end in .pkl.')
+        raise UserError(f'{out} must end in .pkl.')
     if out.exists():
-        raise ValueError(f'{out} is there already. Name a new --out, or remove it.')
+        raise UserError(f'{out} is there already. Name a new --out, or remove it.')
     check_writable(out.parent, 'Name another --out.')
     videos = [open_video(file) for file in files]
     names = {}
     for video in videos:
         if video.name in names:
-            raise ValueError(
+            raise UserError(
                 f'{names[video.name]} and {video.path} would both be the clip {shown_text(video.name)}. Rename one.'
             )
         names[video.name] = video.path
@@ -283,11 +285,11 @@ def run(files: Sequence[Path], out: Path, weights: Path | None, batch_size: int,
         if annotation:
             annotations.append(annotation)
     if not annotations:
-        raise ValueError(
+        raise UserError(
             f'nobody was found in {listed(list(map(str, files)))}, so nothing was written. A lower --score than '
             f'{score:g} finds persons who are small, dark or half hidden.'
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with replacing(out) as file:
         split = {LIST: [annotation['frame_dir'] for annotation in annotations]}
         pickle.dump({'split': split, 'annotations': annotations}, file, protocol=4)
@@ -321,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print('\nstopped. Nothing was written.', file=sys.stderr)
             return STOPPED
-        except (ValueError, OSError) as error:
+        except UserError as error:
             print(f'error: {error}', file=sys.stderr)
             return USER_ERROR
     return DONE

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.cli import DONE, USER_ERROR
+from lib.errors import UserError
 from lib.evaluation import read_predictions
 from lib.metrics import classification_metrics, log_probability
 
@@ -48,22 +49,22 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for line in fuse(args.files, args.weights, args.tune):
             print(line)
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE
 
 
 def fuse(files: Sequence[Path], weights: Sequence[float] | None, tune: Sequence[Path] | None) -> list[str]:
-    """The lines to print. Raises OSError or ValueError, naming the file, where predictions cannot be fused."""
+    """The lines to print. Raises UserError, naming the file, where predictions cannot be fused."""
     if len(files) < 2:
-        raise ValueError('one file alone cannot be fused: name the predictions.npz of two or more models.')
+        raise UserError('one file alone cannot be fused: name the predictions.npz of two or more models.')
     if weights is None:
         weights = [1.0] * len(files)
     if len(weights) != len(files) or not all(0 <= weight < np.inf for weight in weights) or not sum(weights):
-        raise ValueError(f'--weights {" ".join(map(str, weights))}: give {len(files)} numbers, 0 or more, not all 0.')
+        raise UserError(f'--weights {" ".join(map(str, weights))}: give {len(files)} numbers, 0 or more, not all 0.')
     if tune and len(files) != 2:
-        raise ValueError(f'--tune searches the weight of two models, and {len(files)} are given.')
+        raise UserError(f'--tune searches the weight of two models, and {len(files)} are given.')
     streams = read_aligned(files)
     others = read_aligned(tune) if tune else streams  # before anything is told
 
@@ -84,11 +85,11 @@ def fuse(files: Sequence[Path], weights: Sequence[float] | None, tune: Sequence[
 
 
 def read_aligned(files: Sequence[Path]) -> list[Stream]:
-    """The streams, their clips in the order of the first. Raises ValueError where clips, labels or classes differ."""
+    """The streams, their clips in the order of the first. Raises UserError where clips, labels or classes differ."""
     files = [file / 'predictions.npz' if file.is_dir() else file for file in files]
     first, *others = (Stream(file, *read_predictions(file)) for file in files)
     if len(np.unique(first.ids)) < len(first.ids):
-        raise ValueError(f'{first.path} has predictions of the same clip twice.')
+        raise UserError(f'{first.path} has predictions of the same clip twice.')
     aligned = [first]
     for stream in others:
         missing, more = np.setdiff1d(first.ids, stream.ids), np.setdiff1d(stream.ids, first.ids)
@@ -96,7 +97,7 @@ def read_aligned(files: Sequence[Path]) -> list[Stream]:
             example = f'{missing[0]} is missing there' if len(missing) else f'{more[0]} is not in {first.path}'
             if not len(missing) + len(more):
                 example = 'it has a clip twice'
-            raise ValueError(
+            raise UserError(
                 f'{stream.path} is of other clips than {first.path} ({len(missing)} are missing, {len(more)} are more; '
                 f'{example}). Evaluate both models on the same list.'
             )
@@ -104,12 +105,12 @@ def read_aligned(files: Sequence[Path]) -> list[Stream]:
         stream = Stream(stream.path, *(array[order] for array in stream[1:]))
         if (wrong := stream.labels != first.labels).any():
             clip = wrong.argmax()
-            raise ValueError(
+            raise UserError(
                 f'{stream.path} has other labels than {first.path} for {wrong.sum()} clips, first {first.ids[clip]}: '
                 f'{stream.labels[clip]}, there {first.labels[clip]}.'
             )
         if stream.logits.shape != first.logits.shape:
-            raise ValueError(
+            raise UserError(
                 f'{stream.path} has {stream.logits.shape[1]} classes, {first.path} {first.logits.shape[1]}.'
             )
         aligned.append(stream)

@@ -32,7 +32,8 @@ from tqdm import tqdm
 from lib.cli import DONE, USER_ERROR
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.skeletons import COCO17, LAYOUTS
-from lib.files import check_writable, replacing, require_file, write_text
+from lib.errors import UserError
+from lib.files import check_writable, make_folder, replacing, require_file, write_text
 from lib.tools.check_data import numbered, span
 from lib.unpickling import shown, shown_text
 
@@ -62,16 +63,16 @@ class Row:
 
 
 def read_table(path: Path, folder: Path) -> list[Row]:
-    """The rows of a CSV table, each for a file of its own. Raises OSError, or ValueError that lists all wrong rows."""
+    """The rows of a CSV table, each for a file of its own. Raises UserError that lists all wrong rows."""
     require_file(path)
     if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f'{path} has over {MOST_BYTES:,} bytes, which is no table of labels.')
+        raise UserError(f'{path} has over {MOST_BYTES:,} bytes, which is no table of labels.')
     rows, mistakes, lines = [], [], {}
     try:
         with path.open(encoding='utf-8-sig', newline='') as file:
             reader = csv.DictReader(file, strict=True)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(
+                raise UserError(
                     f'{path} must begin with the line {",".join(COLUMNS)}, found {shown(reader.fieldnames)}. Columns '
                     'are separated by commas.'
                 )
@@ -86,9 +87,9 @@ def read_table(path: Path, folder: Path) -> list[Row]:
                 lines.setdefault(row.name, row.line)
                 rows.append(row)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} cannot be read as a CSV table in UTF-8 ({shown_text(str(error))}).') from None
+        raise UserError(f'{path} cannot be read as a CSV table in UTF-8 ({shown_text(str(error))}).') from None
     if not rows:
-        raise ValueError(f'{path} has no rows below the line {",".join(COLUMNS)}.')
+        raise UserError(f'{path} has no rows below the line {",".join(COLUMNS)}.')
     numbered = [row for row in rows if row.label.isdecimal()]
     if 0 < len(numbered) < len(rows):
         named = [row for row in rows if not row.label.isdecimal()]
@@ -122,7 +123,7 @@ def _stop_for(mistakes: Sequence[str], what: str) -> None:
     if mistakes:
         more = [f'and {len(mistakes) - MOST_MISTAKES} more'] if len(mistakes) > MOST_MISTAKES else []
         lines = '\n  '.join([*mistakes[:MOST_MISTAKES], *more])
-        raise ValueError(f'{what}: {numbered(len(mistakes), "mistake")}, so nothing was written.\n  {lines}')
+        raise UserError(f'{what}: {numbered(len(mistakes), "mistake")}, so nothing was written.\n  {lines}')
 
 
 def numbers_of(labels: Iterable[str]) -> tuple[dict[str, int], list[str] | None]:
@@ -137,7 +138,7 @@ def read_clip(path: Path, layout: str | None, img_shape: tuple[int, int] | None)
     """The annotation of a file of one clip, in as few bytes as PYSKL's; and counts of what is to be told of it."""
     annotation, *more = read_keypoint_file(path, layout, img_shape)
     if more:
-        raise ValueError(f'{path} holds {1 + len(more)} clips, and a row is one clip.')
+        raise UserError(f'{path} holds {1 + len(more)} clips, and a row is one clip.')
     keypoint, score = annotation['keypoint'], annotation.get('keypoint_score')
     is_large = bool((np.abs(keypoint) >= FLOAT16_KEEPS).any())
     told = Counter(
@@ -155,15 +156,15 @@ def read_clip(path: Path, layout: str | None, img_shape: tuple[int, int] | None)
 def make(
     folder: Path, labels: Path, out: Path, layout: str | None = None, img_shape: tuple[int, int] | None = None
 ) -> str:
-    """Writes the pickle and the names of its classes; returns what it made, in words. Raises OSError or ValueError."""
+    """Writes the pickle and the names of its classes; returns what it made, in words. Raises UserError."""
     if not folder.is_dir():
-        raise ValueError(f'{folder} is no folder. Name the one that holds the keypoint files.')
+        raise UserError(f'{folder} is no folder. Name the one that holds the keypoint files.')
     classes_file = out.with_name(f'{out.stem}_classes.txt')
     if out.suffix != '.pkl':
-        raise ValueError(f'{out} must end in .pkl.')
+        raise UserError(f'{out} must end in .pkl.')
     for file in (out, classes_file):
         if file.exists():
-            raise ValueError(f'{file} is there already. Name a new --out, or remove it.')
+            raise UserError(f'{file} is there already. Name a new --out, or remove it.')
     check_writable(out.parent, 'Name another --out.')
     rows = read_table(labels, folder)
     numbers, names = numbers_of(row.label for row in rows)
@@ -174,8 +175,8 @@ def make(
             annotation, notes = read_clip(folder / row.file, layout, img_shape)
             found = _form(annotation)
             if (form := form or found) != found:
-                raise ValueError(f'{folder / row.file} is {found}, and files before it {form}. Make a pickle of each.')
-        except (ValueError, OSError) as error:
+                raise UserError(f'{folder / row.file} is {found}, and files before it {form}. Make a pickle of each.')
+        except UserError as error:
             mistakes.append(f'line {row.line}: {error}')
             continue
         annotations.append(annotation | {'frame_dir': row.name, 'label': numbers[row.label]})
@@ -186,7 +187,7 @@ def make(
     for row in rows:
         for name in row.lists:
             split[name].append(row.name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     if names is None:
         classes_file = None
     else:
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f'--img_shape {args.img_shape[0]} {args.img_shape[1]}: pixels, height and width')
     try:
         print(make(args.folder, args.labels, args.out, args.layout, args.img_shape and tuple(args.img_shape)))
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE

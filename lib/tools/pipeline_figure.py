@@ -32,7 +32,7 @@ LONG = 20  # letters of a name that is written smaller
 
 
 def pipeline_figure(subject: 'Subject', volumes: dict[str, np.ndarray]) -> 'Figure':
-    """volumes: the clip's 'joint' and 'limb' maps, (T, C, H, W). Raises OSError or ValueError."""
+    """volumes: the clip's 'joint' and 'limb' maps, (T, C, H, W). Raises UserError."""
     sizes = {kind: read_config(CONFIGS / name, ()) for kind, name in
              {'mbert': 'MB_train.yaml', 'vanilla': 'vanilla.yaml', 'vivit': 'vivit.yaml'}.items()}  # fmt: skip
     figure = new_figure(WIDTH / DOTS, HEIGHT / DOTS)

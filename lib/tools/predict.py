@@ -32,8 +32,9 @@ from lib.data.classes import class_names
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
+from lib.errors import UserError
 from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
-from lib.files import check_writable, write_text
+from lib.files import check_writable, make_folder, write_text
 from lib.run import make_clips
 from lib.runlog import say
 from lib.tools.check_data import numbered
@@ -92,20 +93,20 @@ class Segment:
 def read_input(
     path: Path, layout: str | None, img_shape: tuple[int, int] | None, list_name: str | None
 ) -> list[dict[str, Any]]:
-    """The annotations of an input, of a pickle those of the list. Raises OSError or ValueError naming the file."""
+    """The annotations of an input, of a pickle those of the list. Raises UserError naming the file."""
     annotations = read_keypoint_file(path, layout, img_shape, MOST_PERSONS)
     if list_name is None:
         return annotations
     if not is_of_pickle(annotations[0]):
-        raise ValueError(f'{path} is no PYSKL pickle, and --list names a list of one: leave it away.')
+        raise UserError(f'{path} is no PYSKL pickle, and --list names a list of one: leave it away.')
     lists = load_annotations(path)['split']
     if list_name not in lists:
         known = ', '.join(map(shown_text, lists)) or 'none'
-        raise ValueError(f'{path} has no list {shown_text(list_name)}; its lists are {known}.')
+        raise UserError(f'{path} has no list {shown_text(list_name)}; its lists are {known}.')
     wanted = set(lists[list_name])
     annotations = [annotation for annotation in annotations if annotation['frame_dir'] in wanted]
     if not annotations:
-        raise ValueError(f'{path}: none of its clips is in its list {shown_text(list_name)}.')
+        raise UserError(f'{path}: none of its clips is in its list {shown_text(list_name)}.')
     return annotations
 
 
@@ -114,7 +115,7 @@ def is_of_pickle(annotation: dict[str, Any]) -> bool:
 
 
 def check_suits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) -> None:
-    """Raises ValueError, naming both, where keypoints are not such as the model was trained on."""
+    """Raises UserError, naming both, where keypoints are not such as the model was trained on."""
     config, (num_joints, size) = checkpoint.config, annotation['keypoint'].shape[2:]
     if config.data.input == 'heatmap':
         channels = {
@@ -129,7 +130,7 @@ def check_suits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) 
         suits = num_joints in needed and wanted.startswith(str(size))
     if not suits:
         joints = ' or '.join(f'{number} joints ({PICKLE_SKELETONS[number].name})' for number in needed)
-        raise ValueError(
+        raise UserError(
             f'{path} holds {size}D keypoints of {num_joints} joints, and the model of {checkpoint.path} was trained on '
             f'{wanted} of {joints or "other joints"}. Give it such a file, or name a checkpoint that was trained on '
             'such keypoints.'
@@ -166,7 +167,7 @@ def subjects_of(
         window = WINDOW
     cut = windows_of(frames, window or frames, stride or max(1, (window or frames) // 2))
     if (rows := sum(end - start for start, end in cut) * min(most, len(there))) > MOST_ROWS and window:
-        raise ValueError(
+        raise UserError(
             f'{path}: its {len(cut):,} windows of {window:,} frames are {rows:,} frames of persons, and no more than '
             f'{MOST_ROWS:,} are looked at. Give a larger --stride.'
         )
@@ -419,11 +420,11 @@ def draw_timeline(
 
 
 def check_out(out: Path) -> None:
-    """Raises OSError or ValueError where the folder cannot be written or has predictions already."""
+    """Raises UserError where the folder cannot be written or has predictions already."""
     check_writable(out, 'Name another --out.')
     there = sorted([*out.glob('predictions.json'), *out.glob('timeline*.png')])
     if there:
-        raise ValueError(f'{there[0]} is there already. Name a new --out, or remove it.')
+        raise UserError(f'{there[0]} is there already. Name a new --out, or remove it.')
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -462,7 +463,7 @@ def write(
     names: Sequence[str],
 ) -> str:
     """Writes predictions.json and a picture of each subject of several windows; returns what, in words."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     inputs = []
     for number, (subject, found) in enumerate(zip(subjects, predicted, strict=True), 1):
         inputs.append(as_json(subject, found, names))

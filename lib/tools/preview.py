@@ -41,8 +41,9 @@ from lib.data.geometry import compact_box, extent, view
 from lib.data.heatmap import MIN_SCORE
 from lib.data.sampling import evaluation_frames
 from lib.data.store import Store, open_store
+from lib.errors import UserError
 from lib.figures import save_figure
-from lib.files import check_writable, replacing
+from lib.files import check_writable, make_folder, replacing
 from lib.pictures import channel_colours, coloured, enlarged, side_colour, some_of
 from lib.tools.checkpoints import load_config_file, open_checkpoint
 from lib.unpickling import shown_text
@@ -106,21 +107,21 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         print(preview(args))
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE
 
 
 def preview(args: argparse.Namespace) -> str:
-    """Writes the picture and returns what it is of. Raises OSError or ValueError for what cannot be shown."""
+    """Writes the picture and returns what it is of. Raises UserError for what cannot be shown."""
     ending = args.out.suffix.lower()
     if ending not in ENDINGS:
-        raise ValueError(f'--out {args.out}: its ending must be one of {", ".join(ENDINGS)}.')
+        raise UserError(f'--out {args.out}: its ending must be one of {", ".join(ENDINGS)}.')
     if args.show == 'pipeline' and ending != '.png':
-        raise ValueError(f'--out {args.out}: the pipeline is a still picture; name a .png.')
+        raise UserError(f'--out {args.out}: the pipeline is a still picture; name a .png.')
     if args.epoch < 1:
-        raise ValueError(f'--epoch {args.epoch}: epochs are counted from 1.')
+        raise UserError(f'--epoch {args.epoch}: epochs are counted from 1.')
     if ending == '.mp4':
         require_pyav()
     check_writable(args.out.parent, 'Name another --out.')
@@ -130,7 +131,7 @@ def preview(args: argparse.Namespace) -> str:
     config.data.ann_file = args.ann_file
     subject = find(config, kind, args.clip)
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out.parent)
     if args.show == 'pipeline':
         from lib.tools.pipeline_figure import pipeline_figure
 
@@ -153,7 +154,7 @@ def preview(args: argparse.Namespace) -> str:
 def config_of(config: str | None, checkpoint: Path | None, overrides: Sequence[str]) -> tuple[str | None, EasyDict]:
     """Kind of model, if one is named, and config, of which the sections data and heatmap count.
 
-    Raises OSError or ValueError naming the file, or where its model sees no heatmap.
+    Raises UserError naming the file, or where its model sees no heatmap.
     """
     if checkpoint is not None:
         opened = open_checkpoint(checkpoint, overrides)
@@ -167,7 +168,7 @@ def config_of(config: str | None, checkpoint: Path | None, overrides: Sequence[s
         sections = {'data': Clips, 'heatmap': HeatmapRenderer}
         kind, found = None, resolve_config({'data': plain, 'heatmap': {}}, sections, overrides, 'without --config')
     if 'heatmap' not in found:
-        raise ValueError(
+        raise UserError(
             f'{config or checkpoint or "--set"}: data.input is {found.data.input}, so that its model sees no heatmap: '
             'name a config or a run on heatmaps, or none.'
         )
@@ -248,7 +249,7 @@ class Subject:
 def find(config: EasyDict, kind: str | None, name: str | None) -> Subject:
     """The clip of a name, without one the first to validate on, or the first at all where the file has other lists.
 
-    kind: of the model. Raises OSError or ValueError, naming lists and clips, where there is none.
+    kind: of the model. Raises UserError, naming lists and clips, where there is none.
     """
     store = open_store(config.data.ann_file, config.data.store_dir)
     benchmark = config.data.benchmark
@@ -261,7 +262,7 @@ def find(config: EasyDict, kind: str | None, name: str | None) -> Subject:
         place, clip = next((found for found in places if store.name(found[1]) == name), (None, None))
     if place is None:
         some = [shown_text(store.name(clip)) for place in lists[:1] for clip in store.splits[place][:3]]
-        raise ValueError(
+        raise UserError(
             f'{config.data.ann_file} has no clip {name} in {", ".join(lists) or "any list"}; '
             f'the first has {", ".join(some)}, ...'
         )
@@ -454,11 +455,11 @@ def write_mp4(file: BinaryIO, pictures: Iterator['Image'], subject: Subject) -> 
 
 
 def require_pyav() -> Any:
-    """Raises ValueError where PyAV is not installed."""
+    """Raises UserError where PyAV is not installed."""
     try:
         import av
     except ImportError:
-        raise ValueError('writing an MP4 takes PyAV, which is not installed: pip install av. Or name a .gif.') from None
+        raise UserError('writing an MP4 takes PyAV, which is not installed: pip install av. Or name a .gif.') from None
     return av
 
 

@@ -29,8 +29,9 @@ from lib.config import resolve_config
 from lib.data.clips import Clips
 from lib.data.heatmap import Kind, check_maps, joint_heatmaps, limb_heatmaps
 from lib.data.store import open_packed, store_folder
+from lib.errors import UserError
 from lib.evaluation import read_predictions
-from lib.files import check_writable, replacing
+from lib.files import check_writable, make_folder, replacing
 from lib.metrics import confusion_matrix, most_confused
 from lib.pictures import draw_clip
 from lib.tools.checkpoints import kind_of
@@ -67,10 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         check_page(args.out)
         runs = read_runs(args.folders)
         content = page(runs).encode('utf-8', 'replace')
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out.parent)
         with replacing(args.out) as file:
             file.write(content)
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     print(f'{args.out}: {counted(len(runs), "run")}, {len(content) / 1e6:.1f} MB')
@@ -78,16 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_page(path: Path) -> None:
-    """Raises OSError or ValueError where no report can be written, or something else would be lost."""
+    """Raises UserError where no report can be written, or something else would be lost."""
     if path.suffix not in ('.html', '.htm'):
-        raise ValueError(f'{path} must end in .html.')
+        raise UserError(f'{path} must end in .html.')
     check_writable(path.parent, 'Name a file in another folder.')
     if path.exists():
         if not path.is_file():
-            raise ValueError(f'{path} is no file: name another.')
+            raise UserError(f'{path} is no file: name another.')
         with path.open('rb') as file:
             if MARK not in file.read(1000):
-                raise ValueError(f'{path} is there already and is no report: name another file, or remove it.')
+                raise UserError(f'{path} is there already and is no report: name another file, or remove it.')
 
 
 def page(runs: Sequence[RunFolder]) -> str:
@@ -420,7 +421,7 @@ def confusions(runs: Sequence[RunFolder]) -> str:
             continue
         try:
             matrix, names = confusions_of(run)
-        except (ValueError, OSError) as error:
+        except UserError as error:
             faults.append(f'<b>{letter(i)}</b> {escape(str(error))}')
             continue
         wrong = int(matrix.sum() - matrix.trace())
@@ -438,16 +439,16 @@ def confusions(runs: Sequence[RunFolder]) -> str:
 
 
 def confusions_of(run: RunFolder) -> tuple[np.ndarray, list[str]]:
-    """The confusion matrix (K, K) of a run's predictions, and the classes' names. Raises OSError or ValueError."""
+    """The confusion matrix (K, K) of a run's predictions, and the classes' names. Raises UserError."""
     path = run.path / PREDICTIONS
     if not path.is_file():
-        raise FileNotFoundError(f'{run.path} has no {PREDICTIONS}: {to_evaluate(run.path)}')
+        raise UserError(f'{run.path} has no {PREDICTIONS}: {to_evaluate(run.path)}')
     _, labels, logits = read_predictions(path)
     num_classes, found = logits.shape[1], run.evaluation or {}
     if num_classes > MOST_CLASSES:
-        raise ValueError(f'{path} has {num_classes:,} classes, too many for a matrix on a page.')
+        raise UserError(f'{path} has {num_classes:,} classes, too many for a matrix on a page.')
     if found.get('num_clips', len(labels)) != len(labels):
-        raise ValueError(
+        raise UserError(
             f'{path} has {len(labels):,} clips, evaluation.json beside it {found["num_clips"]:,}: evaluate again.'
         )
     names = found.get('class_names', [])
@@ -524,7 +525,7 @@ def heatmaps(runs: Sequence[RunFolder]) -> str:
     for i, run in enumerate(runs):
         try:
             seen[heatmap(run)].append(i)
-        except (ValueError, OSError) as error:
+        except UserError as error:
             faults.append(f'<b>{letter(i)}</b> {escape(str(error))}')
     figures = []
     for (clip, label, told, png), numbers in seen.items():
@@ -543,19 +544,19 @@ def heatmaps(runs: Sequence[RunFolder]) -> str:
 
 
 def heatmap(run: RunFolder) -> tuple[str, int, str, bytes]:
-    """A clip's frame_dir and label, what is shown of it, and a PNG. Raises OSError or ValueError where none can be."""
+    """A clip's frame_dir and label, what is shown of it, and a PNG. Raises UserError where none can be."""
     where = str(run.path / 'config.yaml')
     if not run.config:
-        raise ValueError(f'{where} is not known, and by it the clips.')
+        raise UserError(f'{where} is not known, and by it the clips.')
     given = run.config.get('data', {}).get('input', 'heatmap')
     if given != 'heatmap':
-        raise ValueError(f'{run.name} is given keypoints ({given}), and no heatmap.')
+        raise UserError(f'{run.name} is given keypoints ({given}), and no heatmap.')
     one_view = ('data.batch_size=1', 'data.test_clips=1', 'data.test_flip=false')
     sections = {section: run.config.get(section, {}) for section in ('data', 'heatmap')}
     config = resolve_config(sections, {'data': Clips, 'heatmap': reference_renderer}, one_view, where)
     draw, size, frames = reference_renderer(**config.heatmap), config.heatmap.size, config.data.clip_len
     if size**2 * max(frames, 12) * config.data.max_persons > MOST_PIXELS:
-        raise ValueError(f'{where}: {frames} frames of {size}x{size} px are too many to be drawn here.')
+        raise UserError(f'{where}: {frames} frames of {size}x{size} px are too many to be drawn here.')
     require_packed(Path(config.data.ann_file), config.data.store_dir)
     clips = Clips('val', size, **config.data)
     name, picture = draw_clip(clips, config.heatmap.kind, draw)
@@ -565,10 +566,10 @@ def heatmap(run: RunFolder) -> tuple[str, int, str, bytes]:
 
 
 def require_packed(ann_file: Path, store_dir: str | None) -> None:
-    """Raises OSError or ValueError where a pickle would have to be packed: a page of runs takes no place for that."""
+    """Raises UserError where a pickle would have to be packed: a page of runs takes no place for that."""
     folder = store_folder(ann_file, store_dir)
     if open_packed(ann_file, folder) is None:
-        raise ValueError(
+        raise UserError(
             f'{ann_file} is not packed in {folder.parent}, so that its clips are not drawn: evaluate the run.'
         )
 
@@ -578,7 +579,7 @@ def reference_renderer(
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """draw(keypoint (1,M,T,V,2), score (1,M,T,V)) -> (1,T,channels,H,W), by no framework, as section `heatmap` says.
 
-    Raises ValueError for values out of range.
+    Raises UserError for values out of range.
     """
     check_maps(size, sigma, kind)
     makers = {'joint': [joint_heatmaps], 'limb': [limb_heatmaps], 'both': [joint_heatmaps, limb_heatmaps]}[kind]

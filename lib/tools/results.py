@@ -20,6 +20,7 @@ import numpy as np
 
 from lib.cli import DONE, USER_ERROR
 from lib.config import read_config
+from lib.errors import UserError, user_file
 from lib.run import is_line
 
 COLUMNS = ('run', 'model', 'parameters', 'top-1', 'top-5', 'mean class', 'chance', 'clips/s')
@@ -35,17 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         print(table([row(run) for run in read_runs(args.folders)]))
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE
 
 
 def row(run: 'RunFolder') -> tuple[str, ...]:
-    """The cells of a run's line. Raises ValueError where there is no evaluation of it."""
+    """The cells of a run's line. Raises UserError where there is no evaluation of it."""
     found = run.evaluation
     if found is None:
-        raise ValueError(run.faults['evaluation.json'])
+        raise UserError(run.faults['evaluation.json'])
     shares = [found['top1'], found['top5'], found['mean_class'], 1 / len(found['per_class'])]
     speed = '' if run.speed is None else f'{run.speed:.1f}'
     return (run.name, found['kind'], f'{found["parameters"]:,}', *(f'{share:.2%}' for share in shares), speed)
@@ -87,20 +88,20 @@ class RunFolder:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
-    """What the folders of some runs tell. Raises OSError or ValueError where one is none, or is given twice.
+    """What the folders of some runs tell. Raises UserError where one is none, or is given twice.
 
     Files that are missing or broken raise nothing: they are in `faults`.
     """
     parts = [folder.resolve().parts for folder in folders]
     for folder, of_it in zip(folders, parts, strict=True):
         if not folder.is_dir():
-            raise FileNotFoundError(f'{folder}: there is no such folder. Name the --checkpoint folder of a run.')
+            raise UserError(f'{folder}: there is no such folder. Name the --checkpoint folder of a run.')
         if not any((folder / name).is_file() for name in FILES):
-            raise FileNotFoundError(
+            raise UserError(
                 f'{folder} holds no run: none of {", ".join(FILES)} is there. Name the --checkpoint folder of a run.'
             )
         if parts.count(of_it) > 1:
-            raise ValueError(f'{folder} is given twice.')
+            raise UserError(f'{folder} is given twice.')
     longest = max(map(len, parts))
     telling = next(n for n in range(1, longest + 1) if len({of_it[-n:] for of_it in parts}) == len(parts))
     return [_read(folder, '/'.join(of_it[-telling:])) for folder, of_it in zip(folders, parts, strict=True)]
@@ -115,7 +116,7 @@ def _read(folder: Path, name: str) -> RunFolder:
             return otherwise
         try:
             return read(folder / file)
-        except (ValueError, OSError) as error:
+        except UserError as error:
             faults[file] = str(error)
             return otherwise
 
@@ -161,29 +162,29 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         report = _parse(_read_text(path))
     except ValueError as error:
-        raise ValueError(f'{path} cannot be read ({error}): evaluate the run again.') from None
+        raise UserError(f'{path} cannot be read ({error}): evaluate the run again.') from None
     if not _is_evaluation(report):
-        raise ValueError(f'{path} is not what --evaluate writes: evaluate the run again.')
+        raise UserError(f'{path} is not what --evaluate writes: evaluate the run again.')
     return report
 
 
 def _read_text(path: Path) -> str:
-    with path.open('rb') as file:
+    with user_file(path), path.open('rb') as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise ValueError(f'{path} has over {MOST_BYTES:,} bytes, more than any run writes.')
+        raise UserError(f'{path} has over {MOST_BYTES:,} bytes, more than any run writes.')
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise ValueError(f'{path} is no text.') from None
+        raise UserError(f'{path} is no text.') from None
 
 
 def _parse(text: str) -> Any:
-    """What a JSON text holds. Raises ValueError."""
+    """What a JSON text holds. Raises UserError."""
     try:
         return json.loads(text, parse_int=_whole_number)
     except RecursionError:
-        raise ValueError('it nests too deep') from None
+        raise UserError('it nests too deep') from None
 
 
 def _whole_number(digits: str) -> int | float:

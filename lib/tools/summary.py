@@ -33,8 +33,9 @@ from lib.cli import DONE, USER_ERROR
 from lib.config import differences, read_config
 from lib.data.heatmap import num_channels
 from lib.data.skeletons import PICKLE_SKELETONS
+from lib.errors import UserError
 from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
-from lib.files import check_writable
+from lib.files import check_writable, make_folder
 from lib.recipe import Recipe
 from lib.run import make_clips
 from lib.tools.checkpoints import kind_of, load_config_file, script_of
@@ -117,33 +118,33 @@ def main(arguments: list[str] | None = None) -> int:
         cost = (cost_in_tensorflow if kind == 'vivit' else cost_in_pytorch)(script, config, amount.num_joints)
         print(text(args.config, kind, config, recipe, amount, cost))
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(args.out.parent)
             save_figure(curve(args.config.name, config, recipe, amount), args.out)
             print(f'{"picture":<10} {args.out}')
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR
     return DONE
 
 
 def check_picture(path: Path) -> None:
-    """Raises OSError or ValueError where no new PNG can be written."""
+    """Raises UserError where no new PNG can be written."""
     if path.suffix != '.png':
-        raise ValueError(f'{path} must end in .png.')
+        raise UserError(f'{path} must end in .png.')
     if path.exists():
-        raise ValueError(f'{path} is there already. Name a new file, or remove it.')
+        raise UserError(f'{path} is there already. Name a new file, or remove it.')
     check_writable(path.parent, 'Name a file in another folder.')
 
 
 def amount_of(config: EasyDict) -> Amount:
     """Counts the clips of a config's set, or where the set is not there, takes those that are known of NTU60.
 
-    Raises OSError or ValueError as training does, but for a set that is not there.
+    Raises UserError as training does, but for a set that is not there.
     """
     data = config.data
     try:
         train, val = (make_clips(config, split) for split in ('train', 'val'))
-    except FileNotFoundError:
+    except UserError:
         if Path(data.ann_file).exists():
             raise
     else:
@@ -171,7 +172,7 @@ def joints_of(config: EasyDict) -> int:
 
 
 def cost_in_pytorch(script: ModuleType, config: EasyDict, num_joints: int) -> Cost:
-    """What a model costs, found without computing anything. Raises ValueError where it does not suit the clips."""
+    """What a model costs, found without computing anything. Raises UserError where it does not suit the clips."""
     import torch
 
     with torch.device('meta'):  # tensors without content
@@ -291,7 +292,7 @@ def pytorch_memory(
 
 
 def cost_in_tensorflow(script: ModuleType, config: EasyDict, num_joints: int) -> Cost:
-    """What a model costs, from the graphs of its steps. Raises ValueError where it does not suit the clips."""
+    """What a model costs, from the graphs of its steps. Raises UserError where it does not suit the clips."""
     import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):  # where TensorFlow has them already, it keeps them

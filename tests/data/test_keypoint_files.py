@@ -538,7 +538,7 @@ def test_arrays_are_not_trusted(tmp_path):
 
 
 def test_mistakes_in_folders_are_told(duo, tmp_path):
-    with pytest.raises(FileNotFoundError, match='no such file'):
+    with pytest.raises(ValueError, match='no such file'):
         read_keypoint_file(tmp_path / 'x.json')
     folder = tmp_path / 'x'
     folder.mkdir()

@@ -109,7 +109,7 @@ def test_store_dir_takes_the_store(write_pickle, tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(write_pickle, tmp_path):
     path = write_pickle(make_annotations([20, 30, 40]))
     (tmp_path / 'file').write_text('')
-    with pytest.raises(OSError, match=r'data\.store_dir'):
+    with pytest.raises(ValueError, match=r'data\.store_dir'):
         open_store(path, tmp_path / 'file' / 'folder')
 
 
@@ -299,7 +299,7 @@ def test_a_folder_is_packed_again_when_a_file_comes_or_changes(tmp_path):
 
 def test_what_a_folder_lacks_is_named(tmp_path):
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match=r'empty is a folder without a \*\.pkl file'):
+    with pytest.raises(ValueError, match=r'empty is a folder without a \*\.pkl file'):
         open_store(tmp_path / 'empty')
     folder = write_folder(tmp_path, {'a.pkl': make_annotations([20]), 'b.pkl': make_3d_annotations([20])})
     with pytest.raises(ValueError, match=r'b\.pkl has .* = \(25, 3\), and the files .* before it \(17, 2\)'):
@@ -317,6 +317,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(write_pickle, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(NpyStream, 'append', fail)
-    with pytest.raises(OSError, match=r'is full, .*set\.pkl .*data\.store_dir'):
+    with pytest.raises(ValueError, match=r'is full, .*set\.pkl .*data\.store_dir'):
         open_store(path)
     assert {p.name for p in tmp_path.iterdir()} == {'set.pkl', 'set.lock'}

@@ -534,7 +534,7 @@ def test_a_file_where_the_store_goes_is_named_and_kept(sets):
     packed = sets[0]
     shutil.rmtree(packed.folder)
     packed.folder.write_text('mine')
-    with pytest.raises(NotADirectoryError, match=r'flat\.store is not a folder.*move it away'):
+    with pytest.raises(ValueError, match=r'flat\.store is not a folder.*move it away'):
         open_store(packed.ann_file)
     assert packed.folder.read_text() == 'mine'
     packed.folder.unlink()
