@@ -12,11 +12,12 @@ import sys
 from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
+from lib.log import Log
 from lib.pytorch import checkpoint, distributed, engine
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
-from lib.run import make_clips
-from lib.stop import Stop
+from lib.stop import StopSignal
+from lib.training import make_clips
 
 KIND = 'mbert'
 DEFAULT_CONFIG = 'configs/action/MB_train.yaml'
@@ -43,17 +44,21 @@ def train(args: argparse.Namespace) -> None:
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     forward = engine.make_forward(render, model, options, world)
-    log = engine.open_log(run, options, train_clips, val_clips, render, model, pretrained, world)
+    world.check_same('numbers of completed epochs', run.epoch)
+    world.check_same('numbers of completed steps', run.step)
+    run.begin(len(train_clips))
 
-    with Stop() as run.stop:
+    with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
+        engine.start_log(log, train_clips, val_clips, render, model, pretrained, world)
         while run.epoch < options.epochs:
             train_metrics = engine.train_one_epoch(
-                forward, model, optimizer, train_clips, run, options, world, log, args.print_freq
+                forward, model, optimizer, train_clips, run, options, world, log, stop
             )
-            val_metrics = engine.validate(forward, model, val_clips, run, options, world)
+            val_metrics = engine.validate(forward, model, val_clips, run, options, world, stop)
             run.finish_epoch(train_metrics, val_metrics)
-            log.epoch(run.history, epochs=options.epochs, best=run.best)
-    run.say_end()
+            log.epoch()
+        run.wait()
+        log.end()
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -13,11 +13,12 @@ import sys
 from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
-from lib.run import make_clips
-from lib.stop import Stop
+from lib.log import Log
+from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, engine
 from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tensorflow.vivit import ViViT
+from lib.training import make_clips
 
 KIND = 'vivit'
 DEFAULT_CONFIG = 'configs/action/vivit.yaml'
@@ -43,17 +44,21 @@ def train(args: argparse.Namespace) -> None:
     run.restore(model, optimizer)
     train_step = engine.make_train_step(render, model, optimizer, options, world)
     predict_step = engine.make_predict_step(render, model, options, world)
-    log = engine.open_log(run, options, train_clips, val_clips, render, model, world)
+    world.check_same('numbers of completed epochs', run.epoch)
+    world.check_same('numbers of completed steps', run.step)
+    run.begin(len(train_clips))
 
-    with Stop() as run.stop:
+    with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
+        engine.start_log(log, train_clips, val_clips, render, model, world)
         while run.epoch < options.epochs:
             train_metrics = engine.train_one_epoch(
-                train_step, optimizer, config.optimizer.lr, train_clips, run, options, world, log, args.print_freq
+                train_step, optimizer, config.optimizer.lr, train_clips, run, options, world, log, stop
             )
-            val_metrics = engine.validate(predict_step, val_clips, run, options, world)
+            val_metrics = engine.validate(predict_step, val_clips, run, options, world, stop)
             run.finish_epoch(train_metrics, val_metrics)
-            log.epoch(run.history, epochs=options.epochs, best=run.best)
-    run.say_end()
+            log.epoch()
+        run.wait()
+        log.end()
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -13,9 +13,9 @@ from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
 from lib.files import make_folder, replacing, write_text
+from lib.log import metrics_line, say
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
 from lib.npz import read_arrays
-from lib.runlog import metrics_line, say
 
 
 def report_evaluation(

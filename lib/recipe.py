@@ -1,7 +1,9 @@
 """How long and at which pace a model is trained, whatever the framework."""
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lib.errors import UserError
@@ -82,3 +84,12 @@ class Recipe:
             done = (epoch + step / steps - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
             return (1 + math.cos(math.pi * done)) / 2
         return self.lr_decay ** (epoch - self.warmup_epochs)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16, as far as Linux reports it."""
+    try:
+        info = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', info, re.MULTILINE) is not None

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
+from lib.log import silence
 from lib.run import check_same
-from lib.runlog import say_no_more
 
 TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processes minutes longer than others
 
@@ -127,7 +127,7 @@ def init() -> World:
     cpu_group = dist.new_group(backend='gloo', timeout=TIMEOUT)
     world = World(dist.get_rank(), dist.get_world_size(), device, cpu_group)
     if not world.is_main:  # one tells for all
-        say_no_more()
+        silence()
     return world
 
 

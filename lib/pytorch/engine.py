@@ -20,22 +20,17 @@ from lib.config import Sections
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import report_evaluation
+from lib.log import Log, say_facts
 from lib.metrics import classification_metrics
 from lib.pictures import draw_clip
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
 from lib.pytorch.distributed import GlobalBatchNorm1d, World
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
-from lib.recipe import Recipe
-from lib.run import (
-    check_logits,
-    cpu_has_bf16,
-    evaluation_config,
-    make_clips,
-    padded,
-    prefetched,
-)
-from lib.runlog import RunLog, say_facts
+from lib.recipe import Recipe, cpu_has_bf16
+from lib.run import evaluation_config
+from lib.stop import StopSignal
+from lib.training import check_logits, check_losses, make_clips, pad_batch, prefetch
 
 # Repeated in backward() instead of kept, with train.activation_checkpointing.
 CHECKPOINTED = (dstformer.Block, vanilla.Block)
@@ -107,7 +102,7 @@ def load_pretrained(
     """
     if args.pretrained and not options.finetune:
         raise UserError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
-    if run.epoch or not options.finetune:
+    if run.source or not options.finetune:
         return []
     if not args.pretrained:
         raise UserError(
@@ -124,8 +119,9 @@ def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weig
         if parameter.requires_grad:
             (head if name.startswith('head.') else backbone).append(parameter)
     groups = [
-        {'params': parameters, 'lr': lr, 'initial_lr': lr}
-        for parameters, lr in ((backbone, lr_backbone), (head, lr_head))
+        {'name': name, 'params': parameters, 'lr': lr, 'initial_lr': lr}
+        for name, parameters, lr in (('backbone', backbone, lr_backbone), ('head', head, lr_head))
+        if parameters
     ]
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
@@ -162,10 +158,10 @@ def batches(
     """
 
     def load(b: int) -> dict[str, Tensor]:
-        batch = {name: torch.from_numpy(array) for name, array in padded(clips[epoch, b], at_least).items()}
+        batch = {name: torch.from_numpy(array) for name, array in pad_batch(clips[epoch, b], at_least).items()}
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if device.type == 'cuda' else batch
 
-    for batch in prefetched(load, range(first, len(clips)), num_workers):
+    for batch in prefetch(load, range(first, len(clips)), num_workers):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -177,8 +173,8 @@ def train_one_epoch(
     run: checkpoint.Run,
     options: TrainOptions,
     world: World,
-    log: RunLog,
-    print_freq: int,
+    log: Log,
+    stop: StopSignal,
 ) -> dict[str, float]:
     """Trains on every clip of the run's epoch that is left; returns the means over the epoch, {'loss', 'top1'}.
 
@@ -196,7 +192,7 @@ def train_one_epoch(
     norms = [module for module in model.modules() if isinstance(module, GlobalBatchNorm1d)]
     set_learning_rates(optimizer, options, epoch, max(done - 1, 0), steps)  # of a run that has its last step behind it
     left = batches(share, epoch, world.device, options.num_workers, first=done)
-    with log.progress(f'epoch {epoch + 1}/{options.epochs}', sum(counts), sum(counts[:done])) as bar:
+    with log.progress(sum(counts), sum(counts[:done])) as bar:
         for b, batch in enumerate(log.timed(left), done):
             has_share = world.rank < counts[b]  # else its one clip is a filling, there to keep step with the others
             for norm in norms:
@@ -228,18 +224,19 @@ def train_one_epoch(
             losses.append(loss)
             bar.update(counts[b])
 
-            to_leave, to_save = vote(run.stop.asked), options.saves_after(b)
-            to_report = (b + 1) % print_freq == 0 or b + 1 == steps
-            if to_report or to_save or to_leave:
-                run.add_steps(world.sum(torch.stack(losses)).tolist(), int(world.sum(correct)), clips)
+            to_exit, to_save, to_report = vote(stop.requested), options.saves_after(b), log.is_due(b, steps)
+            if to_report or to_save or to_exit:
+                values = world.sum(torch.stack(losses)).tolist()
+                check_losses(values, clips, epoch, run.step)
+                run.add_steps(values, counts[run.step : b + 1], int(world.sum(correct)))
                 losses, correct = [], torch.zeros_like(correct)
             if to_report:
-                log.report(bar, **run.means(clips))
-            if to_leave:
-                run.leave(world)
+                log.report(bar, **run.means(sum(counts[: b + 1])))
+            if to_exit:
+                run.save_and_exit(world)
             if to_save:
                 run.save()
-    return run.means(clips)
+    return run.means(sum(counts))
 
 
 def set_learning_rates(
@@ -299,35 +296,41 @@ def predict(
 
 
 def validate(
-    forward: nn.Module, model: nn.Module, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World
+    forward: nn.Module,
+    model: nn.Module,
+    clips: Clips,
+    run: checkpoint.Run,
+    options: TrainOptions,
+    world: World,
+    stop: StopSignal,
 ) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, the run saved, where it was asked to stop."""
-    logits, label = predict(forward, model, clips, options, world, partial(run.leave_if_alone, world))
+    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, with the run saved, on a stop signal."""
+
+    def check_stop() -> None:
+        if stop.requested and world.is_alone:  # several processes would have to agree: they finish the validation
+            run.save_and_exit(world)
+
+    logits, label = predict(forward, model, clips, options, world, check_stop)
     metrics = classification_metrics(logits, label)
     del metrics['per_class']
     return metrics
 
 
-def open_log(
-    run: checkpoint.Run,
-    options: TrainOptions,
+def start_log(
+    log: Log,
     train_clips: Clips,
     val_clips: Clips,
     render: HeatmapRenderer | None,
     model: nn.Module,
-    pretrained: list[str],
+    messages: list[str],
     world: World,
-) -> RunLog:
-    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
-
-    Raises UserError where the processes have found different runs in their folders.
-    """
-    world.check_same('numbers of epochs done', run.epoch)
-    world.check_same('numbers of steps done', run.step)
+) -> None:
+    """Logs what is about to run, and an image of a validation clip's heatmaps."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    described = f'{type(model).__name__}, {count_parameters(model):,} parameters, of which {trained:,} are trained'
-    picture = None if render is None else draw_clip(val_clips, render.kind, partial(draw, render, world.device))
-    return run.open_log(options, train_clips, val_clips, described, world.description, picture, pretrained)
+    described = f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
+    log.start(train_clips, val_clips, described, world.description, messages)
+    if render is not None:
+        log.image(*draw_clip(val_clips, render.kind, partial(draw, render, world.device)))
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:

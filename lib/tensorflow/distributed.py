@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from lib.errors import UserError
+from lib.log import silence
 from lib.run import check_same
-from lib.runlog import say_no_more
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 # What an exchange ends with when another worker does not answer any more. TensorFlow finds out within some 10 seconds.
@@ -100,7 +100,7 @@ def init() -> World:
         if rank == 0:
             print(f'waiting for {num_workers - 1} other workers to join', flush=True)
         else:  # one tells for all
-            say_no_more()
+            silence()
         sys.excepthook = tell_error
         try:
             return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)

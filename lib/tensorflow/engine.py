@@ -4,7 +4,6 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,16 @@ from lib.config import Sections
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import report_evaluation
+from lib.log import Log, say_facts
 from lib.metrics import classification_metrics
 from lib.pictures import draw_clip
-from lib.recipe import Recipe
-from lib.run import (
-    check_logits,
-    cpu_has_bf16,
-    evaluation_config,
-    make_clips,
-    padded,
-    prefetched,
-)
-from lib.runlog import RunLog, say_facts
+from lib.recipe import Recipe, cpu_has_bf16
+from lib.run import evaluation_config
+from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.distributed import World
 from lib.tensorflow.heatmap import HeatmapRenderer
+from lib.training import check_logits, check_losses, make_clips, pad_batch, prefetch
 
 
 @dataclass(kw_only=True)
@@ -197,10 +191,10 @@ def batches(
         share = shares[replica][epoch, b]
         weight = np.full(len(share['label']), 1 / len(clips.batch_clips(epoch, b)), np.float32)
         rest = {'seed': step_seed(options.seed, epoch, b, replica), 'stop': np.zeros(1, np.float32)}
-        return padded(share | {'weight': weight}, share_size) | rest
+        return pad_batch(share | {'weight': weight}, share_size) | rest
 
     left = range(first, len(clips))
-    return prefetched(lambda b: [load_share(replica, b) for replica in shares], left, options.num_workers)
+    return prefetch(lambda b: [load_share(replica, b) for replica in shares], left, options.num_workers)
 
 
 def step_seed(seed: int, epoch: int, step: int, replica: int) -> np.ndarray:
@@ -217,8 +211,8 @@ def train_one_epoch(
     run: checkpoint.Run,
     options: TrainOptions,
     world: World,
-    log: RunLog,
-    print_freq: int,
+    log: Log,
+    stop: StopSignal,
 ) -> dict[str, float]:
     """Trains on every clip of the run's epoch that is left; returns the means over the epoch, {'loss', 'top1'}.
 
@@ -229,29 +223,31 @@ def train_one_epoch(
     counts = clips.batch_sizes
     losses, hits, stops = [], [], tf.zeros(())
     left = batches(clips, epoch, options, world, first=done)
-    with log.progress(f'epoch {epoch + 1}/{options.epochs}', sum(counts), sum(counts[:done])) as bar:
+    with log.progress(sum(counts), sum(counts[:done])) as bar:
         for b, shares in enumerate(log.timed(left), done):
             optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, steps))
-            stop = np.full(1, run.stop.asked, np.float32)
+            vote = np.full(1, stop.requested, np.float32)
             stops_before = stops
-            loss, correct, stops = train_step(world.distribute([share | {'stop': stop} for share in shares]))
+            loss, correct, stops = train_step(world.distribute([share | {'stop': vote} for share in shares]))
             losses.append(loss)
             hits.append(correct)
             bar.update(counts[b])
 
             # Workers agree by what they have told each other in the step before, which is done by now.
-            to_leave = run.stop.asked if world.is_alone else float(stops_before) > 0
-            to_save, to_report = options.saves_after(b), (b + 1) % print_freq == 0 or b + 1 == steps
-            if to_report or to_save or to_leave:
-                run.add_steps(tf.stack(losses).numpy().tolist(), int(tf.add_n(hits)), clips)
+            to_exit = stop.requested if world.is_alone else float(stops_before) > 0
+            to_save, to_report = options.saves_after(b), log.is_due(b, steps)
+            if to_report or to_save or to_exit:
+                values = tf.stack(losses).numpy().tolist()
+                check_losses(values, clips, epoch, run.step)
+                run.add_steps(values, counts[run.step : b + 1], int(tf.add_n(hits)))
                 losses, hits = [], []
             if to_report:
-                log.report(bar, **run.means(clips))
-            if to_leave:
-                run.leave(world)
+                log.report(bar, **run.means(sum(counts[: b + 1])))
+            if to_exit:
+                run.save_and_exit(world)
             if to_save:
                 run.save()
-    return run.means(clips)
+    return run.means(sum(counts))
 
 
 def predict(
@@ -286,33 +282,27 @@ def predict(
 
 
 def validate(
-    predict_step: PredictStep, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World
+    predict_step: PredictStep, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World, stop: StopSignal
 ) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, the run saved, where it was asked to stop."""
-    logits, label = predict(predict_step, clips, options, world, partial(run.leave_if_alone, world))
+    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, with the run saved, on a stop signal."""
+
+    def check_stop() -> None:
+        if stop.requested and world.is_alone:  # several workers would have to agree: they finish the validation
+            run.save_and_exit(world)
+
+    logits, label = predict(predict_step, clips, options, world, check_stop)
     metrics = classification_metrics(logits, label)
     del metrics['per_class']
     return metrics
 
 
-def open_log(
-    run: checkpoint.Run,
-    options: TrainOptions,
-    train_clips: Clips,
-    val_clips: Clips,
-    render: HeatmapRenderer,
-    model: keras.Model,
-    world: World,
-) -> RunLog:
-    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
-
-    Raises UserError where the workers have not come to the same step.
-    """
-    world.check_same('numbers of epochs done', run.epoch)
-    world.check_same('numbers of steps done', run.step)
+def start_log(
+    log: Log, train_clips: Clips, val_clips: Clips, render: HeatmapRenderer, model: keras.Model, world: World
+) -> None:
+    """Logs what is about to run, and an image of a validation clip's heatmaps."""
     described = f'{type(model).__name__}, {model.count_params():,} parameters'
-    picture = draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2))
-    return run.open_log(options, train_clips, val_clips, described, world.description, picture, [])
+    log.start(train_clips, val_clips, described, world.description, [])
+    log.image(*draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
 
 
 def load_model(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from lib.cli import run
 from lib.evaluation import report_evaluation
-from lib.run import make_clips
-from lib.runlog import say_facts
+from lib.log import say_facts
 from lib.tools.checkpoints import open_checkpoint
+from lib.training import make_clips
 
 
 def main(arguments: list[str] | None = None) -> int:

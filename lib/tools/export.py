@@ -37,6 +37,7 @@ from lib.data.heatmap import MIN_SCORE, num_channels
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.files import check_writable, make_folder, replacing
+from lib.run import FORMAT
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 
 LARGEST_DIFFERENCE = 1e-4  # of a logit
@@ -111,12 +112,14 @@ def require_onnx() -> None:
 def export_weights(checkpoint: Checkpoint, out: Path) -> str:
     """Writes the weights with what an evaluation needs of the rest; returns what is to be said of the size."""
     content = {
+        'format': FORMAT,
         'kind': checkpoint.kind,
         'config': plain(checkpoint.config),
         'epoch': checkpoint.epoch,
         'model': checkpoint.weights,
     }
-    checkpoint.engine.checkpoint.write(out, content)
+    with replacing(out) as file:
+        checkpoint.engine.checkpoint.write(file, content)
     return f' of {checkpoint.path.stat().st_size / 1e6:,.1f} MB'
 
 

@@ -35,10 +35,10 @@ from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder, write_text
-from lib.run import make_clips
-from lib.runlog import say
+from lib.log import say
 from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
+from lib.training import make_clips
 from lib.unpickling import shown_text
 
 LONGEST = 300  # frames of NTU60's longest clip; what is longer is no single action, unless a pickle says that it is one

@@ -48,7 +48,7 @@ CURVES = {
     'Training top-1': ('share', lambda line: line['train']['top1']),
     'Validation loss': ('number', lambda line: line['val']['loss']),
     'Training loss': ('number', lambda line: line['train']['loss']),
-    'Learning rate': ('number', lambda line: line['lr']),
+    'Learning rate': ('number', lambda line: max(line['lr'].values())),
 }
 MOST_POINTS = 400  # of a curve, and places where its values are shown
 MOST_CLASSES, MOST_DRAWN, MOST_NUMBERED = 2000, 130, 20  # of a matrix: to be counted, to be drawn, with numbers

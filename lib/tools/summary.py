@@ -37,8 +37,8 @@ from lib.errors import UserError
 from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder
 from lib.recipe import Recipe
-from lib.run import make_clips
 from lib.tools.checkpoints import kind_of, load_config_file, script_of
+from lib.training import make_clips
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict:
     """
     from lib.data.clips import Clips
     from lib.data.store import open_store
-    from lib.run import prefetched
+    from lib.training import prefetch
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         ann_file = os.path.join(folder, 'benchmark.pkl')
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict:
                 clips[name][0, b]
 
         def load_ahead(num_workers: int) -> None:
-            for _ in prefetched(lambda b: clips['train'][0, b], range(batches), num_workers):
+            for _ in prefetch(lambda b: clips['train'][0, b], range(batches), num_workers):
                 pass
 
         with _one_core():
