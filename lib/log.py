@@ -34,8 +34,8 @@ class Log:
 
     def __init__(self, run: Run, epochs: int, print_freq: int) -> None:
         self.run, self.epochs, self.print_freq = run, epochs, print_freq
-        self._clips, self._seconds = 0, math.nan  # trained in the current epoch by this process, as of the last report
-        self._waited = 0.0  # seconds, for data
+        self._bar: tqdm | None = None
+        self._clips, self._seconds, self._waited = 0, math.nan, 0.0  # of the current epoch, in this process
         if not run.is_main:
             return
         config = yaml.safe_dump(plain(run.config), sort_keys=False, default_flow_style=None, width=120)
@@ -50,6 +50,8 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.close()
         if self.run.is_main:
             self._board.close()
 
@@ -76,39 +78,43 @@ class Log:
             self._board.add_image(name, image)
             self._board.flush()
 
-    def progress(self, num_clips: int, done: int = 0) -> tqdm:
-        """A progress bar over the clips of an epoch, of which `done` were trained on earlier.
+    def progress(
+        self, batches: Iterable[tuple[int, dict[str, Any]]], clips: Clips
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the steps and batches of an epoch behind a progress bar, and records the time spent waiting for them.
 
         Without a terminal, `report` prints lines instead.
         """
         form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
         screen = sys.stderr if sys.stderr.isatty() and self.run.is_main else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
         width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals of unknown width
-        self._clips, self._seconds = 0, math.nan
+        total, done, title = sum(clips.batch_sizes), self.run.num_clips, f'epoch {self.run.epoch + 1}/{self.epochs}'
         settings = {'unit': ' clips', 'bar_format': form, 'leave': False, 'file': screen, 'ncols': width}
-        return tqdm(desc=f'epoch {self.run.epoch + 1}/{self.epochs}', total=num_clips, initial=done, **settings)
-
-    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yields the batches of an epoch and records the time spent waiting for them."""
-        self._waited, begin = 0.0, time.perf_counter()
-        for batch in batches:
+        self._clips, self._seconds, self._waited = 0, math.nan, 0.0
+        self._bar = tqdm(desc=title, total=total, initial=done, **settings)
+        begin = time.perf_counter()
+        for step, batch in batches:
             self._waited += time.perf_counter() - begin
-            yield batch
+            self._bar.update(clips.batch_sizes[step])
+            yield step, batch
             begin = time.perf_counter()
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether a report is due after a step (from 0) of an epoch of `steps`."""
         return (step + 1) % self.print_freq == 0 or step + 1 == steps
 
-    def report(self, bar: tqdm, *, loss: float, top1: float) -> None:
-        """Shows the means of the epoch so far."""
-        bar.set_postfix_str(f'loss {loss:.4f}, top1 {top1:.2%}')
+    def report(self) -> None:
+        """Shows the means of the current epoch so far."""
+        means, bar = self.run.means(), self._bar
+        bar.set_postfix_str(f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}')
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
             say(str(bar))
 
     def epoch(self) -> None:
         """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
+        if self._bar:
+            self._bar.close()
         if not self.run.is_main:
             return
         line, best = self.run.history[-1], self.run.best

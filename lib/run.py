@@ -11,9 +11,11 @@ from typing import IO, Any, BinaryIO, ClassVar, NoReturn, Self
 from easydict import EasyDict
 
 from lib.config import Sections, differences, load_config, plain, resolve_config
+from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.files import check_writable, hold_lock, make_folder, replacing
-from lib.stop import Stopped
+from lib.stop import Stopped, StopSignal
+from lib.training import check_losses
 
 FORMAT = 1  # of checkpoints; raise it if their content changes its meaning
 # May differ between two processes of a run: paths and class names.
@@ -29,7 +31,7 @@ EVALUATION_KEYS = (
 class Run:
     """The progress of a training run, and the folder that keeps it. The subclass of a framework captures the state.
 
-    epoch: completed epochs. step: completed steps of the current epoch; loss_sum, num_correct: over the clips of these
+    epoch: completed epochs. step: completed steps of the current epoch; num_clips, loss_sum, num_correct: over these
     steps. best: {'top1', 'epoch'} of the best epoch. history: one entry per epoch (see finish_epoch). source: the
     checkpoint that the run resumes from; saved: its content until `restore`. messages: lines for the log about how the
     run resumes. is_main: whether this process writes, of several that train together.
@@ -45,6 +47,7 @@ class Run:
     is_main: bool = True
     epoch: int = 0
     step: int = 0
+    num_clips: int = 0
     loss_sum: float = 0.0
     num_correct: int = 0
     best: dict[str, Any] = field(default_factory=lambda: {'top1': -1.0, 'epoch': 0})
@@ -108,23 +111,29 @@ class Run:
             if there := self._checkpoints():
                 raise UserError(f'another process has just started a run in {self.folder}: {there[0]}.')
 
-    def add_steps(self, losses: Sequence[float], batch_sizes: Sequence[int], num_correct: int) -> None:
-        """Records completed steps of the current epoch: the mean loss and the size of each batch."""
-        for loss, batch_size in zip(losses, batch_sizes, strict=True):  # one by one: the sum is always the same
-            self.loss_sum += loss * batch_size
+    def add_steps(self, losses: Sequence[float], num_correct: int, clips: Clips) -> None:
+        """Records the mean losses of the next steps of the current epoch, and the number of correct clips in them.
+
+        Raises FloatingPointError, naming step and clips, if a loss is not finite.
+        """
+        check_losses(losses, clips, self.epoch, self.step)
+        for loss in losses:  # one by one: the sum does not depend on how many come at a time
+            self.loss_sum += loss * clips.batch_sizes[self.step]
+            self.num_clips += clips.batch_sizes[self.step]
             self.step += 1
         self.num_correct += num_correct
         if self.writing and self.writing.done():
             self.writing.result()  # raises the error of a failed save
 
-    def means(self, num_clips: int) -> dict[str, float]:
-        """{'loss', 'top1'} over the `num_clips` clips of the completed steps of the current epoch."""
-        return {'loss': self.loss_sum / num_clips, 'top1': self.num_correct / num_clips}
+    def means(self) -> dict[str, float]:
+        """{'loss', 'top1'} over the completed steps of the current epoch."""
+        return {'loss': self.loss_sum / self.num_clips, 'top1': self.num_correct / self.num_clips}
 
-    def finish_epoch(self, train: dict[str, float], val: dict[str, float]) -> None:
-        """Records the metrics of one more epoch and saves the run, also as the best one if it is."""
-        self.epoch, self.step, self.loss_sum, self.num_correct = self.epoch + 1, 0, 0.0, 0
-        self.history.append({'epoch': self.epoch, 'lr': self.learning_rates(), 'train': train, 'val': val})
+    def finish_epoch(self, val: dict[str, float]) -> None:
+        """Records the metrics of the current epoch and saves the run, also as the best one if it is."""
+        self.epoch += 1
+        self.history.append({'epoch': self.epoch, 'lr': self.learning_rates(), 'train': self.means(), 'val': val})
+        self.step, self.num_clips, self.loss_sum, self.num_correct = 0, 0, 0.0, 0
         is_best = val['top1'] > self.best['top1']
         if is_best:
             self.best = {'top1': val['top1'], 'epoch': self.epoch}
@@ -144,6 +153,7 @@ class Run:
             'config': plain(self.config),
             'epoch': self.epoch,
             'step': self.step,
+            'num_clips': self.num_clips,
             'loss_sum': self.loss_sum,
             'num_correct': self.num_correct,
             'best': self.best,
@@ -165,6 +175,11 @@ class Run:
         world.wait_for_all()  # a process that exits may terminate the others, even one that is still writing
         raise Stopped
 
+    def exit_if(self, stop: StopSignal, world: Any) -> None:
+        """Saves and exits on a stop signal if this process trains alone. Several would have to agree, and continue."""
+        if stop.requested and world.is_alone:
+            self.save_and_exit(world)
+
     def learning_rates(self) -> dict[str, float]:
         """The learning rate of each parameter group in the last step."""
         raise NotImplementedError
@@ -178,7 +193,7 @@ class Run:
         own = resolve_config(saved['config'], sections, (), str(self.source))
         changed = check_same_run(self.source, own, self.config)
         self.epoch, self.step, self.history = saved['epoch'], saved['step'], saved['history']
-        self.loss_sum, self.num_correct = saved['loss_sum'], saved['num_correct']
+        self.num_clips, self.loss_sum, self.num_correct = saved['num_clips'], saved['loss_sum'], saved['num_correct']
         if self.best_path.is_file():  # a new folder, given a file to resume from, selects its own best epoch
             self.best = saved['best']
         steps = f' and {self.step} steps' if self.step else ''

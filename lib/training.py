@@ -11,6 +11,7 @@ from easydict import EasyDict
 
 from lib.data.classes import class_names
 from lib.data.clips import Clips
+from lib.metrics import classification_metrics, mean_over_views
 
 
 def make_clips(config: EasyDict, split: str) -> Clips:
@@ -51,9 +52,26 @@ def check_losses(losses: Sequence[float], clips: Clips, epoch: int, first: int) 
             )
 
 
-def check_logits(logits: np.ndarray, clips: Clips) -> None:
-    """Raises FloatingPointError, naming the clip, if a logit (N, K) of the split is not finite."""
-    bad = (~np.isfinite(logits)).any(axis=1)
+def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
+    """Logits (N, views, K) of a split -> scores (N, K), see mean_over_views.
+
+    Raises FloatingPointError, naming the clip, if one is not finite.
+    """
+    bad = (~np.isfinite(logits)).any(axis=(1, 2))
     if bad.any():
         name = clips.store.name(clips.clips[bad.argmax()])
         raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+    return mean_over_views(logits)
+
+
+def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
+    """{'loss', 'top1', 'top5', 'mean_class'} of logits (N, views, K) of a split."""
+    metrics = classification_metrics(scores_of(logits, clips), clips.labels)
+    del metrics['per_class']
+    return metrics
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """The seed of the dropout of a step in a process, below 2**63."""
+    state = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

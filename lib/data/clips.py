@@ -8,7 +8,6 @@ import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -171,7 +170,7 @@ class Clips:
         # An epoch, and the places in the list that its clips are taken from, in turn. All shares have this one list.
         self._order = [-1, self.clips]
         self._ordering = threading.Lock()
-        self._share = slice(None)
+        self._rank, self._world_size = 0, 1
 
     @staticmethod
     def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
@@ -215,6 +214,11 @@ class Clips:
     def num_clips(self) -> int:
         """Clips of the split."""
         return len(self.clips)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each clip of the split, (num_clips,) int64."""
+        return self.store.label[self.clips]
 
     @property
     def clips_per_epoch(self) -> int:
@@ -264,10 +268,18 @@ class Clips:
         whole, rest = divmod(self.num_clips, self.batch_size)
         return whole + (rest > self.training)
 
-    @cached_property
+    @property
+    def num_steps(self) -> int:
+        """Training steps of an epoch: a last batch with less than two clips for each of several processes is left out."""
+        return len(self) - (self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size)
+
+    @property
     def batch_sizes(self) -> list[int]:
-        """Clips of each batch of an epoch."""
-        return [self.batch_size] * (len(self) - 1) + [self.clips_per_epoch - (len(self) - 1) * self.batch_size]
+        """Clips of each batch of an epoch, over all processes."""
+        last = self.clips_per_epoch - (len(self) - 1) * self.batch_size
+        if self.training:  # so that all processes have equal shares
+            last -= last % self._world_size
+        return [self.batch_size] * (len(self) - 1) + [last]
 
     def batch_clips(self, epoch: int, b: int) -> np.ndarray:
         """Which clips of the store make up batch b of an epoch, (N,) int."""
@@ -290,17 +302,17 @@ class Clips:
         return self._batch(np.array([clip]), epoch)
 
     def shared(self, rank: int, world_size: int) -> Self:
-        """The same clips, as one of several devices takes them: of every batch one clip in world_size, from `rank` on.
+        """The same clips for one of several processes: `clips[epoch, b]` is its share, one clip in `world_size`.
 
-        Batches stay whole for all but `clips[epoch, b]`. The share of a short batch may be empty.
+        A short training batch is trimmed to a multiple of `world_size`. Shares may be empty.
         """
         shared = copy.copy(self)
-        shared._share = slice(rank, None, world_size)
+        shared._rank, shared._world_size = rank, world_size
         return shared
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
         whole = self.batch_clips(*key)
-        clip = whole[self._share]
+        clip = whole[: self.batch_sizes[key[1]]][self._rank :: self._world_size]
         if not len(clip):
             return {name: array[:0] for name, array in self._batch(whole[:1], key[0]).items()}
         return self._batch(clip, key[0])

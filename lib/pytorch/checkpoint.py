@@ -48,7 +48,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
-    """Loads the moments; learning rates and weight decay stay those of the config.
+    """Loads the moments and the last learning rates; the weight decay stays that of the config.
 
     Raises UserError if the moments belong to other parameters.
     """
@@ -56,6 +56,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], p
     if any(shapes.get(i) != moments['exp_avg'].shape for i, moments in saved['state'].items()):
         raise UserError(f'{path} holds the optimizer state of other parameters. Name another folder as --checkpoint.')
     optimizer.load_state_dict({**optimizer.state_dict(), 'state': saved['state']})
+    for group, saved_group in zip(optimizer.param_groups, saved['param_groups'], strict=True):
+        group['lr'] = saved_group['lr']
 
 
 class Run(run.Run):

@@ -71,8 +71,8 @@ class Checkpoint:
             script_of(self.kind).SECTIONS, self.config, num_joints, self.weights, self.path, world
         )
 
-    def predict(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, K) float32 and labels (N,) of all clips, as --evaluate finds them."""
+    def predict(self, clips: Clips) -> np.ndarray:
+        """Scores (N, K) float32 of all clips, as --evaluate finds them."""
         render, model = self.model(clips.num_joints)
         return self.engine.classify(render, model, self.config, clips, self.engine.distributed.init())
 

@@ -38,14 +38,14 @@ def evaluate(args: argparse.Namespace) -> None:
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
     world = checkpoint.engine.distributed.init()
     render, model = checkpoint.model(clips.num_joints)
-    logits, labels = checkpoint.engine.classify(render, model, checkpoint.config, clips, world)
+    scores = checkpoint.engine.classify(render, model, checkpoint.config, clips, world)
     about = {
         'checkpoint': str(checkpoint.path),
         'kind': checkpoint.kind,
         'parameters': checkpoint.engine.count_parameters(model),
         'epoch': checkpoint.epoch,
     }
-    report_evaluation(args.out or checkpoint.path.parent, about, checkpoint.config, clips, logits, labels)
+    report_evaluation(args.out or checkpoint.path.parent, about, checkpoint.config, clips, scores, clips.labels)
 
 
 if __name__ == '__main__':

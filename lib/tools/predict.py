@@ -233,7 +233,7 @@ def probabilities(checkpoint: Checkpoint, clips: Sequence[dict[str, Any]]) -> np
             pickle.dump({'split': {'clips': names}, 'annotations': annotations}, file, protocol=4)
         data = {'ann_file': str(ann_file), 'store_dir': None, 'benchmark': ['clips', 'clips']}
         config = EasyDict({**checkpoint.config, 'data': {**checkpoint.config.data, **data}})
-        logits, _ = checkpoint.predict(make_clips(config, 'val'))
+        logits = checkpoint.predict(make_clips(config, 'val'))
     odds = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
     return odds / odds.sum(axis=1, keepdims=True)
 
