@@ -270,7 +270,7 @@ class Clips:
 
     @property
     def num_steps(self) -> int:
-        """Training steps of an epoch: a last batch with less than two clips for each of several processes is left out."""
+        """Training steps of an epoch: without a last batch of less than two clips for each of several processes."""
         return len(self) - (self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size)
 
     @property

@@ -171,8 +171,9 @@ def load_batches(
 ) -> Iterator[tuple[int, list[dict[str, np.ndarray]]]]:
     """Yields the steps of an epoch from `first` on, and the shares of this worker's replicas in each batch.
 
-    clips: as shared among all replicas, whichever. A share has what Clips gives and 'weight' (n,) float32, the part of each clip in the mean over the batch, and 'seed'
-    (2,) int64, that of the dropout. It is padded to one size with clips of weight 0: graphs are traced for one shape.
+    clips: as shared among all replicas. A share has what Clips gives, 'weight' (n,) float32, the part of each clip in
+    the mean over the batch, and 'seed' (2,) int64, that of the dropout. It is padded to one size with clips of weight
+    0: graphs are traced for one shape.
     Threads prepare the next batches meanwhile.
     """
     share_size = math.ceil(clips.batch_size / world.num_replicas)

@@ -86,7 +86,7 @@ def test_graph_gives_the_logits_of_an_evaluation_and_tells_how_to_feed_it(export
     path, out = exported
     checkpoint = open_checkpoint(path)
     clips = make_clips(checkpoint.config, 'val')
-    expected, _ = checkpoint.predict(clips)
+    expected = checkpoint.predict(clips)
     graph, about = load(out)
     logits = []
     for b in range(len(clips)):  # of 8 clips and 2
