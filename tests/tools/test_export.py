@@ -48,7 +48,9 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
     return path
 
 
-@pytest.fixture(params=GRAPHS, scope='module')
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] if 'onnx' in name else []) for name in GRAPHS], scope='module'
+)
 def exported(request, tmp_path_factory):
     """(the checkpoint, its exported graph)."""
     kind, changes = GRAPHS[request.param]
@@ -105,6 +107,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
     assert about['output']['logits']['shape'] == ['N', 4]
 
 
+@pytest.mark.parametrize('exported', ['saved_model'], indirect=True)
 def test_graphs_with_other_logits_are_discarded(exported, tmp_path, monkeypatch, capsys):
     path, good = exported
     out = tmp_path / good.name
