@@ -1,10 +1,11 @@
-# make demo: trains and evaluates all three models on a generated sample set.   make test: runs the tests.
-# Both set everything up themselves; what is installed or trained already is not done again.
+# make demo: trains and evaluates all three models on a generated sample set.
+# make test: runs the quick tests (5 minutes on two cores).   make test-all: the slow ones too (25 minutes).
+# Each installs what is missing; finished steps are not repeated.
 PYTHON ?= python3
 RUN := .venv/bin/python
 SAMPLE := checkpoint/action/sample
 
-.PHONY: demo test
+.PHONY: demo test test-all
 demo: .venv/runs data/action/sample_hrnet.pkl
 	$(RUN) train_action_mbert.py --config configs/sample/mbert.yaml --checkpoint $(SAMPLE)_mbert
 	$(RUN) train_action_mbert.py --evaluate $(SAMPLE)_mbert/best_epoch.bin
@@ -15,7 +16,11 @@ demo: .venv/runs data/action/sample_hrnet.pkl
 	$(RUN) -m lib.tools.results $(SAMPLE)_mbert $(SAMPLE)_vanilla $(SAMPLE)_vivit
 
 test: .venv/tests
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile
+
+# The slow tests start processes and watch time and memory, so they run one by one.
+test-all: test
+	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -m 'slow or hypothesis'
 
 data/action/sample_hrnet.pkl: lib/data/sample.py | .venv/runs
 	$(RUN) -m lib.data.sample --out data/action --files data/action/sample_files

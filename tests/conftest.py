@@ -1,15 +1,33 @@
-"""Fixtures for recorded references and real motion: skipped where the folder is not given, failing if it is broken."""
+"""Shared fixtures: recorded references, real motion, pickles, and one trained run per model."""
 
+import functools
 import os
+
+if 'PYTEST_XDIST_WORKER' in os.environ:  # parallel workers share the cores: one thread each, set before any import
+    for variable in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
+        os.environ.setdefault(variable, '1')
+
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision  # noqa: F401 before TensorFlow: loading PyTorch's Triton after it ends the process
+from hypothesis import settings
+
+GOLDENS = Path(__file__).parent / 'goldens'
+
+settings.register_profile('quick', max_examples=30, deadline=None, derandomize=True)
+settings.register_profile('thorough', max_examples=500, deadline=None)
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'quick'))
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if 'golden' in getattr(item, 'fixturenames', ()):
+            item.add_marker('golden')
     if any('gpu' in item.keywords for item in items):
         import torch
 
@@ -19,18 +37,14 @@ def pytest_collection_modifyitems(items):
                     item.add_marker(pytest.mark.skip(reason='no CUDA device'))
 
 
-def folder_from_environment(variable: str) -> Path:
-    if variable not in os.environ:
-        pytest.skip(f'{variable} is not set')
-    return Path(os.environ[variable])
-
-
 @pytest.fixture(scope='session')
 def golden():
-    """golden(name) -> dict of the arrays in GOLDENS_DIR/name.npz."""
+    """golden(name) -> dict of the arrays in tests/goldens/name.npz, or in GOLDENS_DIR if set."""
+    folder = Path(os.environ.get('GOLDENS_DIR', GOLDENS))
 
+    @functools.cache
     def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(folder_from_environment('GOLDENS_DIR') / f'{name}.npz', allow_pickle=False) as arrays:
+        with np.load(folder / f'{name}.npz', allow_pickle=False) as arrays:
             return dict(arrays)
 
     return load
@@ -38,10 +52,12 @@ def golden():
 
 @pytest.fixture(scope='session')
 def motion():
-    """motion(file name) -> path in MOTION_DIR, which must exist."""
+    """motion(file name) -> path in MOTION_DIR. Skips the test if MOTION_DIR is not set."""
 
     def path(name: str) -> Path:
-        file = folder_from_environment('MOTION_DIR') / name
+        if 'MOTION_DIR' not in os.environ:
+            pytest.skip('MOTION_DIR is not set')
+        file = Path(os.environ['MOTION_DIR']) / name
         assert file.is_file(), f'{file} is missing'
         return file
 
@@ -50,7 +66,7 @@ def motion():
 
 @pytest.fixture
 def write_pickle(tmp_path):
-    """write_pickle(data, name='set.pkl', protocol=4) -> its path."""
+    """write_pickle(data, name='set.pkl', protocol=4) -> path of the file."""
 
     def write(data: object, name: str = 'set.pkl', protocol: int = 4) -> Path:
         path = tmp_path / name
@@ -58,3 +74,35 @@ def write_pickle(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope='session')
+def trained_once(tmp_path_factory) -> Callable[[str], Path]:
+    """trained_once(kind) -> folder with made_up.pkl, tiny.yaml and run/: a tiny model after one epoch, evaluated.
+
+    Shared by all tests of a worker: read only. A test that writes takes a copy from `trained`.
+    """
+    from tests import tiny
+
+    folders = {}
+
+    def train(kind: str) -> Path:
+        if kind not in folders:
+            folder = tmp_path_factory.mktemp(kind)
+            call, config = tiny.caller(tiny.SCRIPTS[kind]), tiny.write_config(kind, folder)
+            assert call('--config', config, '-c', folder / 'run', '--set', 'train.epochs=1') == 0
+            assert call('--evaluate', next((folder / 'run').glob('best_epoch.*'))) == 0
+            folders[kind] = folder
+        return folders[kind]
+
+    return train
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> Callable[[str], Path]:
+    """trained(kind) -> a copy of the folder from `trained_once`. Its config still names the original pickle."""
+
+    def copy(kind: str) -> Path:
+        return shutil.copytree(trained_once(kind), tmp_path / kind)
+
+    return copy

@@ -4,7 +4,7 @@ import pytest
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
 
 
-def test_counts_by_hand():
+def test_metrics_by_hand():
     logits = np.array([[3.0, 2, 1], [1, 3, 2], [0, 5, 4], [9, 0, 0]])
     label = np.array([0, 1, 2, 2])
     metrics = classification_metrics(logits, label)
@@ -16,21 +16,17 @@ def test_counts_by_hand():
     assert metrics['loss'] == pytest.approx(-np.log(probability[range(4), label]).mean())
 
 
-def test_top5_and_large_logits():
+def test_top5_large_logits_and_ties():
     logits = np.zeros((2, 8))
     logits[0, :6] = [6, 5, 4, 3, 2, 1]
     logits[1] = np.arange(8) * 1e4
     metrics = classification_metrics(logits, np.array([4, 2]))
     assert metrics['top5'] == 0.5
     assert np.isfinite(metrics['loss'])
-
-
-def test_a_model_that_says_nothing_is_not_right_by_accident():
     assert classification_metrics(np.zeros((100, 10)), np.arange(100) % 10)['top1'] == 0.1
 
 
-def test_intervals_are_those_of_resampled_clips():
-    """Against the plain bootstrap: clips drawn with replacement, one set after another."""
+def test_intervals_equal_the_plain_bootstrap():
     rng = np.random.default_rng(1)
     label = rng.integers(0, 7, 300)
     logits = rng.normal(size=(300, 7)) + 1.5 * np.eye(7)[label] * rng.integers(0, 2, (300, 1))
@@ -51,7 +47,7 @@ def test_an_interval_of_the_test_split_is_two_standard_errors():
     assert (high - low) / 4 == pytest.approx(0.0026, rel=0.05)
 
 
-def test_confusions_by_hand():
+def test_confusion_matrix_by_hand():
     label = np.array([0, 0, 0, 1, 1, 2])
     matrix = confusion_matrix(np.eye(4)[[0, 2, 2, 1, 0, 2]], label)
     assert matrix.tolist() == [[1, 0, 2, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]

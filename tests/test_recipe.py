@@ -27,21 +27,15 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
     assert values == sorted(values, reverse=True)
 
 
-def test_decay_is_not_read_by_cosine():
+def test_cosine_does_not_use_the_decay():
     assert 'lr_decay' in Recipe.unread(epochs=3, lr_schedule='cosine')
     assert not Recipe.unread(epochs=3)
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'epochs': 0}, 'train.epochs is 0; it must be at least 1'),
-        ({'lr_decay': 0.0}, 'train.lr_decay is 0.0'),
-        ({'warmup_epochs': 5}, 'train.warmup_epochs is 5; it must be 0 or more, and below the 5 epochs'),
-        ({'label_smoothing': 1.0}, 'train.label_smoothing is 1.0'),
-        ({'max_grad_norm': 0.0}, 'train.max_grad_norm is 0.0'),
-    ],
+    'changes',
+    [{'epochs': 0}, {'lr_decay': 0.0}, {'warmup_epochs': 5}, {'label_smoothing': 1.0}, {'max_grad_norm': 0.0}],
 )
-def test_values_out_of_range_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_values_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match=rf'train\.{next(iter(changes))}'):
         Recipe(**{'epochs': 5, **changes})

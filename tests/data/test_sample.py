@@ -1,4 +1,4 @@
-"""The generated sample set: form of NTU60's pickles, NTU's rules for ids and splits, figures that move as bodies."""
+"""The generated sample set: the form of NTU60's pickles, its ids and splits, plausible movements."""
 
 import csv
 import pickle
@@ -42,7 +42,6 @@ def ids(frame_dir: str) -> tuple[int, ...]:
     return tuple(int(group) for group in match.groups())
 
 
-# ---------------------------------------------------------------------------------------- form
 def test_annotations_have_the_form_of_ntu60(pickles):
     two, three = pickles
     for content in pickles:
@@ -68,7 +67,7 @@ def test_annotations_have_the_form_of_ntu60(pickles):
         assert np.isfinite(a['keypoint']).all()
 
 
-def test_both_pickles_list_the_same_clips(pickles):
+def test_both_pickles_have_the_same_clips(pickles):
     two, three = pickles
     assert two['split'] == three['split']
     for a, b in zip(two['annotations'], three['annotations'], strict=True):
@@ -76,14 +75,6 @@ def test_both_pickles_list_the_same_clips(pickles):
             b[k] for k in ('frame_dir', 'label', 'total_frames')
         ]
         assert len(a['keypoint']) == len(b['keypoint'])
-
-
-def test_camera_axes():
-    """x grows to the image's left, y up, z away from the camera."""
-    np.testing.assert_allclose(sample.project(np.array([[0, 0, 3.0], [0.3, 0.6, 3.0]])), [[960, 540], [854, 328]])
-    camera = sample.Camera(angle=0.5, distance=3.0, height=1.0, aim=1.0)
-    in_view = camera.view(np.array([[0, 1, 0], [0, 1.2, 0], [np.cos(0.5), 1, -np.sin(0.5)]]))
-    np.testing.assert_allclose(in_view, [[0, 0, 3], [0, 0.2, 3], [-1, 0, 3]], atol=1e-12)
 
 
 def test_2d_is_the_projection_of_3d(pickles):
@@ -95,7 +86,7 @@ def test_2d_is_the_projection_of_3d(pickles):
     assert np.median(np.concatenate(errors)) < 10
 
 
-def test_labels_and_persons_follow_the_id(pickles):
+def test_labels_and_persons_match_the_id(pickles):
     names = set()
     for a in pickles[0]['annotations']:
         _, camera, person, replication, action = ids(a['frame_dir'])
@@ -122,26 +113,7 @@ def test_splits_follow_ntus_rules(pickles):
         assert sorted(train + val) == sorted(every)  # no clip twice, none left out
 
 
-def test_the_two_persons_of_a_clip_differ_in_body(pickles):
-    shin_and_thigh = []
-    for a in pickles[1]['annotations']:
-        if len(a['keypoint']) == 2:
-            legs = np.diff(a['keypoint'][:, :, [12, 13, 14]].astype(float), axis=2)
-            shin_and_thigh.append(np.median(np.linalg.norm(legs, axis=-1).sum(-1), axis=1))
-    assert np.median(np.abs(np.diff(shin_and_thigh))) > 0.02  # m
-
-
-def test_every_performance_is_seen_by_three_cameras(pickles):
-    views = {}
-    for a in pickles[0]['annotations']:
-        setup, camera, person, replication, action = ids(a['frame_dir'])
-        views.setdefault((setup, person, replication, action), []).append((camera, a['total_frames']))
-    for seen in views.values():
-        assert [camera for camera, _ in seen] == [1, 2, 3]
-        assert len({frames for _, frames in seen}) == 1
-
-
-def test_all_sampling_regimes_occur_in_train_and_val(pickles):
+def test_clips_of_all_lengths_occur_in_every_split(pickles):
     frames = {a['frame_dir']: a['total_frames'] for a in pickles[0]['annotations']}
     for names in pickles[0]['split'].values():
         lengths = np.array([frames[name] for name in names])
@@ -151,21 +123,12 @@ def test_all_sampling_regimes_occur_in_train_and_val(pickles):
             assert regime.mean() > 0.1
 
 
-# ---------------------------------------------------------------------------------------- determinism
-def test_same_seed_same_bytes_other_seed_other_bytes():
+def test_clips_are_a_function_of_the_seed():
     first, again, other = (pickle.dumps(sample.make_sample(seed, PERSONS[:1])) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
-def test_a_subset_of_persons_is_a_part_of_the_whole(pickles):
-    for part, whole in zip(sample.make_sample(0, PERSONS[1:2]), pickles, strict=True):
-        clips = {a['frame_dir']: a for a in whole['annotations']}
-        for a in part['annotations']:
-            np.testing.assert_array_equal(a['keypoint'], clips[a['frame_dir']]['keypoint'])
-
-
-# ---------------------------------------------------------------------------------------- detector
 def test_missing_joints_are_zero_with_score_zero(pickles):
     lost_persons = 0
     for a in pickles[0]['annotations']:
@@ -176,24 +139,6 @@ def test_missing_joints_are_zero_with_score_zero(pickles):
     assert lost_persons > 0
 
 
-def test_scores_are_high_when_seen_and_low_when_hidden(pickles):
-    scores = np.concatenate([a['keypoint_score'].ravel() for a in pickles[0]['annotations']]).astype(float)
-    assert 0.88 < np.median(scores) < 0.96
-    assert 0.03 < (scores < 0.65).mean() < 0.35
-    assert scores.max() <= 1
-
-
-def test_a_joint_behind_the_trunk_is_hidden():
-    points = np.full((1, 1, 30, 3), [0, 0, 3.0])  # everything on the optical axis, 3 m away
-    points[0, 0, 20] = (0, 0.5, 3.0)
-    points[0, 0, 10] = (0, 0.25, 3.3)  # the right wrist: behind the spine
-    points[0, 0, 6] = (0, 0.25, 2.7)  # the left one: before it
-    covered = sample.hidden(points)[0, 0]
-    assert covered[10] == 1
-    assert covered[6] == 0
-
-
-# ---------------------------------------------------------------------------------------- movement
 @ALL_ACTIONS
 def test_bones_keep_their_length(number):
     starts, ends = np.array(NTU25.limbs).T
@@ -204,24 +149,9 @@ def test_bones_keep_their_length(number):
         assert lengths.min() > 0.02
 
 
-@pytest.mark.parametrize('number', [1, 6, 8, 9, 10, 23, 38, 58])
-def test_feet_of_actions_without_steps_never_move(number):
-    for seed in range(5):
-        assert np.ptp(clean(number, seed)[:, :, [14, 18]], axis=1).max() < 1e-9
-
-
-@pytest.mark.parametrize('number', [a.number for a in sample.ACTIONS if a.number != 8])
-def test_they_end_on_their_feet(number):
-    for seed in range(5):
-        last = clean(number, seed, 200)[:, -1]
-        ankles = last[:, [14, 18]]
-        assert np.abs(last[:, 0] - ankles.mean(1))[:, [0, 2]].max() < 0.08
-        assert np.ptp(ankles[..., 1]) < 0.03
-
-
 @ALL_ACTIONS
 def test_standing_feet_do_not_slide_and_nothing_sinks_into_the_floor(number):
-    for seed in range(5):
+    for seed in range(3):
         points = clean(number, seed)
         ankles = points[:, :, [14, 18]]
         ground = ankles[..., 1].min(axis=1, keepdims=True)
@@ -232,33 +162,9 @@ def test_standing_feet_do_not_slide_and_nothing_sinks_into_the_floor(number):
         assert points[..., 1].min() > -0.02
 
 
-@ALL_ACTIONS
-def test_knees_bend_forward(number):
+def test_actions_are_recognisable():
+    """One distance for each, in metres, that only the right movement gives."""
     for seed in range(3):
-        points = clean(number, seed)
-        across = points[:, :, 12] - points[:, :, 16]
-        for hip, knee, ankle in ((12, 13, 14), (16, 17, 18)):
-            axis = np.cross(points[:, :, knee] - points[:, :, hip], points[:, :, ankle] - points[:, :, knee])
-            assert ((axis * across).sum(-1) > 0).all()
-
-
-@pytest.mark.parametrize(
-    ('number', 'mine', 'reach'),
-    [(50, (11, 10), 0.30), (51, (15, 14), 0.30), (58, (11,), 0.12)],
-)
-def test_two_persons_reach_each_other(number, mine, reach):
-    for seed in range(5):
-        points = clean(number, seed)
-        assert len(points) == 2
-        limbs = [*mine, *[NTU25.flip_order[j] for j in mine]]  # whichever hand they favour
-        gap = points[0][:, limbs, None] - points[1][:, None, :25]
-        assert np.linalg.norm(gap, axis=-1).min() < reach
-        assert not np.allclose(*(np.linalg.norm(p[0, 13] - p[0, 14]) for p in points))  # distinct bodies
-
-
-def test_actions_are_what_their_names_say():
-    """One number for each: metres that only the right movement gives."""
-    for seed in range(5):
         height = lambda number, point, s=seed: clean(number, s, 150)[0, :, point, 1]  # noqa: E731
         assert height(8, 0)[0] - height(8, 0)[-1] > 0.25
         assert height(9, 0)[-1] - height(9, 0)[0] > 0.25
@@ -276,17 +182,7 @@ def test_actions_are_what_their_names_say():
             assert distance.min() < 0.3
 
 
-# ---------------------------------------------------------------------------------------- files
-def test_files_are_written_whole(tmp_path):
-    written = sample.write_sample(tmp_path / 'new', seed=1, persons=PERSONS[:1])
-    assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == ['sample_3danno.pkl', 'sample_hrnet.pkl']
-    for path, content in written.items():
-        loaded = pickle.loads(path.read_bytes())
-        assert loaded['split'] == content['split']
-        assert len(loaded['annotations']) == len(content['annotations'])
-
-
-def test_files_are_written_as_users_have_them(pickles, tmp_path):
+def test_files_and_their_table_match_the_pickle(pickles, tmp_path):
     count = sample.write_files(tmp_path / 'files', pickles[0])
     with (tmp_path / 'files' / 'labels.csv').open() as file:
         rows = list(csv.DictReader(file))
@@ -297,25 +193,11 @@ def test_files_are_written_as_users_have_them(pickles, tmp_path):
         assert row['label'] == NTU60[clips[name]['label']]
         assert name in pickles[0]['split'][f'xsub_{row["split"]}']
     assert {row['split'] for row in rows} == {'train', 'val'}
-    assert sorted(path.name for path in (tmp_path / 'files').iterdir()) == sorted(
-        [row['file'] for row in rows] + ['labels.csv']
-    )
+    names = {row['file'] for row in rows} | {'labels.csv'}
+    assert {path.name for path in (tmp_path / 'files').iterdir()} == names
 
 
-def test_all_actions_are_among_the_files_in_both_lists():
-    actions, at = len(sample.ACTIONS), sample.ACTIONS_LEFT_OUT
-    for ours in (True, False):
-        persons = [p for p in sample.FILES_PERSONS if (p in sample.XSUB_TRAIN_PERSONS) == ours]
-        performed = {i for p in persons for i in range(actions) if (i + p * at) % actions >= at}
-        assert performed == set(range(actions))
-
-
-def test_the_clip_that_readers_are_shown_is_among_the_files(tmp_path):
-    sample.write_files(tmp_path, sample.make_sample(0, [21])[0])
-    assert 'S009C002P021R001A024.json,kicking something,val' in (tmp_path / 'labels.csv').read_text().splitlines()
-
-
-def test_a_frame_of_mmpose_has_the_persons_that_were_found():
+def test_files_hold_the_persons_found_in_each_frame():
     clip = next(a for a in sample.make_sample(0, PERSONS[:1])[0]['annotations'] if a['keypoint'].shape[0] == 2)
     clip['keypoint_score'][1, 3] = clip['keypoint'][1, 3] = 0
     frames = sample.mmpose_video(clip)

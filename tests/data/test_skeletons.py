@@ -1,7 +1,5 @@
 """Joint layouts: as their sources write them, and from one to another by names."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -20,7 +18,6 @@ SIZES = {
     'coco17': 17, 'openpose18': 18, 'body25': 25, 'halpe26': 26, 'halpe136': 136, 'wholebody133': 133, 'ntu25': 25,
     'h36m17': 17,
 }  # fmt: skip
-PAIRS = list(itertools.product(LAYOUTS, LAYOUTS))
 
 
 def printed(name: str) -> str:
@@ -34,7 +31,7 @@ def test_joints_have_the_order_of_the_source(layout):
     assert [printed(name) for name in LAYOUTS[layout]] == PRINTED[layout].split()
 
 
-def test_layouts_have_as_many_joints_as_files_have_and_no_name_twice():
+def test_numbers_of_joints():
     assert {name: len(joints) for name, joints in LAYOUTS.items()} == SIZES
     assert all(len(set(joints)) == len(joints) for joints in LAYOUTS.values())
     assert (LAYOUTS['coco17'], LAYOUTS['ntu25'], LAYOUTS['h36m17']) == (COCO17.joints, NTU25.joints, H36M17.joints)
@@ -52,8 +49,9 @@ def test_whole_bodies_begin_with_the_body_and_end_with_the_right_hand():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('source', 'target'), PAIRS)
-def test_there_and_back_keeps_the_shared_joints_and_makes_zeros_of_the_others(source, target):
+@pytest.mark.parametrize('source', LAYOUTS)
+@pytest.mark.parametrize('target', ['coco17', 'body25', 'halpe136'])
+def test_conversion_keeps_shared_joints_and_zeroes_the_others(source, target):
     joints = np.random.default_rng(0).uniform(1, 9, (2, 3, len(LAYOUTS[source]), 3)).astype(np.float32)
     there = convert(joints, source, target)
     assert there.shape == (2, 3, len(LAYOUTS[target]), 3)
@@ -67,8 +65,3 @@ def test_there_and_back_keeps_the_shared_joints_and_makes_zeros_of_the_others(so
             np.testing.assert_array_equal(there[:, :, i], joints[:, :, LAYOUTS[source].index(name)])
         else:
             assert not there[:, :, i].any()
-
-
-@pytest.mark.parametrize('layout', ['openpose18', 'body25', 'halpe26', 'halpe136', 'wholebody133'])
-def test_what_estimators_write_holds_all_joints_of_coco(layout):
-    assert set(COCO17.joints) <= set(LAYOUTS[layout])

@@ -31,8 +31,8 @@ def keeps_identities(keypoint: np.ndarray, score: np.ndarray, present: np.ndarra
     return bool((is_of.sum(axis=0) == 1).all() and (is_of.sum(axis=1) == 1).all())
 
 
-def test_two_real_persons_keep_their_identities(motion):
-    """99.7 % of all 846 clips do, of which each tenth pose is missing; here are some of them."""
+def test_real_persons_keep_their_identities(motion):
+    """With every tenth pose missing; 99.7 % of all 846 clips do."""
     random, kept = np.random.default_rng(0), []
     for clip in load_annotations(motion('sbu_hrnet.pkl'))['annotations'][::8]:
         keypoint, score = (np.asarray(clip[key], np.float32) for key in ('keypoint', 'keypoint_score'))
@@ -42,7 +42,7 @@ def test_two_real_persons_keep_their_identities(motion):
 
 
 def test_real_persons_who_pass_each_other(motion):
-    """One walks to the right, the other to the left, who is not seen while she is behind the first."""
+    """One walks to the right, the other to the left and is hidden behind the first for a while."""
     names = motion('cmu_classes.txt').read_text().split()
     clips = load_annotations(motion('cmu_hrnet.pkl'))['annotations']
     walks = [clip for clip in clips if names[clip['label']] == 'walking'][:40]
@@ -68,13 +68,13 @@ def test_real_persons_who_pass_each_other(motion):
 @pytest.mark.parametrize('size', [0.2, 5.0])
 def test_near_and_far_persons_are_followed_alike(size):
     keypoint = np.stack([walking(30, 0, 4 * size, size), walking(30, 120 * size, -4 * size, size)]).astype(np.float32)
-    keypoint[1, ..., 1] += 40 * size  # nearer to the camera, so that the two are never at one place
+    keypoint[1, ..., 1] += 40 * size  # nearer to the camera: the two are never at one place
     score = np.full(keypoint.shape[:3], 0.9, np.float32)
     assert keeps_identities(keypoint, score, np.ones((2, 30), bool), np.random.default_rng(1))
 
 
 @pytest.mark.parametrize(('away', 'persons'), [(LONGEST_GAP - 1, 1), (LONGEST_GAP + 1, 2)])
-def test_somebody_who_is_away_for_long_is_somebody_new(away, persons):
+def test_a_person_absent_for_long_is_a_new_one(away, persons):
     keypoint = walking(80, 100, 0)[None].astype(np.float32)
     present = np.ones((1, 80), bool)
     present[0, 20 : 20 + away] = False
@@ -88,7 +88,7 @@ def test_somebody_who_is_away_for_long_is_somebody_new(away, persons):
     [(40, 3, 4 * 40), (20, 15, 30), (0, 25, 130)],
     ids=['ran on', 'walked, and stood behind something', 'went away, and came back beside it'],
 )
-def test_somebody_who_comes_back_elsewhere_is_the_same(speed, away, back):
+def test_a_person_who_returns_elsewhere_is_the_same(speed, away, back):
     """speed: pixels a frame before. away: frames. back: pixels from where the person was last seen."""
     before, after = walking(20, 0, speed), walking(20, 19 * speed + back, 0)
     keypoint = np.concatenate([before, np.zeros((away, 17, 2)), after])[None].astype(np.float32)
@@ -96,13 +96,13 @@ def test_somebody_who_comes_back_elsewhere_is_the_same(speed, away, back):
     assert keeps_identities(keypoint, np.ones(keypoint.shape[:3], np.float32), present, np.random.default_rng(0))
 
 
-def test_somebody_else_is_not_taken_for_the_one_who_went_away():
+def test_a_person_elsewhere_is_not_the_one_who_left():
     keypoint = np.stack([walking(60, 0, 0), walking(60, 300, 0)]).astype(np.float32)
     present = np.stack([np.arange(60) < 20, np.arange(60) >= 45])
     assert keeps_identities(keypoint, np.ones(keypoint.shape[:3], np.float32), present, np.random.default_rng(0))
 
 
-def test_somebody_found_twice_in_a_frame_is_one_person_at_the_better_pose():
+def test_a_person_detected_twice_has_the_better_pose():
     keypoint = walking(20, 100, 3).astype(np.float32)
     other = keypoint + RANDOM.normal(0, 4, keypoint.shape).astype(np.float32)
     score = np.full((20, 17), 0.8, np.float32)
@@ -111,7 +111,7 @@ def test_somebody_found_twice_in_a_frame_is_one_person_at_the_better_pose():
     np.testing.assert_array_equal(tracks.keypoint[0], keypoint)
 
 
-def test_the_most_present_persons_come_first_and_the_others_are_counted():
+def test_most_present_persons_come_first():
     keypoint = np.stack([walking(40, 500 * person, 1) for person in range(5)]).astype(np.float32)
     score = np.full(keypoint.shape[:3], 0.5, np.float32)
     score[3] = 0.9
@@ -125,7 +125,7 @@ def test_the_most_present_persons_come_first_and_the_others_are_counted():
     assert (len(track(frames).keypoint), track(frames).left_out) == (5, 0)
 
 
-def test_joints_that_are_missing_neither_help_nor_hinder():
+def test_missing_joints_do_not_matter():
     """Their coordinates mean nothing, and do not come back."""
     keypoint = np.stack([walking(30, 0, 2), walking(30, 150, -2)]).astype(np.float32)
     score = (np.random.default_rng(2).random((2, 30, 17)) > 0.6).astype(np.float32)
@@ -138,7 +138,7 @@ def test_joints_that_are_missing_neither_help_nor_hinder():
     assert tracks.keypoint.max() < 5000
 
 
-def test_frames_without_anybody():
+def test_frames_without_persons():
     nobody = (np.zeros((0, 17, 2), np.float32), np.zeros((0, 17), np.float32))
     unseen = (np.ones((1, 17, 2), np.float32), np.zeros((1, 17), np.float32))
     pose = walking(1, 100, 0)[:1].astype(np.float32)

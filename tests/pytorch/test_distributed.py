@@ -1,4 +1,4 @@
-"""What concerns one process; tests/test_train_action.py has several that train together."""
+"""One process; tests/test_train_action.py trains with several."""
 
 import pytest
 import torch

@@ -4,44 +4,29 @@ import numpy as np
 import pytest
 
 from lib.tools import evaluate
-from tests.tiny import MODELS, SCRIPTS, caller, write_config
-
-WRITTEN = ('evaluation.json', 'predictions.npz', 'confusion_matrix.png')
+from tests.tiny import MODELS
 
 
 @pytest.mark.parametrize('kind', MODELS)
-def test_the_tool_and_the_script_find_the_same(tmp_path, capsys, kind):
-    """Of all three models, whose kind the checkpoint tells; another list of the set can be named."""
-    run, out = tmp_path / 'run', tmp_path / 'out'
-    call = caller(SCRIPTS[kind])
-    assert call('--config', write_config(kind, tmp_path), '-c', run, '--set', 'train.epochs=1') == 0
-    best = next(run.glob('best_epoch.*'))
-    capsys.readouterr()
-    assert call('--evaluate', best) == 0
-    by_script = capsys.readouterr().out
-    assert evaluate.main([str(run), '--out', str(out)]) == 0
-    assert capsys.readouterr().out.replace(str(out), str(run)) == by_script
-    for name in WRITTEN[:2]:
-        assert (run / name).read_bytes() == (out / name).read_bytes()
-    assert all((out / name).is_file() for name in WRITTEN)
-    found = json.loads((out / 'evaluation.json').read_text())
-    assert found['kind'] == kind
-    assert found['class_names'] == ['class 0', 'class 1', 'class 2', 'class 3']
+def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, kind):
+    """The tool finds out the kind of model; another split of the set can be named."""
+    run = trained_once(kind) / 'run'
+    assert evaluate.main([str(run), '--out', str(tmp_path)]) == 0
+    for name in ('evaluation.json', 'predictions.npz'):
+        assert (run / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert (tmp_path / 'confusion_matrix.png').is_file()
+    assert json.loads((tmp_path / 'evaluation.json').read_text())['kind'] == kind
 
-    assert evaluate.main([str(best), '--out', str(out), '--set', 'data.benchmark=[xsub_train,xsub_train]']) == 0
-    with np.load(out / 'predictions.npz') as predictions:
+    command = ['--out', str(tmp_path), '--set', 'data.benchmark=[xsub_train,xsub_train]']
+    assert evaluate.main([str(next(run.glob('best_epoch.*'))), *command]) == 0
+    with np.load(tmp_path / 'predictions.npz') as predictions:
         assert len(predictions['ids']) == 20
 
 
-def test_what_is_no_checkpoint_is_an_error_of_a_line(tmp_path, capsys):
+def test_other_files_are_refused_in_a_line(tmp_path, capsys):
     (tmp_path / 'best_epoch.txt').write_text('')
-
-    def refused(*arguments: object) -> str:
-        assert evaluate.main(list(map(str, arguments))) == 2
-        told = capsys.readouterr().err
-        assert told.count('\n') == 1
-        return told
-
-    assert 'holds no checkpoint' in refused(tmp_path)
-    assert 'is no checkpoint' in refused(tmp_path / 'best_epoch.txt')
-    assert 'holds best_epoch.txt' in refused(tmp_path / 'best_epoch.bin')
+    for path in (tmp_path, tmp_path / 'best_epoch.txt', tmp_path / 'best_epoch.bin'):
+        assert evaluate.main([str(path)]) == 2
+        error = capsys.readouterr().err
+        assert str(path) in error
+        assert error.count('\n') == 1

@@ -1,0 +1,85 @@
+"""Recorded and random heatmaps for the tests of the NumPy oracle and both renderers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lib.data.heatmap import joint_heatmaps, limb_heatmaps
+
+SIZE, SIGMA = 16, 0.6
+SIGMAS = [SIGMA, float(np.nextafter(np.float32(1), np.float32(0)))]  # windows of nearly whole width
+TOLERANCE = {'joint': 2e-6, 'limb': 2e-5, 'both': 2e-5}
+CLIPS = ['e0', 'e1', 'e2', 'e3', 'tr0', 'tr1']  # in end_to_end.npz
+
+
+def oracle(keypoint: np.ndarray, score: np.ndarray, *, size: int, sigma: float, kind: str) -> np.ndarray:
+    """The volume (T,channels,H,W) of keypoint (M,T,V,2) and score (M,T,V), drawn by the NumPy loops."""
+    options = {'img_shape': (size, size), 'sigma': sigma}
+    maps = [joint_heatmaps(keypoint, score, **options)] if kind != 'limb' else []
+    maps += [limb_heatmaps(keypoint, score, **options)] if kind != 'joint' else []
+    return np.concatenate(maps, axis=1)
+
+
+def random_batch(
+    num_clips: int, num_frames: int = 3, num_joints: int = 17, size: int = SIZE, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """keypoint (N,2,T,V,2), some of it outside the map, and score (N,2,T,V), float32."""
+    random = np.random.default_rng(seed)
+    shape = num_clips, 2, num_frames, num_joints
+    return random.random((*shape, 2), np.float32) * (size + 8) - 4, random.random(shape, np.float32)
+
+
+def recorded_cases(golden) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(number, arrays) of each case in heatmaps.npz."""
+    arrays = golden('heatmaps')
+    for case in range(int(arrays['num_cases'])):
+        prefix = f'h{case}_'
+        yield case, {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def recorded_volumes(golden, clip: str) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """(kind, keypoint, score, volume (T,V,H,W)) recorded for a clip in end_to_end.npz."""
+    arrays = golden('end_to_end')
+    keypoint, score = arrays[f'{clip}_kp56'], arrays.get(f'{clip}_score56')
+    if score is None:
+        score = arrays[f'{clip}_score'][:, arrays[f'{clip}_frame_inds']]
+    for name, kind in (('kp', 'joint'), ('limb', 'limb')):
+        if f'{clip}_{name}_shape' in arrays:
+            volume = np.zeros(arrays[f'{clip}_{name}_shape'], np.float32)
+            volume.flat[np.cumsum(arrays[f'{clip}_{name}_nz_index_diff'])] = arrays[f'{clip}_{name}_nz_value']
+            yield kind, keypoint, score, volume[0].swapaxes(0, 1)  # recorded as (1,V,T,H,W)
+
+
+def edges_of_windows(sigma: float) -> np.ndarray:
+    """keypoint (1,T,17,2) within two float32 of each jump of the window, where compilers could decide otherwise."""
+    edges = (np.arange(-3, SIZE + 4)[:, None] + np.array([-3, 3]) * sigma).ravel().astype(np.float32)
+    x = np.concatenate([edges + np.spacing(edges) * step for step in range(-2, 3)])
+    x = np.resize(x, (len(x) // 17 + 1, 17))
+    return np.stack([x, x[:, ::-1]], axis=-1)[None]
+
+
+@st.composite
+def _edges(draw):
+    """A coordinate whose window begins or ends at a whole pixel, or one float32 beside."""
+    edge = np.float32(draw(st.integers(-3, SIZE + 3)) + draw(st.sampled_from([-3, 3])) * SIGMA)
+    return float(draw(st.sampled_from([edge, np.nextafter(edge, np.float32(99)), np.nextafter(edge, np.float32(-99))])))
+
+
+_coordinates = st.one_of(
+    st.floats(-8, SIZE + 8, width=32), _edges(), st.sampled_from([0.0, -1.8, -2.8, SIZE - 1.0, SIZE + 1.8])
+)
+_scores = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, float(np.float32(0.001)), 0.0009, 1.0]))
+
+
+@st.composite
+def persons(draw):
+    """keypoint (3,1,17,2) and score (3,1,17) with coordinates at the windows' edges; sometimes close together."""
+    keypoint, score = (
+        draw(hnp.arrays(np.float32, shape, elements=numbers.map(np.float32).map(float), fill=st.nothing()))
+        for shape, numbers in (((3, 1, 17, 2), _coordinates), ((3, 1, 17), _scores))
+    )
+    if draw(st.booleans()):  # overlapping persons, and limbs around a pixel long
+        keypoint = keypoint[:1, :, :1] + (keypoint - SIZE / 2) / SIZE
+    return keypoint, score
