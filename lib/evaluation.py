@@ -15,10 +15,9 @@ from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
-from lib.files import make_folder, replacing, write_text
+from lib.files import make_folder, read_arrays, replacing, write_text
 from lib.log import metrics_line, say, say_facts
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
-from lib.npz import read_arrays
 from lib.run import evaluation_config
 from lib.training import make_clips
 

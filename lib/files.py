@@ -7,12 +7,15 @@ import os
 import shutil
 import socket
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from lib.errors import UserError, user_file
+import numpy as np
+
+from lib.errors import UserError, shown_text, user_file
 
 
 def require_file(path: Path) -> None:
@@ -21,6 +24,37 @@ def require_file(path: Path) -> None:
         there = sorted(file.name for file in path.parent.glob('*') if file.is_file())
         more = f' and {len(there) - 4} more' if len(there) > 4 else ''
         raise UserError(f'{path}: there is no such file. Its folder holds {", ".join(there[:4]) or "no files"}{more}.')
+
+
+def check_zip(file: BinaryIO) -> None:
+    """Raises zipfile.BadZipFile, or another exception, if the members of a zip file do not match their checksums."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.CRC == 0:  # torch.serialization.set_crc32_options(False) leaves them out
+                del member.CRC
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file, by name. Raises UserError if it is damaged or holds anything else."""
+    require_file(path)
+    with user_file(path), path.open('rb') as file:
+        try:
+            check_zip(file)
+            file.seek(0)
+            arrays = dict(np.load(file, allow_pickle=False))
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f'{name} is not an array')
+                if array.dtype.kind == 'U':
+                    array.tolist()  # raises SystemError for what are not characters
+        except Exception as error:  # a damaged file may raise anything
+            raise UserError(
+                f'{path} cannot be read as an .npz file ({type(error).__name__}: {shown_text(str(error))}). It is cut '
+                'short, damaged or of another kind: copy it again, or write plain arrays with np.savez.'
+            ) from None
+    return arrays
 
 
 def check_writable(folder: Path, advice: str) -> None:

@@ -46,9 +46,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from lib.data.pickles import load_annotations, require_pickle
-from lib.errors import UserError
+from lib.errors import UserError, shown, shown_text
 from lib.files import sync_folder
-from lib.unpickling import shown, shown_text
 
 MAGIC = 'packed skeletons'
 FORMAT = 3  # raise it whenever the arrays change their meaning

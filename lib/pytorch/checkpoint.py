@@ -1,5 +1,8 @@
 """Checkpoints of PyTorch models, and the run that captures their state."""
 
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -8,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lib import run
-from lib.errors import UserError
-from lib.pytorch.pretrained import weights_of
-from lib.pytorch.reading import read_file
+from lib.data.pickles import Dtype, scalar
+from lib.errors import UserError, shown, shown_text, user_file
+from lib.files import check_zip, require_file
+
+# Numbers of NumPy, such as the min_loss of MotionBERT's checkpoints.
+SAFE_GLOBALS = [
+    (Dtype, 'numpy.dtype'),
+    (scalar, 'numpy.core.multiarray.scalar'),  # NumPy 1
+    (scalar, 'numpy._core.multiarray.scalar'),
+]
 
 
 def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
@@ -21,9 +31,34 @@ def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
         raise error.__context__ or error from None
 
 
-def read(path: Path) -> Any:
-    """The content of a file that torch.save wrote, on the CPU. Raises UserError if it cannot be read."""
-    return read_file(path)
+def read(path: str | Path) -> Any:
+    """Returns the content of a file that torch.save wrote, on the CPU: tensors and plain data.
+
+    Raises UserError if the file is damaged or holds anything else.
+    """
+    path = Path(path)
+    require_file(path)
+    with user_file(path), path.open('rb') as file, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # an error says more
+        try:
+            if zipfile.is_zipfile(file):  # the format since PyTorch 1.6; torch.load does not compare checksums
+                check_zip(file)
+            file.seek(0)
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
+                return torch.load(file, map_location='cpu', weights_only=True)
+        except Exception as error:  # a damaged file may raise anything
+            asked = re.search(r'GLOBAL (\S+)', str(error))
+            if asked or isinstance(error, UserError):
+                refused = f'asks for {shown_text(asked[1])}' if asked else str(error)
+                raise UserError(
+                    f'{path} holds more than weights: it {refused}; nothing in it was run. Take the weights from '
+                    'another source, or, if you trust it, load it where it comes from and save its state_dict() alone.'
+                ) from None
+            raise UserError(
+                f'{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch checkpoint '
+                f'({type(error).__name__}): it is cut short, damaged or of another kind, such as TorchScript. Copy or '
+                'download it again.'
+            ) from None
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
@@ -32,10 +67,33 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     {'kind', 'config', 'epoch', 'model', ...}, of others with None for config and epoch. Raises UserError
     naming the file.
     """
-    content = read_file(path)
+    content = read(path)
     if isinstance(content, dict) and 'kind' in content:
         return run.check_checkpoint(content, kind, path)
     return {'config': None, 'epoch': None, 'model': weights_of(content, path)}
+
+
+def weights_of(content: object, path: str | Path) -> dict[str, Tensor]:
+    """The weights in the content of a file: its 'model_pos', else its 'model', else the content itself.
+
+    `module.` before all names is taken off. Raises UserError, naming the file, if there are none.
+    """
+    weights = content
+    if isinstance(content, dict):
+        weights = content.get('model_pos', content.get('model', content))
+    if not _are_weights(weights):
+        found = f'the keys {shown(list(content))}' if isinstance(content, dict) else f'a {type(content).__name__}'
+        raise UserError(
+            f"{path} holds no weights: found {found}, but looked for tensors by name, under 'model_pos', under 'model' "
+            'or alone.'
+        )
+    wrapped = all(name.startswith('module.') for name in weights)
+    return {name.removeprefix('module.') if wrapped else name: weight for name, weight in weights.items()}
+
+
+def _are_weights(content: object) -> bool:
+    named = isinstance(content, dict) and content and all(isinstance(name, str) for name in content)
+    return bool(named) and all(isinstance(weight, Tensor) for weight in content.values())
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lib import run
 from lib.errors import UserError
-from lib.npz import read_arrays
+from lib.files import read_arrays
 
 PARTS = ('model', 'optimizer')
 

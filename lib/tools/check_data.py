@@ -27,8 +27,7 @@ from lib.data.clips import Clips
 from lib.data.pickles import check_annotation, read_pickle, require_form
 from lib.data.skeletons import COCO17, PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
-from lib.errors import UserError
-from lib.unpickling import shown_text
+from lib.errors import UserError, shown_text
 
 SECTIONS = ('data', 'heatmap', 'model', 'optimizer', 'train')
 PIECE = 2**22  # numbers that are looked at together

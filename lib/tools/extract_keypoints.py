@@ -32,12 +32,11 @@ from tqdm import tqdm
 
 from lib.cli import DONE, USER_ERROR
 from lib.data.tracking import track
-from lib.errors import UserError, user_file
+from lib.errors import UserError, shown_text, user_file
 from lib.files import check_writable, make_folder, replacing, require_file
 from lib.stop import STOPPED, interrupt_at_once
 from lib.tools.check_data import listed, numbered
 from lib.tools.make_pickle import FLOAT16_KEEPS
-from lib.unpickling import shown_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -32,14 +32,13 @@ from lib.data.classes import class_names
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
-from lib.errors import UserError
+from lib.errors import UserError, shown_text
 from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder, write_text
 from lib.log import say
 from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 from lib.training import make_clips
-from lib.unpickling import shown_text
 
 LONGEST = 300  # frames of NTU60's longest clip; what is longer is no single action, unless a pickle says that it is one
 WINDOW = 120  # frames: 4 s at 30 frames a second, as long as NTU60's longer actions

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from lib.data import store as store_module
 from lib.data.store import HEADER_BYTES, INDEX, META_BYTES, fingerprint, open_store, write_meta
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.data.test_hostile import MEGABYTES, SECONDS
 
 CASES = int(os.environ.get('HYPOTHESIS_CASES', 200))  # of each property
+SECONDS, MEGABYTES = 2, 500
 many = settings(max_examples=CASES, deadline=None)
 
 
