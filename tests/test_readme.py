@@ -1,4 +1,4 @@
-"""The commands of README.md that can run here are run, in their order, on a small version of what `make demo` makes."""
+"""Runs the commands of README.md, in order, on a small version of what `make demo` creates."""
 
 import importlib
 import re
@@ -14,25 +14,25 @@ from tests.tiny import SCRIPTS, caller
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
-# What a command holds that is not run, and why.
+# Parts of commands that are not run, and why.
 ELSEWHERE = {
-    'make ': 'runs these tests, or what the fixture does at a smaller size',
-    'pip install': 'fetches packages',
+    'make ': 'runs these tests, or what the fixture does with less data',
+    'pip install': 'downloads packages',
     'source ': 'is for an interactive shell',
-    'lib.data.sample': 'makes the whole of what the fixture makes',
-    'torchrun': 'wants a GPU for each process',
-    'sbatch': 'wants SLURM',
-    'TF_CONFIG': 'wants two hosts',
+    'lib.data.sample': 'writes the whole sample; the fixture writes a part',
+    'torchrun': 'needs a GPU for each process',
+    'sbatch': 'needs SLURM',
+    'TF_CONFIG': 'needs two hosts',
     'pytest': 'runs these tests',
     'lib.tools.benchmark': 'takes a quarter of an hour',
     'lib.tools.compare': 'takes half an hour',
-    'lib.tools.extract_keypoints': 'wants a video, and weights that are fetched',
+    'lib.tools.extract_keypoints': 'needs a video and downloads weights',
 }
-SHORT = ('--set', 'train.epochs=1', '--set', 'train.warmup_epochs=0')  # for trainings on the sample
+SHORT = ('--set', 'train.epochs=1', '--set', 'train.warmup_epochs=0')  # when training on the sample
 
 
 def commands(text: str) -> list[str]:
-    """Those of the blocks marked as shell, without comments and in one line each."""
+    """The lines of the shell blocks, without comments, continued lines joined."""
     blocks = ''.join(re.findall(r'^```sh\n(.*?)^```', text, re.MULTILINE | re.DOTALL))
     lines = re.sub(r'\\\n\s*', ' ', blocks).splitlines()
     return [line for line in (re.sub(r'(^|\s)#.*', '', line).strip() for line in lines) if line]
@@ -43,7 +43,7 @@ RUN = [command for command in COMMANDS if not any(part in command for part in EL
 
 
 def needs_ntu60(command: str) -> bool:
-    """Whether it trains on NTU60, or evaluates what was trained on it."""
+    """Whether the command trains on NTU60 or uses a model trained on it."""
     return 'sample' not in command and bool(re.search(r'train_action|ntu60|checkpoint/action/', command))
 
 
@@ -59,7 +59,7 @@ def run(command: str) -> int:
 
 @pytest.fixture(scope='module')
 def workplace(tmp_path_factory):
-    """A folder as the tree is after `make demo`, of fewer clips and epochs."""
+    """A folder like the project after `make demo`, with fewer clips and epochs."""
     folder = tmp_path_factory.mktemp('readme')
     (folder / 'checkpoint' / 'action').mkdir(parents=True)
     (folder / 'configs').symlink_to(ROOT / 'configs')
@@ -76,32 +76,32 @@ def workplace(tmp_path_factory):
 
 @pytest.mark.parametrize('command', RUN)
 def test_command(workplace, monkeypatch, capfd, command):
-    """On the sample it works; what needs NTU60 is told in one line that it is missing, once all else is checked."""
+    """Works on the sample. Commands for NTU60 end with one line that says it is missing, once all else is checked."""
     monkeypatch.chdir(workplace)
     if 'train_action' in command and 'sample' in command and '--evaluate' not in command:
         command = shlex.join([*shlex.split(command), *SHORT])
-    code, told = run(command), capfd.readouterr()
+    code, printed = run(command), capfd.readouterr()
     if needs_ntu60(command):
-        assert code == 2, told.err
-        assert re.search(r'error: .*(Download the PYSKL pickles|there is no such f|holds no)', told.err)
+        assert code == 2, printed.err
+        assert re.search(r'error: .*(Download the PYSKL pickles|there is no such f|holds no)', printed.err)
     else:
-        assert code == 0, told.err
-        assert 'error' not in told.err
+        assert code == 0, printed.err
+        assert 'error' not in printed.err
 
 
-def test_most_commands_are_run():
+def test_no_exception_is_outdated():
     assert len(RUN) >= 18
     assert [part for part in ELSEWHERE if not any(part in command for command in COMMANDS)] == []
 
 
-def test_every_tool_is_told_of():
+def test_every_tool_is_mentioned():
     files = (ROOT / 'lib' / 'tools').glob('*.py')
     tools = {path.stem for path in files if 'def main(' in path.read_text()}
     assert {tool for tool in tools if f'lib.tools.{tool}' not in README} == set()
 
 
-def test_the_table_says_what_the_configs_say():
-    """Each published row: its command names the script of its config, and parameters and accuracy are the config's."""
+def test_the_table_agrees_with_the_configs():
+    """Every row names the script, the parameters and the published accuracy of its config."""
     rows = re.findall(
         r'^\| .*?`python (train_action_\w+\.py) --config (configs/action/\w+\.yaml) .*$', README, re.MULTILINE
     )
@@ -117,7 +117,7 @@ def test_the_table_says_what_the_configs_say():
         assert yaml.safe_load(text)['model']['num_classes'] == 60
 
 
-def test_pictures_and_links_lead_somewhere():
+def test_links_are_valid():
     links = re.findall(r'\]\((?!https?://|#)([^)#]+)', README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
