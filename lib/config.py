@@ -4,7 +4,8 @@ A keyword-only parameter is a key; its annotation is the key's type; without a d
 that nothing reads, a value of another type or a forgotten key ends a run before it has touched any data.
 
 Some keys say nothing under the others (what is cropped where nothing is drawn?). A callable that has such keys names
-them: `unread(**keys) -> {key: reason}`. They are refused unless null, and left out of the resolved config.
+them: `unused_keys(**keys) -> {key: reason}`. They are refused, and left out of the resolved config. But where
+overrides change a section, its unused keys are dropped: `--set train.lr_schedule=cosine` goes with a config's lr_decay.
 """
 
 import contextlib
@@ -51,12 +52,14 @@ def read_config(path: str | Path, sections: Iterable[str]) -> dict[str, dict]:
 def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: Iterable[str], where: str) -> EasyDict:
     """As `load_config`, for a config that is already read; `where` names it in errors."""
     config = {section: dict(keys) for section, keys in config.items()}
+    overridden = {section: set() for section in sections}
     for override in overrides:
         name, equals, value = override.partition('=')
         section, dot, key = name.partition('.')
         if not (equals and dot and key):
             raise UserError(f'--set {override}: write --set section.key=value.')
         config.setdefault(section, {})[key] = _parse(value, f'--set {override}: {value!r} is not sound YAML')
+        overridden.setdefault(section, set()).add(key)
     for section in config:
         if section not in sections:
             raise UserError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
@@ -67,7 +70,7 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
             if name in config:
                 raise UserError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
         else:
-            resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}')
+            resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}', overridden[name])
     return EasyDict(resolved)
 
 
@@ -86,23 +89,20 @@ def plain(config: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
-    """The keyword arguments of `call`, checked, with defaults."""
+def _bind(given: Mapping[str, Any], call: Callable, where: str, overridden: set[str]) -> dict[str, Any]:
+    """The keyword arguments of `call`, checked, with defaults. overridden: the given keys that come from --set."""
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     parameters = inspect.signature(call).parameters.values()
     keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key, value in given.items():
         if key not in keys:
             raise UserError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
-        if value is not None:
-            _check_type(value, hints[key], f'{where}.{key}')
-    unread = call.unread(**given) if hasattr(call, 'unread') else {}
-    for key, value in given.items():
-        if key not in unread:
-            _check_type(value, hints[key], f'{where}.{key}')
-        elif value is not None:
-            raise UserError(f'{where}.{key} has no effect: {unread[key]}. Omit it, or set it to null.')
-    keys = {name: parameter for name, parameter in keys.items() if name not in unread}
+        _check_type(value, hints[key], f'{where}.{key}')
+    unused = call.unused_keys(**given) if hasattr(call, 'unused_keys') else {}
+    for key in given:
+        if key in unused and (key in overridden or not overridden):
+            raise UserError(f'{where}.{key} has no effect: {unused[key]}. Omit it.')
+    keys = {name: parameter for name, parameter in keys.items() if name not in unused}
     bound = {}
     for key, parameter in keys.items():
         if key in given:

@@ -72,8 +72,8 @@ class Recipe:
         return self.save_every is not None and (step + 1) % self.save_every == 0
 
     @staticmethod
-    def unread(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
-        """The keys that say nothing under the given ones, each with the reason."""
+    def unused_keys(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
+        """The keys without effect beside the given ones, each with the reason."""
         return {'lr_decay': 'train.lr_schedule cosine does not read it'} if lr_schedule == 'cosine' else {}
 
     def lr_factor(self, epoch: int, step: int, steps: int) -> float:

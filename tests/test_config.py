@@ -42,7 +42,7 @@ class Data:
         pass
 
     @staticmethod
-    def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
+    def unused_keys(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
         return {'move' if input == 'heatmap' else 'crop': f'{input} does not read it'}
 
 
@@ -136,8 +136,8 @@ def test_keys_without_effect_are_refused_and_left_out(tmp_path):
     with pytest.raises(ValueError, match=r'data\.move has no effect: heatmap does not read it'):
         load_config(path, {'data': Data}, ['data.move=false'])
     with pytest.raises(ValueError, match=r'data\.crop has no effect: keypoint_2d does not read it'):
-        load_config(path, sections, ['data.input=keypoint_2d'])
-    config = load_config(path, sections, ['data.input=keypoint_2d', 'data.crop=null'])
+        load_config(path, sections, ['data.input=keypoint_2d', 'data.crop=0.5'])
+    config = load_config(path, sections, ['data.input=keypoint_2d'])
     assert config == {'data': {'input': 'keypoint_2d', 'move': True}}
 
 

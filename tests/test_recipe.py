@@ -28,8 +28,8 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
 
 
 def test_cosine_does_not_use_the_decay():
-    assert 'lr_decay' in Recipe.unread(epochs=3, lr_schedule='cosine')
-    assert not Recipe.unread(epochs=3)
+    assert 'lr_decay' in Recipe.unused_keys(epochs=3, lr_schedule='cosine')
+    assert not Recipe.unused_keys(epochs=3)
 
 
 @pytest.mark.parametrize(

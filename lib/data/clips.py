@@ -173,8 +173,8 @@ class Clips:
         self._rank, self._world_size = 0, 1
 
     @staticmethod
-    def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
-        """The keys that say nothing under the given ones, each with the reason."""
+    def unused_keys(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
+        """The keys without effect beside the given ones, each with the reason."""
         keys = {key for keys in INPUT_KEYS.values() for key in keys}
         return dict.fromkeys(keys.difference(INPUT_KEYS.get(input, keys)), f'data.input {input} does not read it')
 

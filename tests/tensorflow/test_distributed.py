@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from lib.runlog import RunLog
 
 import train_action_vivit as script
 from lib.config import load_config
 from lib.run import make_clips
-from lib.runlog import RunLog
 from lib.tensorflow import checkpoint, distributed, engine
 from tests import tiny
 from tests.annotations import make_annotations
