@@ -87,7 +87,7 @@ def _check_as_another_user(folder: Path, queue: multiprocessing.SimpleQueue) -> 
         os.setuid(65534)  # root may write anywhere
     try:
         check_writable(folder / 'new', 'Name another.')
-    except OSError as error:
+    except ValueError as error:
         queue.put(str(error))
     else:
         queue.put('')
