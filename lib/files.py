@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import socket
@@ -11,11 +12,13 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from lib.errors import UserError, shown_text, user_file
+
+log = logging.getLogger(__name__)
 
 
 def require_file(path: Path) -> None:
@@ -135,24 +138,28 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def hold_lock(path: Path, what: str) -> IO[str]:
+def hold_lock(path: Path, what: str, *, wait: bool = False) -> BinaryIO:
     """Locks a file, which names its holder, until the returned handle is closed or the process ends.
 
-    what: the locked thing, for the message. Raises UserError if another process holds the lock or the file cannot be
-    written.
+    what: the locked thing, for messages. wait: whether to wait for another process that holds the lock, with a line in
+    the log. Raises UserError if the file cannot be written or, without `wait`, if another process holds the lock. On a
+    file system without locks it warns and continues.
     """
     with user_file(path.parent, 'written'):
-        file = path.open('a+')
+        file = path.open('a+b', buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = ''.join(letter for letter in file.read(100) if letter.isprintable())
-        file.close()
-        raise UserError(
-            f'{what} is in use by {holder or "another process"}. Wait until it ends, or stop it. If it is certainly '
-            f'gone, for example after a crash of its host, remove {path}.'
-        ) from None
+        holder = file.read(100).decode(errors='replace') or 'another process'
+        if not wait:
+            file.close()
+            raise UserError(
+                f'{what} is in use by {holder}. Wait until it ends, or stop it. If it is certainly gone, for example '
+                f'after a crash of its host, remove {path}.'
+            ) from None
+        log.info('waiting for %s, which holds the lock of %s', holder, what)
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         warnings.warn(
             f'{path.parent} is on a file system without locks ({error.strerror}): two processes could use it at the '
@@ -161,6 +168,5 @@ def hold_lock(path: Path, what: str) -> IO[str]:
         )
     with contextlib.suppress(OSError):  # a full disk, which the first file to be written reports
         file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+        file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
     return file
