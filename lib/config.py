@@ -65,10 +65,10 @@ def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: It
             raise UserError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
     resolved = {}
     for name, call in sections.items():
-        shown = resolved.get('data', {}).get('input', 'heatmap')
-        if name == 'heatmap' and shown != 'heatmap':
+        data_input = resolved.get('data', {}).get('input', 'heatmap')
+        if name == 'heatmap' and data_input != 'heatmap':
             if name in config:
-                raise UserError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
+                raise UserError(f'{where}: data.input {data_input} draws nothing, so that the section heatmap must go.')
         else:
             resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}', overridden[name])
     return EasyDict(resolved)

@@ -10,8 +10,10 @@ from torch import nn
 
 from lib.pytorch.mbert import ActionNet, MotionBERT
 from lib.pytorch.pretrained import fit_length, freeze_backbone, load_backbone, read_weights
-from tests.pytorch.test_dstformer import close, recorded_backbone, recorded_weights
+from tests import recorded
+from tests.pytorch.test_dstformer import recorded_backbone
 from tests.pytorch.test_mbert import small_model
+from tests.recorded import is_close
 
 
 class Flat(nn.Module):
@@ -209,13 +211,13 @@ def test_recorded_model_is_loaded(golden, write):
     model = ActionNet(recorded_backbone(record), dim_rep=record['cfg_dim_rep'].item()).eval()
     x = torch.tensor(record['x'])
 
-    load_backbone(model, write({'model_pos': wrapped(recorded_weights(record, 'sd/backbone.'))}))
+    load_backbone(model, write({'model_pos': wrapped(recorded.weights(record, 'sd/backbone.'))}))
     persons = rearrange(x, 'n m t v c -> (n m) t v c')
-    assert close(model.backbone.get_representation(persons), record['representation'])
-    assert not close(model(x), record['logits'])
+    assert is_close(model.backbone.get_representation(persons), record['representation'])
+    assert not is_close(model(x), record['logits'])
 
-    load_backbone(model, write({'model_pos': wrapped(recorded_weights(record, 'sd/'))}))
-    assert close(model(x), record['logits'])
+    load_backbone(model, write({'model_pos': wrapped(recorded.weights(record, 'sd/'))}))
+    assert is_close(model(x), record['logits'])
 
 
 def test_longer_time_table_is_cut(write):
