@@ -16,7 +16,7 @@ demo: .venv/runs data/action/sample_hrnet.pkl
 	$(RUN) -m lib.tools.results $(SAMPLE)_mbert $(SAMPLE)_vanilla $(SAMPLE)_vivit
 
 test: .venv/tests
-	$(RUN) -m pytest -q -n 2 --dist loadfile
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The slow tests start processes and watch time and memory, so they run one by one.
 test-all: test

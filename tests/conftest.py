@@ -18,6 +18,11 @@ import torchvision  # noqa: F401 before TensorFlow: loading PyTorch's Triton aft
 from hypothesis import settings
 
 GOLDENS = Path(__file__).parent / 'goldens'
+# The longest files start first: otherwise one worker would still be busy with them when the other is done.
+LONG = (
+    'test_kills.py', 'test_resume.py', 'test_train_action.py', 'test_train_action_vivit.py', 'test_readme.py',
+    'test_vivit.py', 'test_export.py', 'test_distributed.py', 'test_heatmap.py',
+)  # fmt: skip
 
 settings.register_profile('quick', max_examples=30, deadline=None, derandomize=True)
 settings.register_profile('thorough', max_examples=500, deadline=None)
@@ -25,6 +30,7 @@ settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'quick'))
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         if 'golden' in getattr(item, 'fixturenames', ()):
             item.add_marker('golden')

@@ -64,7 +64,7 @@ def workplace(tmp_path_factory):
     (folder / 'checkpoint' / 'action').mkdir(parents=True)
     (folder / 'configs').symlink_to(ROOT / 'configs')
     data = folder / 'data' / 'action'
-    written = write_sample(data, persons=(1, 8, 21, 30))
+    written = write_sample(data, persons=(1, 21))
     write_files(data / 'sample_files', written[data / 'sample_hrnet.pkl'])
     recipe = re.search(r'^demo:.*\n((?:\t.*\n)+)', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1]
     with pytest.MonkeyPatch.context() as patch:

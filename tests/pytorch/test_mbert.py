@@ -146,6 +146,7 @@ def test_unknown_version_is_refused():
         ActionNet(DSTformer(depth=1), version='pose')
 
 
+@pytest.mark.slow
 def test_compiled_training_step_equals_eager():
     """Generated code, which the default backend adds, takes most of a minute."""
     model = small_model(depth=1, dropout_ratio=0.0).train()

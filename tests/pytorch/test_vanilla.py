@@ -243,7 +243,7 @@ def test_dropout_ratio_is_a_key_of_the_finetune_head_alone(tmp_path):
         load_config(path, sections, ['model.dropout_ratio=0.5'])
 
 
-@pytest.mark.parametrize('protocol', PROTOCOLS)
+@pytest.mark.parametrize('protocol', ['linprobe', pytest.param('finetune', marks=pytest.mark.slow)])
 def test_compiled_training_step_equals_eager(protocol):
     """Generated code, which the default backend adds, takes most of a minute."""
     model = small_model(protocol=protocol, depth=1, **{'dropout_ratio': 0.0} if protocol == 'finetune' else {}).train()

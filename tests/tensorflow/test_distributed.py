@@ -251,6 +251,7 @@ def test_parts_of_a_batch_add_up(config, tmp_path):
     assert_same_metrics(lines(tmp_path / '4'), lines(tmp_path / '1'))
 
 
+@pytest.mark.slow
 def test_bf16_leaves_weights_in_float32(config, tmp_path, monkeypatch):
     assert call('--config', config, '-c', tmp_path / 'fp32') == 0
     bf16 = ['--set', 'train.precision=bf16']

@@ -49,7 +49,7 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.slow] if 'onnx' in name else []) for name in GRAPHS], scope='module'
+    params=['saved_model', *(pytest.param(name, marks=pytest.mark.slow) for name in list(GRAPHS)[:2])], scope='module'
 )
 def exported(request, tmp_path_factory):
     """(the checkpoint, its exported graph)."""

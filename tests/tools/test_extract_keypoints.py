@@ -229,6 +229,7 @@ def torch_home(tmp_path_factory):
     return folder.parent.parent
 
 
+@pytest.mark.slow
 def test_the_detector_is_torchvisions(torch_home, monkeypatch):
     """Loaded in torchvision's own way from the same file, it finds the same keypoints."""
     from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
