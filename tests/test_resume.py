@@ -278,8 +278,8 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(kind, call, comman
 
 @of_one
 def test_a_run_resumes_from_its_best_checkpoint_if_no_other_is_left(kind, call, command, whole, finished, capsys):
-    for i in range(2):
-        (finished / latest_name(kind, i)).unlink()
+    (finished / latest_name(kind)).unlink()
+    (finished / latest_name(kind, 1)).replace(finished / best_name(kind))
     assert call(*command, '--set', 'data.seed=1') == 2
     assert 'data.seed: 0 there, 1 in this command' in capsys.readouterr().err
     assert call(*command) == 0

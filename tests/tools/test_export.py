@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lib.config import plain, resolve_config
-from lib.run import make_clips
+from lib.run import FORMAT
 from lib.tools import export
 from lib.tools.checkpoints import open_checkpoint
+from lib.training import make_clips
 from tests import tiny
 
 # For each format: the model, and the changes to its tiny config.
@@ -44,7 +45,8 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
             model.head.fc2.weight.copy_(torch.from_numpy(random.normal(size=model.head.fc2.weight.shape)))
         weights = model.state_dict()
     path = folder / ('fresh.npz' if kind == 'vivit' else 'fresh.bin')
-    script.checkpoint.write(path, {'kind': kind, 'config': plain(config), 'epoch': 0, 'model': weights})
+    content = {'format': FORMAT, 'kind': kind, 'config': plain(config), 'epoch': 0, 'model': weights}
+    tiny.write_checkpoint(path, content)
     return path
 
 
