@@ -8,6 +8,7 @@ import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -273,7 +274,7 @@ class Clips:
         """Training steps of an epoch: without a last batch of less than two clips for each of several processes."""
         return len(self) - (self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size)
 
-    @property
+    @cached_property
     def batch_sizes(self) -> list[int]:
         """Clips of each batch of an epoch, over all processes."""
         last = self.clips_per_epoch - (len(self) - 1) * self.batch_size
@@ -307,6 +308,7 @@ class Clips:
         A short training batch is trimmed to a multiple of `world_size`. Shares may be empty.
         """
         shared = copy.copy(self)
+        shared.__dict__.pop('batch_sizes', None)  # computed for another number of processes
         shared._rank, shared._world_size = rank, world_size
         return shared
 

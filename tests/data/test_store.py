@@ -1,12 +1,14 @@
 """The store of a pickle is a cache: it holds what the pickle holds, whatever happened before."""
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import time
+from collections import defaultdict
 from functools import partial
 from unittest.mock import Mock
 
@@ -274,21 +276,22 @@ def test_folders_that_are_no_set_are_reported(folder, write_pickle, tmp_path):
 
 @pytest.mark.slow
 def test_ten_million_clips_open_at_once_and_cost_no_more_a_batch(tmp_path):
-    cost = {}
-    for count in (10**4, 10**7):
+    few, many = 10**4, 10**7
+    clips, seconds = {}, defaultdict(list)
+    for count in (few, many):
         path = tmp_path / f'{count}.pkl'
         write_sparse_store(path, count)
         before, start = private_bytes(), time.perf_counter()
-        clips = Clips('train', ann_file=str(path), benchmark='xsub', clip_len=48, batch_size=32, seed=0)
+        clips[count] = Clips('train', ann_file=str(path), benchmark='xsub', clip_len=48, batch_size=32, seed=0)
         assert time.perf_counter() - start < 1
         assert private_bytes() - before < 10e6
-        assert clips.num_clips == count
-        clips.batch_clips(0, 0)  # shuffles
-        for visit in (1, 2):
-            start = time.thread_time()
-            for b in range(200):
-                clips[0, b]
-            cost[count, visit] = time.thread_time() - start
-        shutil.rmtree(path.with_suffix('.store'))  # 0.4 GB
-    assert cost[10**7, 2] < 1.5 * cost[10**4, 2]
-    assert cost[10**7, 1] < 4 * cost[10**4, 2]
+        assert clips[count].num_clips == count
+        clips[count].batch_clips(0, 0)  # shuffles
+    shutil.rmtree(path.with_suffix('.store'))  # 0.4 GB, which stay mapped
+    for visit, b, count in itertools.product((1, 2), range(200), (few, many)):  # in turn: the machine may be busy
+        start = time.thread_time()
+        clips[count][0, b]
+        seconds[count, visit].append(time.thread_time() - start)
+    cost = {key: np.median(values) for key, values in seconds.items()}
+    assert cost[many, 2] < 1.5 * cost[few, 2]
+    assert cost[many, 1] < 4 * cost[few, 2]
