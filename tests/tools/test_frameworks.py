@@ -1,0 +1,47 @@
+"""Tools import a framework only when the model needs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if 'def main(' in path.read_text()] + ['benchmark']
+HELP = """
+import importlib, sys, types
+sys.modules['tensorboardX'] = types.SimpleNamespace(SummaryWriter=None)  # it imports torch
+for name in sys.argv[1:]:
+    module = importlib.import_module(f'lib.tools.{name}' + ('.__main__' if name == 'benchmark' else ''))
+    try:
+        module.main(['--help'])
+    except SystemExit as left:
+        assert left.code == 0, name
+    assert not {'torch', 'tensorflow'} & set(sys.modules), name
+"""
+USE = """
+import sys
+other, folder, out = sys.argv[1:]
+if other == 'torch':
+    sys.modules[other] = None  # tensorboardX imports it where it can
+from lib.tools import predict, preview
+assert predict.main([f'{folder}/run', f'{folder}/made_up.pkl']) == 0
+assert preview.main([f'{folder}/made_up.pkl', '--checkpoint', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
+assert sys.modules.get(other) is None
+"""
+
+
+def test_help_needs_no_framework():
+    assert len(TOOLS) > 10
+    done = subprocess.run([sys.executable, '-c', HELP, *TOOLS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('usage:') == len(TOOLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('kind', 'other'), [('vanilla', 'tensorflow'), ('vivit', 'torch')])
+def test_a_model_needs_only_its_own_framework(trained_once, tmp_path, kind, other):
+    done = subprocess.run(
+        [sys.executable, '-c', USE, other, trained_once(kind), tmp_path], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
