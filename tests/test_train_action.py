@@ -71,6 +71,7 @@ def test_trains_then_evaluates(call, config, tmp_path, capsys):
     written = {'latest_epoch.bin', 'latest_epoch.1.bin', 'best_epoch.bin', 'logs', 'run.lock'}
     written |= {'config.yaml', 'metrics.jsonl', 'timing.jsonl'}
     assert {path.name for path in run.iterdir()} == written
+    assert yaml.safe_load((run / 'config.yaml').read_text())['data']['view_angle'] == 30.0  # defaults are written too
     first, last = lines(run)
     assert (first['epoch'], last['epoch']) == (1, 2)
     assert last['lr'] == pytest.approx(0.9e-3)
@@ -150,7 +151,6 @@ def mistakes(kind: str):
         'several inputs': (['--set', 'data.input=[heatmap]'], 'data.input must be one of heatmap'),
         'heatmap without drawing': (['--set', 'data.input=keypoint_2d'], 'the section heatmap must go'),
         'decay beside cosine': (['--set', 'train.lr_schedule=cosine'], 'train.lr_decay has no effect'),
-        'view of a 2D pickle': (['--set', 'data.view_angle=30'], 'leave data.view_angle (30) away'),
         'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
         'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),
         'no pretrained file': (

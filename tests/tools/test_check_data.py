@@ -195,7 +195,6 @@ MISFITS = {
     'limbs': ({'heatmap': {'kind': 'both'}}, 'FAULT the model would be given 34 joints'),
     'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len is 48, but model.maxlen 8'),
     'input': ({'data': {'input': 'keypoint_3d'}}, 'FAULT 2D keypoints of 17 joints, but data.input is keypoint_3d'),
-    'angle': ({'data': {'view_angle': 30.0}}, 'FAULT 2D keypoints .* with a data.view_angle'),
     'too many classes': (
         {'model': {'num_classes': 60}},
         'warning labels go to 3, so that some of model.num_classes 60',
