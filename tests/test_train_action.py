@@ -56,6 +56,7 @@ def test_trains_and_evaluates(call, config, tmp_path, capsys, suffix):
     written = {f'latest_epoch{suffix}', f'latest_epoch.1{suffix}', f'best_epoch{suffix}', 'logs', 'run.lock'}
     written |= {'config.yaml', 'metrics.jsonl', 'timing.jsonl'}
     assert {path.name for path in run.iterdir()} == written
+    assert yaml.safe_load((run / 'config.yaml').read_text())['data']['view_angle'] == 30.0  # defaults are written too
     first, last = lines(run)
     assert (first['epoch'], last['epoch']) == (1, 2)
     assert list(last['lr'].values()) == pytest.approx([0.9e-3] * len(last['lr']))

@@ -426,10 +426,6 @@ def joints_for(
         )
     elif kind == 'keypoint_3d' and not found.is_3d:
         yield Finding(f'{form}, but data.input is keypoint_3d', 'name the 3D pickle (_3danno)', True)
-    elif kind == 'heatmap' and not found.is_3d and data.get('view_angle') is not None:
-        yield Finding(
-            f'{form}, which are drawn as they are, with a data.view_angle', 'leave data.view_angle away', True
-        )
     elif num_joints in PICKLE_SKELETONS:
         limbs = len(PICKLE_SKELETONS[num_joints].limbs)
         drawn = {'joint': num_joints, 'limb': limbs, 'both': num_joints + limbs}

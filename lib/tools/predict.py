@@ -122,7 +122,7 @@ def check_suits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) 
             for number, skeleton in PICKLE_SKELETONS.items()
         }
         needed = [number for number in channels if channels[number][config.heatmap.kind] == config.model.num_joints]
-        suits = num_joints in needed and not (size == 2 and config.data.view_angle is not None)
+        suits = num_joints in needed
         wanted = 'heatmaps'
     else:
         needed, wanted = ([17], '2D keypoints') if config.data.input == 'keypoint_2d' else ([25], '3D keypoints')

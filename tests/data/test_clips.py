@@ -236,7 +236,6 @@ def test_pickles_that_do_not_suit_the_input_are_refused(write_pickle):
     for path, changes, message in (
         (deep, {'input': 'keypoint_2d'}, '2D pickle'),
         (flat, {'input': 'keypoint_3d'}, '3D pickle'),
-        (flat, {'view_angle': 10.0}, r'data\.view_angle'),
     ):
         with pytest.raises(ValueError, match=message):
             clips('train', path, **changes)
@@ -424,7 +423,14 @@ def test_a_3d_pickle_is_drawn_from_the_front_in_testing_and_from_many_sides_in_t
     turned = shoulders(clips('train', path, **STILL))
     assert turned.max() < 0.51
     assert 0.5 * np.cos(np.pi / 6) - 0.01 < turned.min() < 0.45  # 30 degrees
+    np.testing.assert_array_equal(turned, shoulders(clips('train', path, view_angle=30.0, **STILL)))  # the default
     np.testing.assert_allclose(shoulders(clips('train', path, view_angle=0.0, **STILL)), 0.5, atol=0.01)
+
+
+def test_a_2d_pickle_is_drawn_as_it_is_whatever_the_view_angle(write_pickle):
+    path = write_pickle(make_annotations([20] * 6))
+    expected = clips('train', path)[0, 0]['keypoint']
+    np.testing.assert_array_equal(clips('train', path, view_angle=80.0)[0, 0]['keypoint'], expected)
 
 
 def test_an_empty_3d_clip_gives_an_empty_map(write_pickle):
