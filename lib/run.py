@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, ClassVar, NoReturn, Self
+from typing import Any, BinaryIO, ClassVar, NoReturn, Self
 
 from easydict import EasyDict
 
@@ -56,7 +56,7 @@ class Run:
     saved: dict[str, Any] | None = None
     messages: list[str] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
-    lock: IO[str] | None = None
+    lock: BinaryIO | None = None
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, 'checkpoint'))
     writing: Future | None = None
 
