@@ -23,7 +23,6 @@ ELSEWHERE = {
     'torchrun': 'needs a GPU for each process',
     'sbatch': 'needs SLURM',
     'TF_CONFIG': 'needs two hosts',
-    'pytest': 'runs these tests',
     'lib.tools.benchmark': 'takes a quarter of an hour',
     'lib.tools.extract_keypoints': 'needs a video and downloads weights',
 }

@@ -263,10 +263,10 @@ def traced(checkpoint: Checkpoint, batches: list[Batch]) -> tuple[Any, list[np.n
     """The program of renderer and model, a torch.export.ExportedProgram, and the model's logits of the batches."""
     import torch
 
-    from lib.pytorch.engine import Forward
+    from lib.pytorch.engine import RenderAndClassify
 
     num_joints = batches[0]['keypoint'].shape[-2]
-    forward = Forward(*checkpoint.model(num_joints), 'fp32').cpu().eval()
+    forward = RenderAndClassify(*checkpoint.model(num_joints), 'fp32').cpu().eval()
     logits = [torch_predict(forward)(batch) for batch in batches]
     example = next(batch for batch in batches if len(batch['keypoint']) > 1)  # of one clip N would become a constant
     num_clips = torch.export.Dim('N')

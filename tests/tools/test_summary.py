@@ -63,7 +63,9 @@ def test_activations_are_those_that_autograd_keeps(tmp_path):
     script, config = SCRIPTS['vanilla'], load_config(path, SCRIPTS['vanilla'].SECTIONS)
     device, engine = torch.device('cpu'), script.engine
     render, model = engine.make_model(script.SECTIONS['model'], config, 17, device)
-    forward = engine.make_forward(render, model, engine.TrainOptions(**config.train), engine.World(0, 1, device))
+    forward = engine.make_forward(
+        render, model, engine.TrainOptions(**config.train), engine.distributed.World(0, 1, device)
+    )
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
