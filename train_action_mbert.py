@@ -2,8 +2,9 @@
 
     python train_action_mbert.py --config configs/action/MB_train.yaml --checkpoint checkpoint/action/mbert
     python train_action_mbert.py --evaluate checkpoint/action/mbert/best_epoch.bin
+    torchrun --nproc_per_node=8 train_action_mbert.py ...     # the same config: data.batch_size is that of all GPUs
 
-The same command again goes on where the run was stopped. On a GPU where there is one, else on the CPU.
+A stopped run is resumed by the same command. The device is a GPU if there is one, else the CPU.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python train_action_vivit.py --config configs/action/vivit.yaml --checkpoint checkpoint/action/vivit
     python train_action_vivit.py --evaluate checkpoint/action/vivit/best_epoch.npz
 
-The same command again goes on where the run was stopped. On all GPUs of the host, else on the CPU; on several hosts
-where TF_CONFIG names them (see lib/tensorflow/distributed.py). data.batch_size is that of all devices together.
+A stopped run is resumed by the same command. The devices are all GPUs of the host, else the CPU, or those of several
+hosts if TF_CONFIG names them (see lib/tensorflow/distributed.py). data.batch_size is that of all devices together.
 """
 
 import argparse

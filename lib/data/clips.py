@@ -304,11 +304,17 @@ class Clips:
     def shared(self, rank: int, world_size: int) -> Self:
         """The same clips for one of several processes: `clips[epoch, b]` is its share, one clip in `world_size`.
 
-        A short training batch is trimmed to a multiple of `world_size`. Shares may be empty.
+        A short training batch is trimmed to a multiple of `world_size`. Shares may be empty. Raises UserError if no
+        training batch has two clips for each process.
         """
         shared = copy.copy(self)
         shared.__dict__.pop('batch_sizes', None)  # computed for another number of processes
         shared._rank, shared._world_size = rank, world_size
+        if self.training and not shared.num_steps:
+            raise UserError(
+                f'{self.store.ann_file}: the list {self.list_name} has {self.num_clips} clips, too few for {world_size} '
+                'processes with two clips each in a batch. Start fewer processes.'
+            )
         return shared
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
