@@ -64,20 +64,6 @@ def test_section_class_is_the_recorded_model(golden):
     assert is_close(model.eval()(keypoint), record['logits'])
 
 
-def test_persons_meet_only_in_the_head():
-    model, x = small_model(dim_in=3), torch.randn(2, 3, 6, 5, 2)
-    both = model.get_features(x)
-    torch.testing.assert_close(both[:, :1], model.get_features(x[..., :1]))
-    torch.testing.assert_close(both[:, 1:], model.get_features(x[..., 1:]))
-
-
-def test_tokens_know_their_joint_and_frames():
-    model = small_model(depth=1)
-    model.blocks[0] = nn.Identity()
-    tokens = model.get_features(torch.ones(1, 16, 6, 5, 1))[0, 0].flatten(0, 1)
-    assert len(tokens.unique(dim=0)) == 15
-
-
 def test_short_clips_take_the_first_positions_in_time():
     model, short = small_model(), small_model(num_frames=4)
     weights = model.state_dict()

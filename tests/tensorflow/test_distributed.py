@@ -303,14 +303,3 @@ def test_invalid_clusters_are_refused(config, tmp_path, capsys, monkeypatch, tex
     assert call('--config', config, '-c', tmp_path / 'run') == 2
     assert 'TF_CONFIG' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
-
-
-def test_a_port_in_use_is_a_user_error(monkeypatch):
-    def taken():
-        raise tf.errors.UnknownError(None, None, 'Could not start gRPC server')
-
-    monkeypatch.setattr(tf.distribute, 'MultiWorkerMirroredStrategy', taken)
-    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
-    monkeypatch.setenv('TF_CONFIG', distributed.EXAMPLE)
-    with pytest.raises(ValueError, match='port'):
-        distributed.init()

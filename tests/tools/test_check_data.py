@@ -107,7 +107,6 @@ def same_person(data):
 
 DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
     'unsound': (first(total_frames=7), 'FAULT .*total_frames is 7'),
-    'label text': (first(label='3'), "FAULT .*'3'"),
     'another layout': (first(keypoint=np.ones((1, 20, 25, 2), 'f2'), keypoint_score=None), r'FAULT .*\(25, 2\)'),
     'turned images': (turn, r'FAULT img_shape is \(w, h\)'),
     'no pixels': (
@@ -115,7 +114,6 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
         'FAULT .*coordinate',
     ),
     'NaN': (change('keypoint', (0, 0, slice(3)), np.nan), 'warning 3 joints not finite'),
-    'infinite score': (change('keypoint_score', (0, 0, slice(2)), np.inf), 'warning 2 joints not finite'),
     'scores': (change('keypoint_score', (0, 0, 0), 100), 'warning scores .* to 100'),
     'nobody': (change('keypoint', ..., 0), r'warning no joint .*S001C001P003R001A004'),
     'outside': (
@@ -133,7 +131,6 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
         'warning .*different labels',
     ),
     'a label gap': (first(label=9), r'warning labels go to 9.* 4-8 '),
-    'the greatest label': (first(label=2**31 - 1), r'warning labels go to 2147483647'),
     'lost': (to_lists(xsub_val=['a', 'b']), r'warning .*xsub_val 2 \(a, b\)'),
     'no list': (lambda data: data['split']['xsub_val'].pop(), 'warning .*S001C001P023R001A004'),
     'again in a list': (to_lists(xsub_val=['S001C001P023R001A004']), 'warning .*again'),

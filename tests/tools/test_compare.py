@@ -40,10 +40,3 @@ def test_rows_are_trained_and_printed_as_a_table(pickles, tmp_path, capsys):
     assert compare.main([*pickles, *command]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('| vanilla_2d | '))
     assert 0 <= float(row.split('|')[2]) <= 100
-
-
-@pytest.mark.slow
-def test_failures_are_reported(pickles, tmp_path, capsys):
-    assert compare.main([*pickles[:4], '--num_classes', '2', '--rows', 'vanilla', '--out', str(tmp_path)]) == 1
-    assert 'failed' in capsys.readouterr().out
-    assert 'model.num_classes is 2' in (tmp_path / 'vanilla_0' / 'log.txt').read_text()

@@ -100,14 +100,20 @@ def test_clips_in_folders_are_named_by_their_paths(files, make):
     assert [a['frame_dir'] for a in load_annotations(out)['annotations']] == ['a', 'day_2/a', 'day_2/v.1']
 
 
-def test_kinect_clips_become_a_3d_pickle(files, make):
-    folder = files(GOOD)
-    for name, annotation in zip('abcd', make_3d_annotations([7, 8, 9, 10])['annotations'], strict=True):
+def test_kinect_clips_become_a_3d_pickle_without_2d_clips(files, make, write_pickle):
+    folder = files(['a.npy,walk,train', 'b.npy,walk,val'])
+    for name, annotation in zip('ab', make_3d_annotations([7, 8])['annotations'], strict=True):
         np.save(folder / f'{name}.npy', annotation['keypoint'])
     code, text, out = make(folder, '--layout', 'ntu25')
     assert code == DONE
     assert set(load_annotations(out)['annotations'][0]) == {'frame_dir', 'label', 'total_frames', 'keypoint'}
     assert 'model.num_joints=25' in text
+    files(['c.npy,walk,train', 'd.pkl,walk,val'])
+    write_pickle(make_3d_annotations([9])).rename(folder / 'd.pkl')
+    code, text, out = make(folder, out='mixed.pkl')
+    assert code == USER_ERROR
+    assert 'd.pkl' in text
+    assert not out.exists()
 
 
 def test_all_invalid_rows_are_reported_before_any_file_is_read(files, make, tmp_path):
@@ -122,15 +128,6 @@ def test_all_invalid_rows_are_reported_before_any_file_is_read(files, make, tmp_
     for line in range(3, 11):
         assert f'line {line}: ' in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ['files']
-    assert not out.exists()
-
-
-def test_2d_and_3d_do_not_mix(files, make, write_pickle):
-    folder = files(['a.npy,walk,train', 'b.pkl,walk,val'])
-    write_pickle(make_3d_annotations([9])).rename(folder / 'b.pkl')
-    code, text, out = make(folder)
-    assert code == USER_ERROR
-    assert 'b.pkl' in text
     assert not out.exists()
 
 
