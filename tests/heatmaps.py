@@ -52,6 +52,37 @@ def recorded_volumes(golden, clip: str) -> Iterator[tuple[str, np.ndarray, np.nd
             yield kind, keypoint, score, volume[0].swapaxes(0, 1)  # recorded as (1,V,T,H,W)
 
 
+def assert_maps_are_recorded(golden, render) -> None:
+    """render(keypoint, score, **options) -> (T,channels,H,W), for all recorded cases that renderers draw."""
+    drawn = 0
+    for case, recorded in recorded_cases(golden):
+        size, width = recorded['img_shape']
+        if size == width and recorded['use_score'] and not recorded['double']:
+            kind = 'limb' if recorded['with_limb'] else 'joint'
+            options = {'size': int(size), 'sigma': float(recorded['sigma']), 'kind': kind}
+            volume = render(recorded['keypoint'], recorded['score'], **options)
+            np.testing.assert_allclose(volume, recorded['out'], rtol=0, atol=TOLERANCE[kind], err_msg=f'case {case}')
+            drawn += 1
+    assert drawn >= 19
+
+
+def assert_equals_oracle(render, keypoint: np.ndarray, score: np.ndarray, kind: str, sigma=SIGMA, size=SIZE) -> None:
+    options = {'size': size, 'sigma': sigma, 'kind': kind}
+    volume, expected = render(keypoint, score, **options), oracle(keypoint, score, **options)
+    # A narrow Gaussian is steep: what float32 rounds off a coordinate weighs 1 / sigma.
+    np.testing.assert_allclose(volume, expected, rtol=0, atol=TOLERANCE[kind] * max(1, SIGMA / sigma))
+    if sigma == SIGMA and kind != 'limb':
+        # Inside and outside a window differ by .01 * score; that both agree shows in the zeros too.
+        joints = keypoint.shape[2]
+        np.testing.assert_array_equal(volume[:, :joints] == 0, expected[:, :joints] == 0)
+
+
+def assert_windows_are_those_of_the_oracle(render, sigma: float) -> None:
+    keypoint, options = edges_of_windows(sigma), {'size': SIZE, 'sigma': sigma, 'kind': 'joint'}
+    score = np.ones(keypoint.shape[:-1], np.float32)
+    np.testing.assert_array_equal(render(keypoint, score, **options) > 0, oracle(keypoint, score, **options) > 0)
+
+
 def edges_of_windows(sigma: float) -> np.ndarray:
     """keypoint (1,T,17,2) within two float32 of each jump of the window, where compilers could decide otherwise."""
     edges = (np.arange(-3, SIZE + 4)[:, None] + np.array([-3, 3]) * sigma).ravel().astype(np.float32)

@@ -312,8 +312,8 @@ class Clips:
         shared._rank, shared._world_size = rank, world_size
         if self.training and not shared.num_steps:
             raise UserError(
-                f'{self.store.ann_file}: the list {self.list_name} has {self.num_clips} clips, too few for {world_size} '
-                'processes with two clips each in a batch. Start fewer processes.'
+                f'{self.store.ann_file}: the list {self.list_name} has {self.num_clips} clips, too few for two in each '
+                f'of {world_size} processes. Start fewer processes.'
             )
         return shared
 

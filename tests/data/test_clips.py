@@ -46,6 +46,8 @@ def test_shapes_and_types_of_batches(mixed):
         assert len(loaded) == len(counts)
         for b, count in enumerate(counts):
             batch = loaded[0, b]
+            assert split == 'train' or (batch['keypoint'] == loaded[9, b]['keypoint']).all()  # each epoch is the same
+            assert split == 'train' or ((batch['keypoint'] >= 0) & (batch['keypoint'] <= 56)).all()  # nobody is cut
             assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
                 'keypoint': ((count, 2, 16, 17, 2), np.float32),
                 'score': ((count, 2, 16, 17), np.float32),
@@ -124,16 +126,6 @@ def test_an_epoch_visits_every_clip_once(mixed):
         assert sorted(names) == sorted(loaded.store.name(i) for i in loaded.clips)
 
 
-def test_validation_is_the_same_each_epoch_and_shows_the_whole_person(mixed):
-    loaded = clips('val', mixed)
-    for b in range(len(loaded)):
-        batch = loaded[0, b]
-        np.testing.assert_array_equal(batch['keypoint'], loaded[9, b]['keypoint'])
-        present = batch['keypoint'][batch['score'] > 0]
-        assert (present >= 0).all()
-        assert (present <= 56).all()
-
-
 def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
     # 400 copies of one clip: its left shoulder is left of the right one except in mirrored copies.
     data = make_annotations([40] * 603)
@@ -206,11 +198,6 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
 def test_invalid_values_are_refused(mixed, changes):
     with pytest.raises(ValueError, match=rf'data\.{next(iter(changes))}'):
         clips('val', mixed, **changes)
-
-
-def test_unknown_split_is_refused(mixed):
-    with pytest.raises(ValueError, match='split is'):
-        clips('test', mixed)
 
 
 def test_benchmark_may_name_two_splits(write_pickle):

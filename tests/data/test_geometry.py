@@ -15,7 +15,6 @@ from lib.data.geometry import (
     short_edge_shape,
     view,
 )
-from lib.data.heatmap import joint_heatmaps
 from lib.data.skeletons import COCO17, H36M17, NTU25
 
 AREA, RATIO = (0.56, 1.0), (3 / 4, 4 / 3)
@@ -92,19 +91,6 @@ def test_crop_corners_cover_all_places_evenly():
         np.testing.assert_allclose(np.bincount(corner[:, axis], minlength=3) / 50_000, 1 / 3, atol=0.01)
 
 
-def test_stages_of_a_batch_do_not_mix_its_clips(golden):
-    g = golden('geometry')
-    cases = range(int(g['num_cases']))
-    keypoints = [np.nan_to_num(g[f'c{i}_in_keypoint'].astype(np.float32)) for i in cases]
-    num_persons = np.array([len(k) for k in keypoints])
-    shape = np.stack([g[f'c{i}_in_img_shape'] for i in cases]).astype(np.int64)
-    keypoint = np.concatenate(keypoints)
-    compact = AffineMap.identity(shape).compact(compact_box(*extent(keypoint, num_persons), shape))
-    moved = compact.resize((56, 56)).apply(keypoint, np.repeat(np.arange(len(num_persons)), num_persons))
-    expected = np.concatenate([g[f'c{i}_t2resize56_keypoint'] for i in cases])
-    np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-3)
-
-
 def random_persons(count: int, joints: int = 17, frames: int = 5) -> np.ndarray:
     """(P, L, V, 2) float32 pixels of which a tenth of the joints, and one whole frame, are missing."""
     rng = np.random.default_rng(3)
@@ -125,23 +111,6 @@ def test_flipping_twice_is_the_identity():
     once = mirror(keypoint, 1024)
     assert not np.allclose(once, keypoint, atol=1)
     np.testing.assert_allclose(mirror(once, 1024), keypoint, rtol=1e-6)
-
-
-def test_flipped_coordinates_draw_the_mirrored_map():
-    keypoint = random_persons(2, frames=3) * np.float32(40 / 900)
-    score = (keypoint != 0).any(-1).astype(np.float32)
-    there = np.zeros((56, 56))
-
-    def draw(keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
-        return joint_heatmaps(keypoint, score, img_shape=there.shape, sigma=0.6)
-
-    mirrored = draw(keypoint, score)[:, COCO17.flip_order, :, ::-1]
-    score = score[:, :, COCO17.flip_order]
-    # Equal but for the window's edge, where the Gaussian has fallen to .012.
-    by_pixel = draw(mirror(keypoint, 56, of_pixels=True), score)
-    np.testing.assert_allclose(by_pixel, mirrored, atol=0.012)
-    np.testing.assert_allclose(draw(mirror(keypoint, 56), score)[..., 1:], mirrored[..., :-1], atol=0.012)
-    assert by_pixel.max() > 0.8
 
 
 def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():

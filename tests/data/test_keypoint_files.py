@@ -3,13 +3,13 @@
 import json
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lib.data import sample
-from lib.data.clips import Clips
 from lib.data.keypoint_files import read_keypoint_file
 from lib.data.pickles import check_annotation, load_annotations
 from lib.data.skeletons import COCO17, LAYOUTS, convert
@@ -51,19 +51,12 @@ def write_json(path: Path, content: object) -> Path:
 
 
 def write_mmpose(path: Path, joints: np.ndarray, ids: bool = True, first: int = 0) -> Path:
+    def instance(m: int, person: np.ndarray) -> dict:
+        found = {'keypoints': person[:, :2].tolist(), 'keypoint_scores': person[:, 2].tolist(), 'bbox': [[0, 0, 1, 1]]}
+        return found | ({'track_id': m} if ids else {})
+
     frames = [
-        {
-            'frame_id': t + first,
-            'instances': [
-                {
-                    'keypoints': person[:, :2].tolist(),
-                    'keypoint_scores': person[:, 2].tolist(),
-                    'bbox': [[0, 0, 1, 1]],
-                    **({'track_id': m} if ids else {}),
-                }
-                for m, person in there(joints, t)
-            ],
-        }
+        {'frame_id': t + first, 'instances': [instance(m, person) for m, person in there(joints, t)]}
         for t in range(joints.shape[1])
     ]
     return write_json(path, frames)
@@ -85,44 +78,22 @@ def write_openpose(path: Path, joints: np.ndarray, ids: bool = True, layout: str
     return path
 
 
-def write_openpose18(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
-    return write_openpose(path, joints, ids, 'openpose18')
-
-
 def write_alphapose(path: Path, joints: np.ndarray, ids: bool = True, layout: str = 'coco17') -> Path:
     entries = [
-        {
-            'image_id': f'{t}.jpg',
-            'category_id': 1,
-            'keypoints': triples(convert(person, 'coco17', layout)),
-            'score': 2.5,
-            'box': [0, 0, 1, 1],
-            'idx': m if ids else [0.0],  # as it writes it without tracking
-        }
-        for t in range(joints.shape[1])
-        for m, person in there(joints, t)
-    ]
+        {'image_id': f'{t}.jpg', 'category_id': 1, 'keypoints': triples(convert(person, 'coco17', layout)),
+         'score': 2.5, 'box': [0, 0, 1, 1], 'idx': m if ids else [0.0]}
+        for t in range(joints.shape[1]) for m, person in there(joints, t)
+    ]  # fmt: skip
     return write_json(path, entries)
-
-
-def write_alphapose136(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
-    return write_alphapose(path, joints, ids, 'halpe136')
 
 
 def write_alphapose_open(path: Path, joints: np.ndarray, ids: bool = False, kind: str = 'people') -> Path:
     key = 'pose_keypoints_2d' if kind == 'people' else 'joints'
     frames = {
-        f'{t}.jpg': {
-            'version': 'AlphaPose v0.3',
-            kind: [{key: triples(convert(person, 'coco17', 'openpose18'))} for _, person in there(joints, t)],
-        }
+        f'{t}.jpg': {kind: [{key: triples(convert(person, 'coco17', 'openpose18'))} for _, person in there(joints, t)]}
         for t in range(joints.shape[1])
     }
     return write_json(path, frames)
-
-
-def write_alphapose_cmu(path: Path, joints: np.ndarray, ids: bool = False) -> Path:
-    return write_alphapose_open(path, joints, ids, 'bodies')
 
 
 def write_npy(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
@@ -136,14 +107,19 @@ def write_npz(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
     return path
 
 
-WITH_IDS = [
-    write_mmpose, write_mmpose_demo, write_openpose, write_openpose18, write_alphapose, write_alphapose136, write_npy,
-    write_npz,
-]  # fmt: skip
-WITHOUT = [
-    write_mmpose, write_mmpose_demo, write_openpose, write_openpose18, write_alphapose, write_alphapose_open,
-    write_alphapose_cmu,
-]  # fmt: skip
+WRITERS = {
+    'mmpose': write_mmpose,
+    'mmpose demo': write_mmpose_demo,
+    'openpose': write_openpose,
+    'openpose 18': partial(write_openpose, layout='openpose18'),
+    'alphapose': write_alphapose,
+    'alphapose 136': partial(write_alphapose, layout='halpe136'),
+    'alphapose as openpose': write_alphapose_open,  # without identities
+    'alphapose as cmu': partial(write_alphapose_open, kind='bodies'),
+    'npy': write_npy,
+    'npz': write_npz,
+}
+FORMATS = list(WRITERS)
 
 
 def assert_same(found: dict, joints: np.ndarray, order: list[int]) -> None:
@@ -159,39 +135,26 @@ def by_presence(joints: np.ndarray) -> list[int]:
 # --- what was written is read back ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('write', WITH_IDS)
-def test_identified_persons_are_read_back(write, duo, tmp_path):
-    [found] = read_keypoint_file(write(tmp_path / 'my_clip', duo))
+@pytest.mark.parametrize('name', FORMATS[:6] + FORMATS[8:])
+def test_identified_persons_are_read_back(name, duo, tmp_path):
+    [found] = read_keypoint_file(WRITERS[name](tmp_path / 'my_clip', duo))
     assert_same(found, duo, by_presence(duo))
     assert (found['frame_dir'], found['label'], found['total_frames']) == ('my_clip', 0, duo.shape[1])
     assert found['keypoint'].dtype == found['keypoint_score'].dtype == np.float32
     assert found['persons_left_out'] == 0
-    assert found['img_shape_known'] is (write is write_npz)
+    assert found['img_shape_known'] is (name == 'npz')
     assert check_annotation(found, 'it')['img_shape'] == found['original_shape']
 
 
-@pytest.mark.parametrize('write', WITHOUT)
+@pytest.mark.parametrize('name', FORMATS[:8])
 @pytest.mark.parametrize('count', [1, 2])
-def test_persons_without_identity_are_followed(write, count, clips, tmp_path):
+def test_persons_without_identity_are_followed(name, count, clips, tmp_path):
     joints = joints_of(clips[count - 1])[:, :60]
-    [found] = read_keypoint_file(write(tmp_path / 'my_clip', joints, ids=False))
+    [found] = read_keypoint_file(WRITERS[name](tmp_path / 'my_clip', joints, ids=False))
     assert found['keypoint'].shape == (count, 60, 17, 2)
     one, other = by_presence(joints), by_presence(joints)[::-1]
     distance = [np.abs(found['keypoint'] - joints[order][..., :2]).max() for order in (one, other)]
     assert_same(found, joints, one if distance[0] < distance[1] else other)
-
-
-def test_whole_sample_clips_come_back_from_what_the_sample_writes(clips, tmp_path):
-    for clip in clips:
-        path = write_json(tmp_path / f'{clip["frame_dir"]}.json', sample.mmpose_video(clip))
-        [found] = read_keypoint_file(path, img_shape=clip['img_shape'])
-        assert found['frame_dir'] == clip['frame_dir']
-        assert (found['img_shape'], found['img_shape_known']) == ((1080, 1920), True)
-        assert found['total_frames'] == clip['total_frames']
-        # Whoever is who, a frame has the same joints.
-        np.testing.assert_allclose(
-            np.sort(found['keypoint'], axis=0), np.sort(clip['keypoint'].astype(float), axis=0), atol=PX
-        )
 
 
 @pytest.mark.parametrize('layout', ['openpose18', 'body25', 'halpe26', 'wholebody133', 'halpe136', 'h36m17'])
@@ -200,13 +163,10 @@ def test_an_array_of_a_named_layout_is_read_by_the_names_of_its_joints(layout, t
     joints[..., 2] = 0.5
     [found] = read_keypoint_file(write_npy(tmp_path / 'x', joints), layout)
     for i, name in enumerate(COCO17.joints):
-        if name in LAYOUTS[layout]:
-            of = joints[:, :, LAYOUTS[layout].index(name)]
-            np.testing.assert_allclose(found['keypoint'][:, :, i], of[..., :2], rtol=1e-6)
-            assert (found['keypoint_score'][:, :, i] == 0.5).all()
-        else:
-            assert not found['keypoint'][:, :, i].any()
-            assert not found['keypoint_score'][:, :, i].any()
+        known = name in LAYOUTS[layout]
+        expected = joints[:, :, LAYOUTS[layout].index(name)] if known else np.zeros((1, 4, 3))
+        np.testing.assert_allclose(found['keypoint'][:, :, i], expected[..., :2], rtol=1e-6)
+        assert (found['keypoint_score'][:, :, i] == 0.5 * known).all()
 
 
 def test_kinect_arrays_are_3d(tmp_path):
@@ -243,17 +203,6 @@ def test_clips_of_a_pickle_are_unchanged(write_pickle):
             assert one.keys() == other.keys()
             np.testing.assert_array_equal(one['keypoint'], other['keypoint'])
             assert one['keypoint'].dtype == np.float16
-
-
-def test_a_pickle_of_another_layout_is_converted(write_pickle):
-    data = make_annotations([5])
-    annotation = data['annotations'][0]
-    joints = convert(joints_of(annotation), 'coco17', 'openpose18').astype(np.float16)
-    annotation |= {'keypoint': joints[..., :2], 'keypoint_score': joints[..., 2]}
-    [found] = read_keypoint_file(write_pickle(data), 'openpose18')
-    [same] = make_annotations([5])['annotations']
-    np.testing.assert_array_equal(found['keypoint'], same['keypoint'])
-    np.testing.assert_array_equal(found['keypoint_score'], same['keypoint_score'])
 
 
 # --- frames and persons --------------------------------------------------------------------------------------------
@@ -326,22 +275,6 @@ def test_a_guessed_image_is_the_smallest_around_all_points(tmp_path):
     assert read_keypoint_file(tmp_path / 'x.npy')[0]['img_shape'] == (1, 1)
 
 
-def test_heatmaps_do_not_depend_on_the_guess(tmp_path, write_pickle):
-    data, joints = make_annotations([40] * 3), {}
-    for a in data['annotations']:
-        joints[a['frame_dir']] = joints_of(a)
-    keypoint = []
-    for name, shape in (('told', (1080, 1920)), ('guessed', None)):
-        for a in data['annotations']:
-            np.save(tmp_path / 'x.npy', joints[a['frame_dir']])
-            a |= read_keypoint_file(tmp_path / 'x.npy', img_shape=shape)[0] | {'frame_dir': a['frame_dir']}
-        path = write_pickle(data, f'{name}.pkl')
-        clips = Clips('val', ann_file=path, benchmark='xsub', clip_len=8, batch_size=1, seed=0)
-        keypoint.append(clips[0, 0]['keypoint'])
-    np.testing.assert_array_equal(*keypoint)
-    assert keypoint[0].any()
-
-
 @pytest.mark.parametrize(
     ('content', 'persons'),
     [
@@ -365,29 +298,22 @@ SOUND = {'keypoints': [[100, 200]] * 17, 'keypoint_scores': [0.5] * 17}
 OPENPOSE = {'people': [{'pose_keypoints_2d': [3] * 54}]}
 JSON_MISTAKES = {  # name: (content, a part of the message)
     'empty': ([], 'no person'),
-    'unknown keys': ([{'joints': 3}], 'joints'),
     'nobody': ([{'frame_id': 0, 'instances': []}], 'no person'),
-    'only zeros': ([{'image_id': 1, 'keypoints': [0] * 51}], 'no person'),
     'text for numbers': ([SOUND | {'keypoints': [['1', '2']] * 17}], 'person 0: keypoints'),
-    'long text': ([SOUND | {'keypoints': ['a'] * 10**5 + ['b' * 10**6]}], 'keypoints'),
     'ragged': ([SOUND, SOUND | {'keypoints': [[1, 2], [1]]}], 'person 1: keypoints'),
-    'null': ([SOUND | {'keypoint_scores': [None] * 17}], 'keypoint_scores'),
     'no scores': ([{'keypoints': [[1, 2]] * 17}], 'keypoint_scores'),
     '3d': ([SOUND | {'keypoints': [[1, 2, 3]] * 17}], 'keypoints'),
     'few scores': ([SOUND | {'keypoint_scores': [1] * 16}], '(16,)'),
-    'huge number': ([SOUND | {'keypoints': [[10**400, 2]] * 17}], 'keypoints'),
     'large number': ([SOUND | {'keypoints': [[1e30, 2]] * 17}], '1e+30'),
     'normalised': ([SOUND | {'keypoints': [[0.5, 0.7]] * 17}], 'multiply by the width and height'),
     'identity': ([SOUND | {'track_id': 'x'}], "'x'"),
     'frame twice': ([{'frame_id': 0, 'instances': [SOUND]}] * 2, 'frame_id'),
-    'instances': ([{'frame_id': 4, 'instances': 3}], 'frame 4'),
     'long': ([{'frame_id': t, 'instances': [SOUND]} for t in (0, 10**9)], '1000000000'),
     'crowd': ([SOUND] * 101, '101 persons'),
     'joints': ([{'keypoints': [[1, 9]] * 19, 'keypoint_scores': [1] * 19}], '19 joints'),
     'two layouts': ({'people': [*OPENPOSE['people'], {'pose_keypoints_2d': [3] * 75}]}, '25 joints'),
     'no thirds': ({'people': [{'pose_keypoints_2d': [3] * 50}]}, '(50,)'),
     'no pose': ({'people': [{'hands': []}]}, 'pose_keypoints_2d'),
-    'image': ([{'image_id': 'a.jpg', 'keypoints': [9] * 51}], 'a.jpg'),
     'videos': ([{'image_id': f'{v}_1.jpg', 'keypoints': [9] * 51} for v in 'ab'], 'several videos'),
     'written twice': ([{'image_id': n, 'keypoints': [9] * 51} for n in ('1.jpg', '01.jpg')], 'same number'),
 }
@@ -427,14 +353,11 @@ def one(shape, value=100.0):
 
 ARRAY_MISTAKES = {
     'axes': (one((17, 2)), 'shape'),
-    'coordinates': (one((4, 17, 4)), '(4, 17, 4)'),
     'no frame': (one((0, 17, 2)), 'shape'),
-    'text': ({'keypoint': np.full((4, 17, 2), 'a')}, '<U1'),
     'objects': ({'keypoint': np.array([{}], dtype=object)}, 'x.npz'),
     'ambiguous': (one((4, 25, 3)), '--layout body25 (pixels) or --layout ntu25 (metres)'),
     'joints': (one((4, 19, 2)), '19 joints'),
     'third': (one((4, 17, 3)), 'between 0 and 1'),
-    'scores twice': (one((4, 17, 3), 0.5) | {'keypoint_score': np.ones((4, 17))}, 'score'),
     'scores': (one((4, 17, 2)) | {'keypoint_score': np.ones((4, 18))}, '(4, 18)'),
     'no keypoint': ({'arr_0': np.ones((4, 17, 2))}, 'arr_0'),
     'nobody': (one((4, 17, 2), 0.0), 'no person'),

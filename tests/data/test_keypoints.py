@@ -15,7 +15,6 @@ from lib.data.keypoints import (
     to_camera,
 )
 from lib.data.sampling import resampled_frames
-from lib.data.skeletons import COCO17, H36M17
 
 
 @pytest.fixture
@@ -93,71 +92,12 @@ def test_equal_motions_swap_no_identities():
     assert not identity_swaps(still, still, np.array([5])).any()
 
 
-def test_identities_follow_euclidean_distances():
-    origin = np.zeros((2, 1, 2), np.float32)
-    first, second = origin.copy(), origin.copy()
-    first[1], second[0] = (3, 3), (0, -1.2)  # 4.24 from where it was, 5.16 from the other; sums: 6 and 7.2
-    assert not identity_swaps(first, second, np.array([2])).any()
-    second[0] = (7.1, 3)  # 4.1 away, less than 4.24
-    np.testing.assert_array_equal(identity_swaps(first, second, np.array([2])), [False, True])
-    second[0] = (-1.2, 3)  # 4.2 away, in sum less than 6 as well
-    assert identity_swaps(first, second, np.array([2]))[1]
-    second[0] = (3, 7.5)  # 4.5 away: further, though the sum, 4.5, is less than 6
-    assert not identity_swaps(first, second, np.array([2])).any()
-
-
-def test_coco_to_h36m_keeps_the_names_of_joints(rng):
-    coco = rng.random((3, 2, 17, 2), np.float32)
-    h36m = coco_to_h36m(coco)
-    assert h36m.dtype == coco.dtype
-    shared = set(COCO17.joints) & set(H36M17.joints)
-    assert len(shared) == 13
-    for name in shared:
-        np.testing.assert_array_equal(h36m[..., H36M17.joints.index(name), :], coco[..., COCO17.joints.index(name), :])
-
-    def middle(a: str, b: str) -> np.ndarray:
-        both = [h36m[..., H36M17.joints.index(n), :] for n in (a, b)]
-        return (both[0] + both[1]) / 2
-
-    for name, (a, b) in {
-        'root': ('left_hip', 'right_hip'),
-        'neck': ('left_shoulder', 'right_shoulder'),
-        'belly': ('root', 'neck'),
-    }.items():
-        np.testing.assert_allclose(h36m[..., H36M17.joints.index(name), :], middle(a, b), rtol=1e-6)
-    np.testing.assert_allclose(h36m[..., H36M17.joints.index('head'), :], (coco[..., 1, :] + coco[..., 2, :]) / 2)
-
-
 def random_motion(rng: np.random.Generator, count: int) -> np.ndarray:
     """(count, 2, 6, 17, 3) float32, x and y within [-3, 4], some points without a score."""
     motion = rng.random((count, 2, 6, 17, 3), np.float32)
     motion[..., :2] = motion[..., :2] * 7 - 3
     motion[..., 2] *= rng.random(motion.shape[:-1]) < 0.5
     return motion
-
-
-def test_cropped_points_do_not_depend_on_place_or_size(rng):
-    motion, ratio = random_motion(rng, 3), np.array([1.0, 1.7, 3.0])
-    before = motion.copy()
-    moved = motion.copy()
-    moved[..., :2] = moved[..., :2] * 5 - (20, 3)
-    np.testing.assert_allclose(crop_scale(moved, ratio), crop_scale(motion, ratio), atol=1e-5)
-    np.testing.assert_array_equal(motion, before)
-
-
-def test_points_with_a_score_fill_the_window(rng):
-    ratio = np.array([1.0, 1.25, 3.0])
-    motion = random_motion(rng, 3)
-    motion[..., 1] *= 0.5  # wider than high
-    there = motion[..., 2] != 0
-    motion[~there] = (50, -50, 0)  # points without a score count for nothing, and are clipped
-    cropped = crop_scale(motion, ratio)
-    for i in range(3):
-        x, y = cropped[i][there[i]].T[:2]
-        np.testing.assert_allclose((x.min(), x.max()), (-1 / ratio[i], 1 / ratio[i]), rtol=1e-5)
-        np.testing.assert_allclose(y.min(), -y.max(), rtol=1e-4)
-        np.testing.assert_array_equal(cropped[i][~there[i]][:, :2], np.tile([1, -1], ((~there[i]).sum(), 1)))
-    np.testing.assert_array_equal(cropped[..., 2], motion[..., 2])
 
 
 def test_a_clip_without_a_box_becomes_zeros_and_its_neighbours_do_not(rng):

@@ -41,30 +41,6 @@ def test_real_persons_keep_their_identities(motion):
     assert np.mean(kept) >= 0.97
 
 
-def test_real_persons_who_pass_each_other(motion):
-    """One walks to the right, the other to the left and is hidden behind the first for a while."""
-    names = motion('cmu_classes.txt').read_text().split()
-    clips = load_annotations(motion('cmu_hrnet.pkl'))['annotations']
-    walks = [clip for clip in clips if names[clip['label']] == 'walking'][:40]
-    random, kept = np.random.default_rng(0), []
-    for clip, other in zip(walks[::2], walks[1::2], strict=True):
-        length = min(clip['total_frames'], other['total_frames'])
-        away = 10 * (np.arange(length) - length / 2)
-        poses = []
-        for one, direction in ((clip, 1), (other, -1)):
-            pose = one['keypoint'][0, :length].astype(np.float32)
-            pose[..., 0] += direction * away[:, None] + 960 - pose[..., 0].mean(axis=1, keepdims=True)
-            poses.append(pose)
-        keypoint = np.stack(poses).astype(np.float32)
-        score = np.stack([one['keypoint_score'][0, :length] for one in (clip, other)]).astype(np.float32)
-        size = np.ptp(keypoint[0, :, :, 0], axis=1).mean()
-        present = np.stack([np.ones(length, bool), np.abs(2 * away) > 0.5 * size])
-        assert 3 <= (~present).sum() <= 20
-        kept.append(keeps_identities(keypoint, score, present, random))
-    assert len(kept) == 20
-    assert np.mean(kept) >= 0.9
-
-
 @pytest.mark.parametrize('size', [0.2, 5.0])
 def test_near_and_far_persons_are_followed_alike(size):
     keypoint = np.stack([walking(30, 0, 4 * size, size), walking(30, 120 * size, -4 * size, size)]).astype(np.float32)

@@ -13,12 +13,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(dist, 'is_torchelastic_launched', lambda: True)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    with pytest.raises(ValueError, match=r'started 4 processes here.* only 2: give it --nproc_per_node=2'):
+    with pytest.raises(ValueError, match='--nproc_per_node=2'):
         distributed.init()
     assert not dist.is_initialized()
 
 
-def test_a_process_by_itself_exchanges_nothing():
+def test_a_single_process_exchanges_nothing():
     world, model = distributed.init(), torch.nn.BatchNorm1d(2)
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
     assert world.wrap(model) is model
@@ -29,5 +29,5 @@ def test_a_process_by_itself_exchanges_nothing():
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_taken_where_there_is_one():
+def test_a_gpu_is_used_if_there_is_one():
     assert distributed.init().device.type == 'cuda'

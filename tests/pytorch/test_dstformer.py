@@ -19,11 +19,6 @@ def small_model(**arguments) -> DSTformer:
     return model
 
 
-def moved(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Which (frame, joint) of the first clip's (N,T,V,D) differ: bool (T,V)."""
-    return ((after - before)[0].abs() > 1e-7).any(dim=-1)
-
-
 def recorded_backbone(record: dict) -> DSTformer:
     """The recorded model without its weights."""
     sizes = recorded.config(record)
@@ -63,24 +58,6 @@ def test_outputs_and_parts_are_the_recorded_ones(golden, name):
 def test_recorded_parts_are_there(golden):
     assert {'backbone_out', 'embedded', 'attn_s0', 'attn_t0', 'block_st0', 'block_ts0'} <= golden('mb_c3').keys()
     assert {'backbone_out', 'embedded'} <= golden('mb_c64_short_T5').keys()
-
-
-def test_spatial_half_stays_in_its_frame_and_temporal_half_in_its_joint():
-    block = small_model().blocks_st[0]
-    x = torch.randn(2, 6, 5, 16)
-    changed = x.clone()
-    changed[0, 2, 3] += torch.randn(16)
-    in_frame, of_joint = torch.zeros(2, 6, 5, dtype=torch.bool)
-    in_frame[2], of_joint[:, 3] = True, True
-    assert torch.equal(moved(block.spatial(x), block.spatial(changed)), in_frame)
-    assert torch.equal(moved(block.temporal(x), block.temporal(changed)), of_joint)
-    assert moved(block(x), block(changed)).all()
-    assert torch.equal(block(x)[1], block(changed)[1])  # the other clip
-
-
-def test_tokens_know_their_joint_and_frame():
-    tokens = small_model().embed(torch.ones(1, 6, 5, 3))[0].flatten(0, 1)
-    assert len(tokens.unique(dim=0)) == 30
 
 
 def test_initial_weights():

@@ -8,15 +8,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from lib.pytorch.heatmap import HeatmapRenderer
 from tests.heatmaps import (
     CLIPS,
-    SIGMA,
     SIGMAS,
     SIZE,
     TOLERANCE,
-    edges_of_windows,
-    oracle,
+    assert_equals_oracle,
+    assert_maps_are_recorded,
+    assert_windows_are_those_of_the_oracle,
     persons,
     random_batch,
-    recorded_cases,
     recorded_volumes,
 )
 
@@ -34,16 +33,7 @@ def tensors(num_clips: int, **options) -> list[torch.Tensor]:
 
 
 def test_maps_equal_the_recorded_ones(golden):
-    drawn = 0
-    for case, recorded in recorded_cases(golden):
-        size, width = recorded['img_shape']
-        if size == width and recorded['use_score'] and not recorded['double']:  # what the renderer draws
-            kind = 'limb' if recorded['with_limb'] else 'joint'
-            options = {'size': int(size), 'sigma': float(recorded['sigma']), 'kind': kind}
-            volume = render(recorded['keypoint'], recorded['score'], **options)
-            np.testing.assert_allclose(volume, recorded['out'], rtol=0, atol=TOLERANCE[kind], err_msg=f'case {case}')
-            drawn += 1
-    assert drawn >= 19
+    assert_maps_are_recorded(golden, render)
 
 
 @pytest.mark.parametrize('clip', CLIPS)
@@ -54,27 +44,18 @@ def test_volumes_equal_those_of_the_whole_pipeline(golden, clip):
 
 @given(drawn=persons(), kind=st.sampled_from(['joint', 'both']))
 def test_maps_equal_the_oracle(drawn, kind):
-    options = {'size': SIZE, 'sigma': SIGMA, 'kind': kind}
-    volume, expected = render(*drawn, **options), oracle(*drawn, **options)
-    np.testing.assert_allclose(volume, expected, rtol=0, atol=TOLERANCE[kind])
-    # Inside and outside a window differ by .01 * score; that both agree shows in the zeros too.
-    np.testing.assert_array_equal(volume[:, :17] == 0, expected[:, :17] == 0)
+    assert_equals_oracle(render, *drawn, kind)
 
 
 @given(sigma=st.floats(0.05, 4), size=st.integers(1, 24), seed=st.integers(0, 1000), joints=st.sampled_from([17, 25]))
 def test_any_sigma_size_and_skeleton(sigma, size, seed, joints):
-    keypoint, score = random_batch(1, 1, joints, size, seed)
-    options = {'size': size, 'sigma': sigma, 'kind': 'both'}
-    # A narrow Gaussian is steep: what float32 rounds off a coordinate weighs 1 / sigma.
-    expected, tolerance = oracle(keypoint[0], score[0], **options), 2e-5 * max(1, 0.6 / sigma)
-    np.testing.assert_allclose(render(keypoint[0], score[0], **options), expected, rtol=0, atol=tolerance)
+    (keypoint,), (score,) = random_batch(1, 1, joints, size, seed)
+    assert_equals_oracle(render, keypoint, score, 'both', sigma, size)
 
 
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_windows_at_every_edge(sigma):
-    keypoint, options = edges_of_windows(sigma), {'size': SIZE, 'sigma': sigma, 'kind': 'joint'}
-    score = np.ones(keypoint.shape[:-1], np.float32)
-    np.testing.assert_array_equal(render(keypoint, score, **options) > 0, oracle(keypoint, score, **options) > 0)
+    assert_windows_are_those_of_the_oracle(render, sigma)
 
 
 def test_huge_coordinates_are_finite():

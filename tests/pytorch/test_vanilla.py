@@ -6,10 +6,9 @@ from torch import nn
 from lib.config import load_config
 from lib.pytorch.vanilla import Transformer, VanillaTransformer
 from tests import recorded
-from tests.recorded import is_close, is_same_twice, number_of_parameters
+from tests.recorded import is_close, is_same_twice
 
 RECORDS = ['vanilla_linprobe', 'vanilla_finetune_J25']
-PROTOCOLS = ['linprobe', 'finetune']
 SMALL = {
     'num_joints': 5, 'num_frames': 6, 't_patch_size': 2, 'dim_in': 16, 'dim_feat': 16, 'depth': 2, 'num_heads': 2,
     'num_classes': 7,
@@ -63,55 +62,6 @@ def test_section_class_is_the_recorded_model(golden):
     model.load_state_dict(recorded.weights(record), strict=True)
     keypoint = rearrange(torch.tensor(record['x']), 'n c t v m -> n m t v c')
     assert is_close(model.eval()(keypoint), record['logits'])
-
-
-def test_published_parameter_counts():
-    with torch.device('meta'):
-        assert number_of_parameters(VanillaTransformer()) == 9_552_956
-        assert number_of_parameters(VanillaTransformer(dim_feat=768, depth=12, num_heads=12)) == 94_758_972
-        assert number_of_parameters(VanillaTransformer(dim_in=3)) == 6_344_764
-        assert number_of_parameters(VanillaTransformer(dim_in=3, num_joints=25)) == 6_346_812
-
-
-@pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_gradients_reach_every_parameter(protocol):
-    model = small_model(protocol=protocol).train()
-    nn.functional.cross_entropy(model(torch.rand(4, 6, 5, 4, 4)), torch.arange(4)).backward()
-    untouched = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    # The bias before a batch norm is subtracted again with the mean: its gradient is rounding alone.
-    assert untouched <= {'head.fc1.bias'}
-
-
-@pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_volume_is_one_person_whose_joints_have_a_channel_per_pixel(protocol):
-    model, volume = small_model(protocol=protocol), torch.rand(2, 6, 5, 4, 4)
-    assert torch.equal(model(volume), model(volume.reshape(2, 1, 6, 5, 16)))
-
-
-@pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_order_of_persons_does_not_matter(protocol):
-    model, keypoint = small_model(protocol=protocol, dim_in=3), torch.randn(2, 2, 6, 5, 3)
-    torch.testing.assert_close(model(keypoint), model(keypoint.flip(1)))
-    assert not torch.allclose(model(keypoint), model(keypoint[:, :1]))
-
-
-def test_persons_meet_only_in_the_head():
-    model, x = small_model(dim_in=3), torch.randn(2, 3, 6, 5, 2)
-    both = model.get_features(x)
-    torch.testing.assert_close(both[:, :1], model.get_features(x[..., :1]))
-    torch.testing.assert_close(both[:, 1:], model.get_features(x[..., 1:]))
-
-
-def test_score_of_a_clip_does_not_depend_on_its_batch():
-    model, volume = small_model(), torch.rand(3, 6, 5, 4, 4)
-    torch.testing.assert_close(model(volume)[1:2], model(volume[1:2]))
-
-
-def test_tokens_know_their_joint_and_frames():
-    model = small_model(depth=1)
-    model.blocks[0] = nn.Identity()
-    tokens = model.get_features(torch.ones(1, 16, 6, 5, 1))[0, 0].flatten(0, 1)
-    assert len(tokens.unique(dim=0)) == 15
 
 
 def test_short_clips_take_the_first_positions_in_time():
@@ -190,22 +140,6 @@ def test_dropout_only_in_training(arguments):
 
 
 @pytest.mark.parametrize(
-    ('shape', 'message'),
-    [
-        ((2, 6, 5, 16), 'not a volume'),
-        ((2, 6, 5, 4, 5), 'dim_in 16'),
-        ((2, 8, 5, 4, 4), 'num_frames 6'),
-        ((2, 3, 5, 4, 4), 't_patch_size 2'),
-        ((2, 6, 1, 4, 4), 'num_joints 5'),
-        ((2, 1, 6, 4, 16), 'num_joints 5'),
-    ],
-)
-def test_invalid_input_is_refused(shape, message):
-    with pytest.raises(ValueError, match=message):
-        small_model()(torch.zeros(shape))
-
-
-@pytest.mark.parametrize(
     ('config', 'message'),
     [
         ({'clip_len': 119}, r'model\.num_frames 48: .* or both to 120'),
@@ -224,13 +158,15 @@ def test_config_that_does_not_fit_is_refused(config, message):
         model.check_input(**row | config)
 
 
-@pytest.mark.parametrize(
-    'arguments',
-    [*({key: 0} for key in SMALL), {'num_heads': 3}, {'num_frames': 7}, {'mlp_ratio': -1.0}, {'protocol': 'scratch'}],
-)
+@pytest.mark.parametrize('arguments', [{'num_frames': 7}, {'protocol': 'scratch'}])
 def test_values_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         small_model(**arguments)
+
+
+def test_frames_must_fill_patches():
+    with pytest.raises(ValueError, match='t_patch_size 2'):
+        small_model()(torch.zeros(2, 3, 5, 4, 4))
 
 
 def test_dropout_ratio_is_a_key_of_the_finetune_head_alone(tmp_path):
@@ -241,32 +177,3 @@ def test_dropout_ratio_is_a_key_of_the_finetune_head_alone(tmp_path):
     assert load_config(path, sections, ['model.protocol=finetune']).model.dropout_ratio == 0.3
     with pytest.raises(ValueError, match=r'model\.dropout_ratio has no effect'):
         load_config(path, sections, ['model.dropout_ratio=0.5'])
-
-
-@pytest.mark.parametrize('protocol', ['linprobe', pytest.param('finetune', marks=pytest.mark.slow)])
-def test_compiled_training_step_equals_eager(protocol):
-    """Generated code, which the default backend adds, takes most of a minute."""
-    model = small_model(protocol=protocol, depth=1, **{'dropout_ratio': 0.0} if protocol == 'finetune' else {}).train()
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    volume, gradients = torch.rand(2, 6, 5, 4, 4), []
-    for run in (compiled, model):
-        model.zero_grad()
-        run(volume).square().sum().backward()
-        gradients.append(model.pos_embed.grad.clone())
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.gpu
-def test_cuda_equals_cpu():
-    model = small_model()
-    volume = torch.rand(2, 6, 5, 4, 4)
-    model(volume).square().sum().backward()
-    logits, gradient = model(volume).detach(), model.joints_embed.proj.weight.grad.clone()
-    model.zero_grad()
-    model.cuda()
-    # By default cuDNN rounds what enters a convolution to TF32's 10 bits.
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        logits_cuda = model(volume.cuda())
-        logits_cuda.square().sum().backward()
-    assert is_close(logits_cuda.cpu(), logits)
-    assert is_close(model.joints_embed.proj.weight.grad.cpu(), gradient, 1e-3)

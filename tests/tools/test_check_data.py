@@ -1,7 +1,6 @@
 import copy
 import pickle
 import re
-import time
 
 import numpy as np
 import pytest
@@ -70,10 +69,6 @@ def test_a_3d_set(check):
     assert 'joints are not in the order of NTU-25' in check(data)[1]
 
 
-def set_all(key, value):
-    return lambda data: [annotation.update({key: value}) for annotation in data['annotations']]
-
-
 def first(**changes):
     return lambda data: data['annotations'][0].update(changes)
 
@@ -102,7 +97,7 @@ def to_lists(**more):
 
 
 def same_person(data):
-    """xview shares them too, but on purpose."""
+    """Persons in both splits of xsub; those of xview are meant to share them."""
     for annotation in data['annotations']:
         annotation['frame_dir'] = re.sub(r'P02(\d)R001', r'P00\1R002', annotation['frame_dir'])
     names = [annotation['frame_dir'] for annotation in data['annotations']]
@@ -112,7 +107,6 @@ def same_person(data):
 
 DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
     'unsound': (first(total_frames=7), 'FAULT .*total_frames is 7'),
-    'label text': (first(label='3'), "FAULT .*'3'"),
     'another layout': (first(keypoint=np.ones((1, 20, 25, 2), 'f2'), keypoint_score=None), r'FAULT .*\(25, 2\)'),
     'turned images': (turn, r'FAULT img_shape is \(w, h\)'),
     'no pixels': (
@@ -120,7 +114,6 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
         'FAULT .*coordinate',
     ),
     'NaN': (change('keypoint', (0, 0, slice(3)), np.nan), 'warning 3 joints not finite'),
-    'infinite score': (change('keypoint_score', (0, 0, slice(2)), np.inf), 'warning 2 joints not finite'),
     'scores': (change('keypoint_score', (0, 0, 0), 100), 'warning scores .* to 100'),
     'nobody': (change('keypoint', ..., 0), r'warning no joint .*S001C001P003R001A004'),
     'outside': (
@@ -138,7 +131,6 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
         'warning .*different labels',
     ),
     'a label gap': (first(label=9), r'warning labels go to 9.* 4-8 '),
-    'the greatest label': (first(label=2**31 - 1), r'warning labels go to 2147483647'),
     'lost': (to_lists(xsub_val=['a', 'b']), r'warning .*xsub_val 2 \(a, b\)'),
     'no list': (lambda data: data['split']['xsub_val'].pop(), 'warning .*S001C001P023R001A004'),
     'again in a list': (to_lists(xsub_val=['S001C001P023R001A004']), 'warning .*again'),
@@ -246,23 +238,3 @@ def test_real_motion_has_no_faults(motion, capsys, name):
     screen = capsys.readouterr().out
     assert '?' not in screen
     assert len(screen.splitlines()) <= 45
-
-
-@pytest.mark.slow
-def test_many_clips_classes_and_splits_take_little_time_and_space(check):
-    one = make_annotations([20])['annotations'][0]
-    random = np.random.default_rng(0)
-    annotations = [
-        one | {
-            'frame_dir': f'clip {i}', 'label': i % 400,
-            'keypoint': random.uniform(1, 999, (1, 20, 17, 2)).astype(np.float16),
-            'keypoint_score': one['keypoint_score'].copy(),
-        } for i in range(4000)
-    ]  # fmt: skip
-    names = [a['frame_dir'] for a in annotations]
-    split = {f'{k}{part}': names[part == 'val' :: 2] for k in range(30) for part in ('train', 'val')}
-    start = time.process_time()
-    code, _, screen = check({'split': split, 'annotations': annotations})
-    assert time.process_time() - start < 5
-    assert code == 0
-    assert len(screen.splitlines()) <= 55

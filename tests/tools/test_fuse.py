@@ -35,12 +35,6 @@ def test_weights_decide_between_models(write, capsys):
     assert '0.00 1.00' in capsys.readouterr().out
 
 
-def test_fused_probabilities_by_hand(write):
-    streams = fuse.read_aligned([write('a', 2, FIRST_HALF), write('b', 1, ~FIRST_HALF)])
-    a, b = (np.exp(stream.logits) / np.exp(stream.logits).sum(1, keepdims=True) for stream in streams)
-    np.testing.assert_allclose(fuse.fused(streams, (0.25, 0.75)), (a + 3 * b) / 4, rtol=1e-6)
-
-
 def test_weights_are_tuned_on_other_clips(write, capsys):
     """Only the second model is right there; on the scored clips it is the first."""
     here = write('a', 3, FIRST_HALF | True), write('b', 3, FIRST_HALF & False)
@@ -55,7 +49,10 @@ def test_the_order_of_the_clips_does_not_matter(write):
     order = np.random.default_rng(0).permutation(40)
     a = write('a', 2, FIRST_HALF)
     b = write('b', 1, (~FIRST_HALF)[order], [IDS[i] for i in order], LABELS[order])
-    aligned = fuse.read_aligned([a, b])[1]
+    streams = fuse.read_aligned([a, b])
+    p, q = (np.exp(stream.logits) / np.exp(stream.logits).sum(1, keepdims=True) for stream in streams)
+    np.testing.assert_allclose(fuse.fused(streams, (0.25, 0.75)), (p + 3 * q) / 4, rtol=1e-6)
+    aligned = streams[1]
     np.testing.assert_array_equal(aligned.ids, IDS)
     np.testing.assert_array_equal(aligned.labels, LABELS)
     np.testing.assert_array_equal(aligned.logits.argmax(1) == LABELS, ~FIRST_HALF)

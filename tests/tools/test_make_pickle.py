@@ -14,7 +14,7 @@ from lib.data.classes import NTU60
 from lib.data.pickles import load_annotations
 from lib.tools import check_data, make_pickle
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.tiny import MODELS, caller, lines, write_config
+from tests.tiny import caller, lines, write_config
 
 
 @pytest.fixture(scope='module')
@@ -28,15 +28,15 @@ def sample_files(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-    """files(rows, header) -> a folder of a.npy to d.npy (30 px larger each), and a table of the rows."""
+    """files(rows) -> a folder of a.npy to d.npy (30 px larger each), and a table of the rows."""
     folder = tmp_path / 'files'
     folder.mkdir()
     keypoint = np.random.default_rng(0).uniform(100, 900, (6, 17, 2))
     for i, name in enumerate('abcd'):
         np.save(folder / f'{name}.npy', keypoint + 30 * i)
 
-    def table(rows, header='file,label,split'):
-        (folder / 'labels.csv').write_text('\n'.join([header, *rows]) + '\n')
+    def table(rows):
+        (folder / 'labels.csv').write_text('\n'.join(['file,label,split', *rows]) + '\n')
         return folder
 
     return table
@@ -100,38 +100,20 @@ def test_clips_in_folders_are_named_by_their_paths(files, make):
     assert [a['frame_dir'] for a in load_annotations(out)['annotations']] == ['a', 'day_2/a', 'day_2/v.1']
 
 
-def test_coordinates_too_large_for_float16_stay_float32(files, make):
-    folder = files(GOOD)
-    np.save(folder / 'c.npy', np.full((6, 17, 2), 2047.5))
-    np.save(folder / 'd.npy', np.full((6, 17, 2), 3001.25))
-    _, _, out = make(folder)
-    found = [a['keypoint'] for a in load_annotations(out)['annotations']]
-    assert [keypoint.dtype.name for keypoint in found] == ['float16'] * 3 + ['float32']
-    for keypoint, wanted in zip(found[2:], (2047.5, 3001.25), strict=True):
-        assert np.abs(keypoint - wanted).max() < 0.51
-
-
-def test_kinect_clips_become_a_3d_pickle(files, make):
-    folder = files(GOOD)
-    for name, annotation in zip('abcd', make_3d_annotations([7, 8, 9, 10])['annotations'], strict=True):
+def test_kinect_clips_become_a_3d_pickle_without_2d_clips(files, make, write_pickle):
+    folder = files(['a.npy,walk,train', 'b.npy,walk,val'])
+    for name, annotation in zip('ab', make_3d_annotations([7, 8])['annotations'], strict=True):
         np.save(folder / f'{name}.npy', annotation['keypoint'])
     code, text, out = make(folder, '--layout', 'ntu25')
     assert code == DONE
     assert set(load_annotations(out)['annotations'][0]) == {'frame_dir', 'label', 'total_frames', 'keypoint'}
     assert 'model.num_joints=25' in text
-
-
-def test_clips_from_pickles_and_at_most_ten_persons(files, make, write_pickle):
-    folder = files(['a.pkl,walk,train', 'b.npy,walk,val'])
-    write_pickle(make_annotations([9])).rename(folder / 'a.pkl')
-    crowd = np.random.default_rng(0).uniform(100, 900, (13, 6, 17, 2))
-    np.save(folder / 'b.npy', crowd)
-    code, _, out = make(folder)
-    assert code == DONE
-    assert [len(a['keypoint']) for a in load_annotations(out)['annotations']] == [1, 10]
-
-
-# --- mistakes ------------------------------------------------------------------------------------------------------
+    files(['c.npy,walk,train', 'd.pkl,walk,val'])
+    write_pickle(make_3d_annotations([9])).rename(folder / 'd.pkl')
+    code, text, out = make(folder, out='mixed.pkl')
+    assert code == USER_ERROR
+    assert 'd.pkl' in text
+    assert not out.exists()
 
 
 def test_all_invalid_rows_are_reported_before_any_file_is_read(files, make, tmp_path):
@@ -149,15 +131,6 @@ def test_all_invalid_rows_are_reported_before_any_file_is_read(files, make, tmp_
     assert not out.exists()
 
 
-def test_2d_and_3d_do_not_mix(files, make, write_pickle):
-    folder = files(['a.npy,walk,train', 'b.pkl,walk,val'])
-    write_pickle(make_3d_annotations([9])).rename(folder / 'b.pkl')
-    code, text, out = make(folder)
-    assert code == USER_ERROR
-    assert 'b.pkl' in text
-    assert not out.exists()
-
-
 @pytest.mark.parametrize(
     'content',
     [
@@ -166,7 +139,6 @@ def test_2d_and_3d_do_not_mix(files, make, write_pickle):
         b'file,label,split\n',
         b'file,label,split\n"a.npy,walk,train\n',
         b'file,label,split\n\xff\xfe,walk,train\n',
-        b'file,label,split\n"' + b'a' * 200_000 + b'",walk,train\n',
         b'file,label,split\na.npy,99999999999,train\n',
     ],
 )
@@ -190,9 +162,6 @@ def test_nothing_is_overwritten(files, make, tmp_path):
         (tmp_path / name).unlink()
     assert make(folder, out='own.txt')[0] == USER_ERROR
     assert make(folder)[0] == DONE
-
-
-# --- together ------------------------------------------------------------------------------------------------------
 
 
 def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
@@ -219,6 +188,4 @@ def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
     assert f'model.num_classes={len(names)}' in settings
     call = caller(train_action_vanilla)
     assert call('--config', write_config('vanilla', tmp_path), '-c', run, *small, *settings) == DONE
-    [line] = lines(run)
-    assert line['epoch'] == 1
-    assert MODELS['vanilla']['num_classes'] != len(names)
+    assert len(lines(run)) == 1

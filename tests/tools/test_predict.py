@@ -9,7 +9,7 @@ import yaml
 
 from lib.data.pickles import load_annotations
 from lib.evaluation import read_predictions
-from lib.tools.predict import main, presence, segments_of, windows_of
+from lib.tools.predict import main, segments_of, windows_of
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.tiny import MODELS, SCRIPTS, caller
 from tests.tiny import content as tiny_content
@@ -207,15 +207,3 @@ def test_segments_join_windows_that_agree_and_share_no_frame():
     segments = segments_of(windows_of(140, 40, 20), found)
     assert [(s.start, s.end, s.action) for s in segments] == [(0, 50, 0), (50, 70, 1), (70, 110, None), (110, 140, 1)]
     assert [s.probability for s in segments] == [pytest.approx(0.8), 0.8, None, 0.6]
-
-
-def test_presence_of_persons():
-    """By score, or by coordinates in 3D. Numbers that are not finite or below zero mean absent."""
-    keypoint, score = persons(5, count=2)
-    keypoint[0, 1], score[1, 2], score[1, 3], score[1, 4] = np.nan, 0, np.nan, -1
-    amount = presence({'keypoint': keypoint, 'keypoint_score': score})
-    assert (amount != 0).tolist() == [[True, False, True, True, True], [True, True, False, False, False]]
-    assert amount[0, 0] == pytest.approx(score[0, 0].sum())
-    points = np.zeros((1, 2, 25, 3), np.float16)
-    points[0, 1, :5] = 1
-    assert presence({'keypoint': points}).tolist() == [[0, 5]]
