@@ -152,7 +152,7 @@ _CALLED: dict[tuple[str, str], Callable[..., Any]] = {
     ('__builtin__', 'set'): lambda items=(): set(items),
     ('builtins', 'set'): lambda items=(): set(items),
     ('_codecs', 'encode'): _encode,  # bytes in protocols below 3
-    ('collections', 'OrderedDict'): lambda: {},
+    ('collections', 'OrderedDict'): lambda items=(): dict(items),
     ('collections', 'defaultdict'): lambda factory=None: {},
     ('numpy', 'dtype'): Dtype,
 }
