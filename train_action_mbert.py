@@ -9,14 +9,18 @@ The same command again goes on where the run was stopped. On a GPU where there i
 import argparse
 import sys
 
+import torch
+
 from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
+from lib.evaluation import evaluate_checkpoint
+from lib.log import Log
 from lib.pytorch import checkpoint, distributed, engine
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
-from lib.run import make_clips
-from lib.stop import Stop
+from lib.stop import StopSignal
+from lib.training import make_clips, step_seed, validation_metrics
 
 KIND = 'mbert'
 DEFAULT_CONFIG = 'configs/action/MB_train.yaml'
@@ -36,28 +40,50 @@ def train(args: argparse.Namespace) -> None:
     options.check_batch_size(config.data.batch_size, world.size)
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
-    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
+    train_clips, val_clips = (make_clips(config, split).shared(world.rank, world.size) for split in ('train', 'val'))
+    share, steps = config.data.batch_size // world.size, train_clips.num_steps
     render, model = engine.make_model(MotionBERT, config, train_clips.num_joints, world.device)
-    engine.check_batch_norm(model, options, config.data.batch_size)
-    pretrained = engine.load_pretrained(model, options, args, run)
+    engine.check_batch_norm(model, options, config.data.batch_size, world)
+    messages = engine.load_pretrained(model, options, args, run)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     forward = engine.make_forward(render, model, options, world)
-    log = engine.open_log(run, options, train_clips, val_clips, render, model, pretrained, world)
+    world.check_same('numbers of completed epochs', run.epoch)
+    world.check_same('numbers of completed steps', run.step)
+    run.begin(len(train_clips))
 
-    with Stop() as run.stop:
+    with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
+        engine.start_log(log, train_clips, val_clips, render, model, messages, world)
         while run.epoch < options.epochs:
-            train_metrics = engine.train_one_epoch(
-                forward, model, optimizer, train_clips, run, options, world, log, args.print_freq
-            )
-            val_metrics = engine.validate(forward, model, val_clips, run, options, world)
-            run.finish_epoch(train_metrics, val_metrics)
-            log.epoch(run.history, epochs=options.epochs, best=run.best)
-    run.say_end()
+            model.train()
+            results = []  # of steps, still on the device
+            batches = engine.load_batches(train_clips, run.epoch, options, world, first=run.step)
+            for step, batch in log.progress(batches, train_clips):
+                engine.set_learning_rates(optimizer, options, run.epoch, step, len(train_clips))
+                torch.manual_seed(step_seed(options.seed, run.epoch, step, world.rank))  # of the dropout
+                results.append(engine.train_step(forward, optimizer, batch, options, share))
+
+                to_report, to_save = log.is_due(step, steps), options.saves_after(step)
+                if to_report or to_save or (stop.requested and world.is_alone):
+                    losses, num_correct, to_exit = world.reduce(results, stop.requested)  # waits for the device
+                    run.add_steps(losses, num_correct, train_clips)
+                    results.clear()
+                    if to_report:
+                        log.report()
+                    if to_exit:
+                        run.save_and_exit(world)
+                    if to_save:
+                        run.save()
+
+            logits = engine.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
+            run.finish_epoch(validation_metrics(logits, val_clips))
+            log.epoch()
+        run.wait()
+        log.end()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    engine.evaluate(args, KIND, SECTIONS, DEFAULT_CONFIG)
+    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, engine)
 
 
 if __name__ == '__main__':

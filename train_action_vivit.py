@@ -13,11 +13,13 @@ import sys
 from lib import cli
 from lib.config import load_config
 from lib.data.clips import Clips
-from lib.run import make_clips
-from lib.stop import Stop
+from lib.evaluation import evaluate_checkpoint
+from lib.log import Log
+from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, engine
 from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tensorflow.vivit import ViViT
+from lib.training import make_clips, validation_metrics
 
 KIND = 'vivit'
 DEFAULT_CONFIG = 'configs/action/vivit.yaml'
@@ -37,27 +39,47 @@ def train(args: argparse.Namespace) -> None:
     options.check_batch_size(config.data.batch_size, world.num_replicas)
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
-    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
+    train_clips, val_clips = (make_clips(config, split).shared(0, world.num_replicas) for split in ('train', 'val'))
+    steps = len(train_clips)
     render, model = engine.make_model(ViViT, config, train_clips.num_joints, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     train_step = engine.make_train_step(render, model, optimizer, options, world)
     predict_step = engine.make_predict_step(render, model, options, world)
-    log = engine.open_log(run, options, train_clips, val_clips, render, model, world)
+    world.check_same('numbers of completed epochs', run.epoch)
+    world.check_same('numbers of completed steps', run.step)
+    run.begin(steps)
 
-    with Stop() as run.stop:
+    with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
+        engine.start_log(log, train_clips, val_clips, render, model, world)
         while run.epoch < options.epochs:
-            train_metrics = engine.train_one_epoch(
-                train_step, optimizer, config.optimizer.lr, train_clips, run, options, world, log, args.print_freq
-            )
-            val_metrics = engine.validate(predict_step, val_clips, run, options, world)
-            run.finish_epoch(train_metrics, val_metrics)
-            log.epoch(run.history, epochs=options.epochs, best=run.best)
-    run.say_end()
+            results = []  # of steps, still on the devices
+            batches = engine.load_batches(train_clips, run.epoch, options, world, first=run.step)
+            for step, shares in log.progress(batches, train_clips):
+                optimizer.learning_rate.assign(config.optimizer.lr * options.lr_factor(run.epoch, step, steps))
+                results.append(train_step(world.distribute(shares)))
+
+                to_report, to_save = log.is_due(step, steps), options.saves_after(step)
+                if to_report or to_save or (stop.requested and world.is_alone):
+                    losses, num_correct, to_exit = world.reduce(results, stop.requested)  # waits for the devices
+                    run.add_steps(losses, num_correct, train_clips)
+                    results.clear()
+                    if to_report:
+                        log.report()
+                    if to_exit:
+                        run.save_and_exit(world)
+                    if to_save:
+                        run.save()
+
+            logits = engine.predict(predict_step, val_clips, options, world, lambda: run.exit_if(stop, world))
+            run.finish_epoch(validation_metrics(logits, val_clips))
+            log.epoch()
+        run.wait()
+        log.end()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    engine.evaluate(args, KIND, SECTIONS, DEFAULT_CONFIG)
+    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, engine)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lib.errors import UserError
-from lib.stop import STOPPED, at_once
+from lib.stop import STOPPED, interrupt_at_once
 
 DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, beside STOPPED
 
@@ -54,7 +54,7 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stdout)
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
-        with at_once():
+        with interrupt_at_once():
             main(args)
     except KeyboardInterrupt:  # Stopped is one
         print(f'\nstopped. {_what_next(args)}', file=sys.stderr)
@@ -73,5 +73,5 @@ def _what_next(args: argparse.Namespace) -> str:
         return 'Nothing was written.'
     latest = sorted(Path(args.checkpoint).glob('latest_epoch.*[nz]'))  # .bin and .npz sort behind older ones
     if not latest:
-        return 'Nothing was saved yet, so the same command starts anew.'
-    return f'The same command goes on from {latest[-1]}.'
+        return 'Nothing was saved yet: the same command starts again.'
+    return f'The same command resumes from {latest[-1]}.'

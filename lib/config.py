@@ -4,13 +4,14 @@ A keyword-only parameter is a key; its annotation is the key's type; without a d
 that nothing reads, a value of another type or a forgotten key ends a run before it has touched any data.
 
 Some keys say nothing under the others (what is cropped where nothing is drawn?). A callable that has such keys names
-them: `unread(**keys) -> {key: reason}`. They are refused, and left out of the resolved config.
+them: `unused_keys(**keys) -> {key: reason}`. They are refused, and left out of the resolved config. But where
+overrides change a section, its unused keys are dropped: `--set train.lr_schedule=cosine` goes with a config's lr_decay.
 """
 
 import contextlib
 import difflib
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -20,11 +21,9 @@ from typing import Any
 import yaml
 from easydict import EasyDict
 
-from lib.errors import UserError
+from lib.errors import UserError, shown, user_file
 
 Sections = Mapping[str, Callable[..., Any]]
-
-MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**16, 2000, 20  # of a config; ours have 2,000 bytes, 60 values, 4 levels
 
 
 def load_config(path: str | Path, sections: Sections, overrides: Iterable[str] = ()) -> EasyDict:
@@ -40,13 +39,8 @@ def read_config(path: str | Path, sections: Iterable[str]) -> dict[str, dict]:
 
     Raises UserError naming the file; `sections`, their names, are told to who wrote something else.
     """
-    try:
-        with Path(path).open('rb') as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f'{path}: the config cannot be read ({error.strerror}).') from None
-    if len(content) > MOST_BYTES:
-        raise UserError(f'{path} has over {MOST_BYTES:,} bytes: this is no config. Name a YAML file of configs/.')
+    with user_file(path):
+        content = Path(path).read_bytes()
     config = _parse(content, f'{path} is not sound YAML')
     if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
         raise UserError(
@@ -58,28 +52,25 @@ def read_config(path: str | Path, sections: Iterable[str]) -> dict[str, dict]:
 def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: Iterable[str], where: str) -> EasyDict:
     """As `load_config`, for a config that is already read; `where` names it in errors."""
     config = {section: dict(keys) for section, keys in config.items()}
+    overridden = {section: set() for section in sections}
     for override in overrides:
         name, equals, value = override.partition('=')
         section, dot, key = name.partition('.')
         if not (equals and dot and key):
             raise UserError(f'--set {override}: write --set section.key=value.')
-        keys = config.setdefault(section, {})
-        parsed = _parse(value, f'--set {override}: {value!r} is not sound YAML')
-        if parsed is None and key in keys:
-            del keys[key]  # its default stands
-        else:
-            keys[key] = parsed
+        config.setdefault(section, {})[key] = _parse(value, f'--set {override}: {value!r} is not sound YAML')
+        overridden.setdefault(section, set()).add(key)
     for section in config:
         if section not in sections:
             raise UserError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
     resolved = {}
     for name, call in sections.items():
-        shown = resolved.get('data', {}).get('input', 'heatmap')
-        if name == 'heatmap' and shown != 'heatmap':
+        data_input = resolved.get('data', {}).get('input', 'heatmap')
+        if name == 'heatmap' and data_input != 'heatmap':
             if name in config:
-                raise UserError(f'{where}: data.input {shown} draws nothing, so that the section heatmap must go.')
+                raise UserError(f'{where}: data.input {data_input} draws nothing, so that the section heatmap must go.')
         else:
-            resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}')
+            resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}', overridden[name])
     return EasyDict(resolved)
 
 
@@ -98,8 +89,8 @@ def plain(config: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
-    """The keyword arguments of `call`, checked, with defaults."""
+def _bind(given: Mapping[str, Any], call: Callable, where: str, overridden: set[str]) -> dict[str, Any]:
+    """The keyword arguments of `call`, checked, with defaults. overridden: the given keys that come from --set."""
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     parameters = inspect.signature(call).parameters.values()
     keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -107,13 +98,11 @@ def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any
         if key not in keys:
             raise UserError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
         _check_type(value, hints[key], f'{where}.{key}')
-    unread = call.unread(**given) if hasattr(call, 'unread') else {}
+    unused = call.unused_keys(**given) if hasattr(call, 'unused_keys') else {}
     for key in given:
-        if key in unread:
-            raise UserError(
-                f'{where}.{key} has no effect: {unread[key]}. Leave it away, or on the command line set it to null.'
-            )
-    keys = {name: parameter for name, parameter in keys.items() if name not in unread}
+        if key in unused and (key in overridden or not overridden):
+            raise UserError(f'{where}.{key} has no effect: {unused[key]}. Omit it.')
+    keys = {name: parameter for name, parameter in keys.items() if name not in unused}
     bound = {}
     for key, parameter in keys.items():
         if key in given:
@@ -131,7 +120,8 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
         if isinstance(value, str) and float in _options(hint):
             with contextlib.suppress(ValueError):
                 advice = f' YAML reads {value} as text; write {float(value):.1e}.'
-        raise UserError(f'{where} must be {_name(hint)}, found {value!r}.{advice}')
+        found = 'null' if value is None else shown(value)
+        raise UserError(f'{where} must be {_name(hint)}, found {found}.{advice}')
 
 
 def _options(hint: Any) -> tuple:
@@ -150,7 +140,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
     if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     assert isinstance(hint, type), f'config keys of type {hint} are not supported'
@@ -186,50 +176,13 @@ def _parse(text: str | bytes, complaint: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of a bounded size, aliases counted as what they stand for, that refuses a key given twice.
+    """Refuses a key that a section has twice, of which PyYAML would take the last one."""
 
-    Plain loaders settle the latter silently.
-    """
-
-    def __init__(self, stream: str | bytes) -> None:
-        super().__init__(stream)
-        self.depth = self.count = 0
-        self.sizes: dict[int, int] = {}  # nodes within each node
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        mark, is_alias, before = self.peek_event().start_mark, self.check_event(yaml.AliasEvent), self.count
-        if self.depth == MOST_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f'lists and sections nest over {MOST_DEPTH} deep', mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        if is_alias and id(node) not in self.sizes:
-            raise yaml.composer.ComposerError(None, None, 'a list or section holds itself', mark)
-        self.count += self.sizes[id(node)] if is_alias else 1
-        if self.count > MOST_NODES:
-            raise yaml.composer.ComposerError(None, None, f'it has over {MOST_NODES:,} values', mark)
-        if not is_alias:
-            self.sizes[id(node)] = self.count - before
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f'the key {key.value!r} is given twice', key.start_mark)
+            seen.add(key.value)
         return node
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if not isinstance(key, str) or key in seen:
-            problem = f'the key {key!r} stands here twice' if isinstance(key, str) else f'the key {key!r} is not text'
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
-    number = loader.construct_yaml_int(node)
-    if abs(number) >= 2**63:
-        raise yaml.constructor.ConstructorError(None, None, 'a whole number is over 2**63', node.start_mark)
-    return number
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor('tag:yaml.org,2002:int', _whole_number)

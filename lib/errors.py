@@ -1,8 +1,12 @@
 """The exception for mistakes of the user: it ends a command with one line and exit code 2, without a traceback."""
 
 import contextlib
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxdict, _repr.maxstring, _repr.maxother = 2, 4, 100, 100
 
 
 class UserError(ValueError):
@@ -16,3 +20,16 @@ def user_file(path: str | Path, action: str = 'read') -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f'{path} cannot be {action} ({error.strerror or error}).') from None
+
+
+def shown(value: object) -> str:
+    """A value for a message: short and on one line."""
+    try:
+        return ' '.join(_repr.repr(value).split())
+    except ValueError:  # a number of over 4,300 digits
+        return f'a huge {type(value).__name__}'
+
+
+def shown_text(text: str) -> str:
+    """A name for a message: without quotes unless it is long or holds control characters."""
+    return text if len(text) <= 100 and text.isprintable() else shown(text)

@@ -1,21 +1,49 @@
 """What an evaluation prints and writes: metrics, predictions, the confusion matrix."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from easydict import EasyDict
 
+from lib.config import Sections
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
-from lib.files import make_folder, replacing, write_text
+from lib.files import make_folder, read_arrays, replacing, write_text
+from lib.log import metrics_line, say, say_facts
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
-from lib.npz import read_arrays
-from lib.runlog import metrics_line, say
+from lib.run import evaluation_config
+from lib.training import make_clips
+
+
+def evaluate_checkpoint(
+    args: argparse.Namespace, kind: str, sections: Sections, default_config: str, engine: ModuleType
+) -> None:
+    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
+
+    engine: lib.pytorch.engine or lib.tensorflow.engine. A checkpoint of this project is evaluated with its own config,
+    one of another project with the config that the command names.
+    """
+    path = Path(args.evaluate)
+    saved = engine.checkpoint.load(path, kind)
+    is_ours = saved['config'] is not None
+    named = args.config if is_ours else args.config or default_config
+    config, world = evaluation_config(path, saved['config'], sections, args.set, named), engine.distributed.init()
+    clips = make_clips(config, 'val')
+    render, model = engine.load_model(sections, config, clips.num_joints, saved['model'], path, world)
+    origin = f'epoch {saved["epoch"]}' if is_ours else f'not of this project; config {named}'
+    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
+    scores = engine.classify(render, model, config, clips, world)
+    if world.is_main:
+        count = engine.count_parameters(model)
+        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count, 'epoch': saved['epoch']}
+        report_evaluation(args.checkpoint or path.parent, about, config, clips, scores, clips.labels)
 
 
 def report_evaluation(

@@ -1,34 +1,72 @@
-"""Files that must be there, folders that one process uses, and writing so that a kill or a full disk loses nothing."""
+"""Files that a kill or a full disk cannot spoil, and folders that one process uses at a time."""
 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import shutil
 import socket
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
-from lib.errors import UserError, user_file
+import numpy as np
+
+from lib.errors import UserError, shown_text, user_file
+
+log = logging.getLogger(__name__)
 
 
 def require_file(path: Path) -> None:
-    """Raises UserError, telling what lies beside it, where there is no such file."""
+    """Raises UserError, listing the neighbours, if there is no such file."""
     if not path.is_file():
         there = sorted(file.name for file in path.parent.glob('*') if file.is_file())
         more = f' and {len(there) - 4} more' if len(there) > 4 else ''
         raise UserError(f'{path}: there is no such file. Its folder holds {", ".join(there[:4]) or "no files"}{more}.')
 
 
+def check_zip(file: BinaryIO) -> None:
+    """Raises zipfile.BadZipFile, or another exception, if the members of a zip file do not match their checksums."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.CRC == 0:  # torch.serialization.set_crc32_options(False) leaves them out
+                del member.CRC
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file, by name. Raises UserError if it is damaged or holds anything else."""
+    require_file(path)
+    with user_file(path), path.open('rb') as file:
+        try:
+            check_zip(file)
+            file.seek(0)
+            arrays = dict(np.load(file, allow_pickle=False))
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f'{name} is not an array')
+                if array.dtype.kind == 'U':
+                    array.tolist()  # raises SystemError for what are not characters
+        except Exception as error:  # a damaged file may raise anything
+            raise UserError(
+                f'{path} cannot be read as an .npz file ({type(error).__name__}: {shown_text(str(error))}). It is cut '
+                'short, damaged or of another kind: copy it again, or write plain arrays with np.savez.'
+            ) from None
+    return arrays
+
+
 def check_writable(folder: Path, advice: str) -> None:
-    """Raises UserError, ending in `advice`, where nothing can be written into a folder or it cannot be made."""
+    """Raises UserError, ending in `advice`, if the folder cannot be created or written."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UserError(f'{folder} cannot be written: {nearest} is a file. {advice}')
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f'{folder} cannot be written: {nearest} may only be read. {advice}')
+        raise UserError(f'{folder} cannot be written: {nearest} is read-only. {advice}')
 
 
 def make_folder(folder: Path) -> None:
@@ -38,12 +76,13 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, older: Sequence[Path] = ()) -> Iterator[BinaryIO]:
-    """A file to write, beside `path`, which it replaces once it is written and on the disk.
+def replacing(path: Path, older: Sequence[Path] = (), second_name: Path | None = None) -> Iterator[BinaryIO]:
+    """Yields a temporary file to write; it replaces `path` once it is complete and on the disk.
 
-    At any moment either the old file is there or the new one. older: where the files go that are replaced: the last
-    one takes the first of these names, the one before it the second, and so on; in between `path` is missing for a
-    moment. Raises UserError, naming the file, where it cannot be written; then all is as it was.
+    At any moment a reader finds the old file or the new one. older: names that the replaced files move on to: `path` to
+    the first one, that one to the second, and so on. second_name: another file that becomes the same as the new one
+    before `path` does (a hard link; a copy where the file system has none). Raises UserError, and leaves what was
+    there, if writing fails.
     """
     temporary = path.with_name(f'{path.name}.tmp')
     try:
@@ -51,6 +90,8 @@ def replacing(path: Path, older: Sequence[Path] = ()) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if second_name:
+            _replace_by_link(temporary, second_name)
         for elder, younger in pairwise(reversed([path, *older])):
             if younger.is_file():
                 os.replace(younger, elder)
@@ -59,21 +100,33 @@ def replacing(path: Path, older: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     except OSError as error:
         remedy = 'Make room there' if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 'Make it writable'
         raise UserError(
-            f'{path} cannot be written ({error.strerror or error}). What was there before is still there. {remedy}, '
-            'and give the same command again.'
+            f'{path} cannot be written ({error.strerror or error}). The previous files are intact. {remedy} and repeat '
+            'the command.'
         ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def _replace_by_link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f'{target.name}.tmp')
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # FAT, some network file systems
+        shutil.copyfile(source, temporary)
+        with temporary.open('rb') as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
 def sync_folder(folder: Path) -> None:
-    """Brings to the disk which files a folder has, so that a power cut does not undo a renaming."""
+    """Writes the folder's entries to the disk, so that a power cut does not undo a renaming."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some network file systems
             raise
     finally:
         os.close(descriptor)
@@ -85,34 +138,35 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def hold_lock(path: Path, what: str) -> IO[str]:
-    """Locks a file, which says who holds it, until it is closed: at the latest when the process ends, however it does.
+def hold_lock(path: Path, what: str, *, wait: bool = False) -> BinaryIO:
+    """Locks a file, which names its holder, until the returned handle is closed or the process ends.
 
-    Raises UserError, naming the process that holds it, where there is one, or where it cannot be written.
-    what: what is locked, for the message.
+    what: the locked thing, for messages. wait: whether to wait for another process that holds the lock, with a line in
+    the log. Raises UserError if the file cannot be written or, without `wait`, if another process holds the lock. On a
+    file system without locks it warns and continues.
     """
-    try:
-        file = path.open('a+')
-    except OSError as error:
-        raise UserError(f'{path.parent} cannot be written ({error.strerror}).') from None
+    with user_file(path.parent, 'written'):
+        file = path.open('a+b', buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = ''.join(letter for letter in file.read(100) if letter.isprintable())
-        file.close()
-        raise UserError(
-            f'{what} is in use by {holder or "another process"}. Wait until it ends, or stop it. If it is gone for '
-            f'sure, as after a crash of its host, remove {path}.'
-        ) from None
+        holder = file.read(100).decode(errors='replace') or 'another process'
+        if not wait:
+            file.close()
+            raise UserError(
+                f'{what} is in use by {holder}. Wait until it ends, or stop it. If it is certainly gone, for example '
+                f'after a crash of its host, remove {path}.'
+            ) from None
+        log.info('waiting for %s, which holds the lock of %s', holder, what)
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         warnings.warn(
-            f'{path.parent} lies on a file system without locks ({error.strerror}): nothing keeps a second process '
-            'from using it at the same time.',
+            f'{path.parent} is on a file system without locks ({error.strerror}): two processes could use it at the '
+            'same time.',
             stacklevel=2,
         )
-    with contextlib.suppress(OSError):  # a full disk; what is of use here fails by itself
+    with contextlib.suppress(OSError):  # a full disk, which the first file to be written reports
         file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+        file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
     return file

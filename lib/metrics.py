@@ -32,6 +32,18 @@ def log_probability(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def mean_over_views(logits: np.ndarray) -> np.ndarray:
+    """(N, views, K) -> (N, K) float32: the logarithm of the mean probability over the views of each clip.
+
+    The logits of a single view stay as they are.
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    views = log_probability(logits.reshape(-1, logits.shape[2])).reshape(logits.shape)
+    largest = views.max(axis=1, keepdims=True)
+    return (largest[:, 0] + np.log(np.exp(views - largest).mean(axis=1))).astype(np.float32)
+
+
 def _ranks(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
     """How many classes come before the true one, (N,)."""
     true = logits[np.arange(len(label)), label][:, None]

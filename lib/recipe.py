@@ -1,7 +1,9 @@
 """How long and at which pace a model is trained, whatever the framework."""
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lib.errors import UserError
@@ -70,8 +72,8 @@ class Recipe:
         return self.save_every is not None and (step + 1) % self.save_every == 0
 
     @staticmethod
-    def unread(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
-        """The keys that say nothing under the given ones, each with the reason."""
+    def unused_keys(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
+        """The keys without effect beside the given ones, each with the reason."""
         return {'lr_decay': 'train.lr_schedule cosine does not read it'} if lr_schedule == 'cosine' else {}
 
     def lr_factor(self, epoch: int, step: int, steps: int) -> float:
@@ -82,3 +84,12 @@ class Recipe:
             done = (epoch + step / steps - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
             return (1 + math.cos(math.pi * done)) / 2
         return self.lr_decay ** (epoch - self.warmup_epochs)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16, as far as Linux reports it."""
+    try:
+        info = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', info, re.MULTILINE) is not None

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: Ctrl-C (SIGINT), and what clusters send before they take the machine away."""
+"""Signals that ask a run to stop: Ctrl-C (SIGINT) and those that clusters send before they take the machine away."""
 
 import contextlib
 import os
@@ -9,42 +9,40 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOPPED = 75  # exit code: the same command goes on
-# torchrun hands on what reaches its processes already, as does a terminal: all that comes in this time is one request.
-SECONDS_OF_A_REQUEST = 5.0 if 'TORCHELASTIC_RUN_ID' in os.environ else 0.0
-_received: list[int] = []  # before training
+STOPPED = 75  # exit code of a stopped run, which the same command resumes
+# torchrun repeats signals that have already reached its processes, as a terminal does: what follows within this time
+# is the same request.
+SECONDS_PER_REQUEST = 5.0 if 'TORCHELASTIC_RUN_ID' in os.environ else 0.0
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop and has been saved."""
 
 
 @contextlib.contextmanager
-def at_once() -> Iterator[None]:
-    """Within it each of the signals raises KeyboardInterrupt, as Ctrl-C does."""
-    _received.clear()
-    handlers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+def interrupt_at_once() -> Iterator[None]:
+    """Each of the signals raises KeyboardInterrupt inside, as Ctrl-C does."""
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     try:
         yield
     finally:
         _restore(handlers)
 
 
-class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and has been saved."""
+class StopSignal:
+    """Inside `with StopSignal() as stop`, a first signal sets `stop.requested`; a second one ends the process at once.
 
-
-class Stop:
-    """Within `with Stop() as stop`, a first signal sets `stop.asked`, and a second one ends the process at once.
-
-    It is left to the training loop to look at `asked` after each step. The signals are taken by a thread, for Python
-    runs handlers only between the calls of a framework, and a backward pass may be one call of many seconds.
+    The training loop checks `requested` after each step. A thread receives the signals, since Python runs handlers only
+    between calls into a framework, and one backward pass may take many seconds.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __enter__(self) -> Self:
-        self.asked = bool(_received)  # by an interrupt that was lost (see _interrupt)
         self._receiver, self._sender = os.pipe()
         os.set_blocking(self._sender, False)
-        self._handlers = {number: signal.signal(number, _leave_it_to_the_thread) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         self._wakeup_fd = signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -62,21 +60,13 @@ class Stop:
         while received := os.read(self._receiver, 1):
             if received[0] not in SIGNALS:
                 continue
-            if not self.asked:
-                self.asked, first = True, time.monotonic()
-                print('\nstopping after this step; a second signal leaves at once', flush=True)
-            elif time.monotonic() - first >= SECONDS_OF_A_REQUEST:
+            if not self.requested:
+                self.requested, first = True, time.monotonic()
+                print('\nstopping after this step; a second signal ends the process at once', flush=True)
+            elif time.monotonic() - first >= SECONDS_PER_REQUEST:
                 os._exit(STOPPED)
-
-
-def _interrupt(number: int, _: object) -> None:
-    _received.append(number)  # Python drops what is raised while it destroys an object
-    raise KeyboardInterrupt
-
-
-def _leave_it_to_the_thread(*_: object) -> None: ...
 
 
 def _restore(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler or signal.SIG_DFL)  # None: not one of Python's
+        signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not installed from Python

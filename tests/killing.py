@@ -294,13 +294,14 @@ def differences(script: ModuleType, one: str, other: str) -> list[str]:
     one, other = Path(one), Path(other)
     found = [f'{path.name} is left over' for path in other.glob('*.tmp')]
     try:
-        for path in sorted(other.glob('*_epoch*')):  # older ones too, which need not be those of the same steps
+        for path in sorted(other.glob('*_epoch*')):  # older ones too, which may be of other steps
             script.checkpoint.read(path)
-        for name in (script.checkpoint.LATEST, script.checkpoint.BEST):
+        suffix = script.checkpoint.Run.SUFFIX
+        for name in (f'latest_epoch{suffix}', f'best_epoch{suffix}'):
             a, b = (script.checkpoint.read(folder / name) for folder in (one, other))
             del a['config'], b['config']  # which have the num_workers and save_every of the last process
             found += [f'{name}: {place}' for place in different(a, b)]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         found.append(str(error))
     lines = [(folder / 'metrics.jsonl').read_text() for folder in (one, other)]
     return found + ['metrics.jsonl'] * (lines[0] != lines[1])

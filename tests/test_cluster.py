@@ -86,7 +86,7 @@ def test_a_job_whose_time_is_nearly_over_saves_and_queues_again(slurm, tmp_path,
     job.send_signal(signal.SIGUSR1)
     told, _ = job.communicate(timeout=120)
     latest = tmp_path / 'run' / f'latest_epoch.{"npz" if kind == "vivit" else "bin"}'
-    assert f'The same command goes on from {latest}' in told
+    assert f'The same command resumes from {latest}' in told
     assert told.count('requeued') == 1
     saved = tiny.latest(tmp_path / 'run')
     assert (saved['epoch'], saved['step']) > (1, 0)

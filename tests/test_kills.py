@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from tests import tiny
 from tests.killing import ENVIRONMENT, ROOT, Server, Stop
 from tests.processes import torchrun
 
-NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # for each script
+NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # for each script; in the quick suite 5 for one of them
 TRIES = 5  # at a point whose run ends before it is killed
 SAVE_EVERY = (None, 1, 2)
 NUM_WORKERS = (1, 2, 3)
@@ -203,18 +202,16 @@ class Points:
         return points
 
     def epoch_boundary(self, count: int) -> list[Kill]:
-        """Around the last save of an epoch, between the latest checkpoint and the best, and before its metrics."""
-        points = []
-        for every, run in self.straight.items():
-            ends = [i for i, name in enumerate(run.operations) if name == METRICS]
-            for begin, end in pairwise(ends):
-                names = run.operations[begin:end]
-                *_, latest = (begin + i for i, name in enumerate(names) if is_replaced(name, 'latest'))
-                best = [begin + i for i, name in enumerate(names) if is_replaced(name, 'best')]
-                places = [(latest, 'before'), (latest, 'after'), (end, 'before'), (end, 'after')]
-                places += [(i, 'after') for i in best]
-                points += [(every, (run.stop_at(i, moment),)) for i, moment in places]
-        return spread(self.random.sample(points, len(points)), count)
+        """Around the replacement of the latest and the best checkpoint and of the metrics."""
+        places = [
+            (every, i, moment)
+            for every, run in self.straight.items()
+            for i, name in enumerate(run.operations)
+            for moment in ('before', 'after')
+            if name == METRICS or is_replaced(name, 'latest') or is_replaced(name, 'best')
+        ]
+        chosen = spread(self.random.sample(places, len(places)), count)
+        return [(every, (self.straight[every].stop_at(i, moment),)) for every, i, moment in chosen]
 
     def signal_then_kill(self, count: int) -> list[Kill]:
         """Asked to stop, and killed while it saves."""
@@ -285,8 +282,11 @@ def table(kind: str, outcomes: Sequence[Outcome]) -> str:
     return '\n'.join(lines)
 
 
-@pytest.mark.parametrize('kind', tiny.MODELS)
-def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, kind):
+@pytest.mark.parametrize(
+    ('kind', 'num_points'),
+    [('vanilla', 5), *(pytest.param(kind, NUM_POINTS, marks=pytest.mark.slow) for kind in tiny.MODELS)],
+)
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, kind, num_points):
     config, whole = write_config(kind, tmp_path), tmp_path / 'whole'
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(kind)) for _ in range(2)]
@@ -294,7 +294,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, kind):
         command = [sys.executable, f'train_action_{kind}.py', *arguments(config, whole)]
         subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, check=True)
         straight = {every: run_straight(servers[0], config, whole, every) for every in SAVE_EVERY}
-        points = Points(straight, kind).make(NUM_POINTS)
+        points = Points(straight, kind).make(num_points)
 
         def try_share(share: int) -> list[Outcome]:
             return [
@@ -313,7 +313,8 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, kind):
     assert sum(outcome.killed for outcome in outcomes) >= 0.9 * len(outcomes)
 
 
-def test_two_processes_that_are_killed_end_as_two_that_are_not(tmp_path):
+@pytest.mark.slow
+def test_two_killed_processes_end_as_uninterrupted_ones(tmp_path):
     """At the ends of epochs, three times in one run: starting two processes takes long."""
     kind, config, whole, folder = 'vanilla', write_config('vanilla', tmp_path), tmp_path / 'whole', tmp_path / 'run'
     options = {'cwd': ROOT, 'env': os.environ | ENVIRONMENT, 'capture_output': True, 'text': True}

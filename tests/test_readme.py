@@ -23,9 +23,7 @@ ELSEWHERE = {
     'torchrun': 'needs a GPU for each process',
     'sbatch': 'needs SLURM',
     'TF_CONFIG': 'needs two hosts',
-    'pytest': 'runs these tests',
     'lib.tools.benchmark': 'takes a quarter of an hour',
-    'lib.tools.compare': 'takes half an hour',
     'lib.tools.extract_keypoints': 'needs a video and downloads weights',
 }
 SHORT = ('--set', 'train.epochs=1', '--set', 'train.warmup_epochs=0')  # when training on the sample

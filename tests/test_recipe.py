@@ -1,8 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 
 from lib.recipe import Recipe
+from lib.training import step_seed
 
 
 def rates(recipe: Recipe, steps: int = 4) -> list[float]:
@@ -28,8 +30,8 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
 
 
 def test_cosine_does_not_use_the_decay():
-    assert 'lr_decay' in Recipe.unread(epochs=3, lr_schedule='cosine')
-    assert not Recipe.unread(epochs=3)
+    assert 'lr_decay' in Recipe.unused_keys(epochs=3, lr_schedule='cosine')
+    assert not Recipe.unused_keys(epochs=3)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,10 @@ def test_cosine_does_not_use_the_decay():
 def test_values_out_of_range_are_refused(changes):
     with pytest.raises(ValueError, match=rf'train\.{next(iter(changes))}'):
         Recipe(**{'epochs': 5, **changes})
+
+
+def test_seeds_of_steps_are_distinct_and_repeatable():
+    seeds = [step_seed(*of) for of in np.ndindex(3, 3, 3, 3)]
+    assert len(set(seeds)) == 81
+    assert 0 <= min(seeds) < max(seeds) < 2**63
+    assert step_seed(-1, 2, 3, 4) == step_seed(-1, 2, 3, 4)

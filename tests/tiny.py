@@ -20,6 +20,7 @@ from tests.annotations import make_annotations
 from tests.killing import different
 
 SCRIPTS = {script.KIND: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
+CHECKPOINTS = {'.bin': pytorch_checkpoint, '.npz': tensorflow_checkpoint}
 MODELS = {
     'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
               'mlp_ratio': 2, 'dropout_ratio': 0.5, 'num_classes': 4},
@@ -69,11 +70,14 @@ def lines(folder: Path) -> list[dict]:
 
 
 def latest(folder: Path) -> dict[str, Any]:
-    """The latest checkpoint."""
-    for checkpoint in (pytorch_checkpoint, tensorflow_checkpoint):
-        if (folder / checkpoint.LATEST).is_file():
-            return checkpoint.read(folder / checkpoint.LATEST)
-    raise FileNotFoundError(folder)
+    """The content of the latest checkpoint."""
+    (path,) = folder.glob('latest_epoch.[bn]*[nz]')
+    return CHECKPOINTS[path.suffix].read(path)
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    with path.open('wb') as file:
+        CHECKPOINTS[path.suffix].write(file, content)
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -48,7 +48,6 @@ from lib.errors import UserError
 
 Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']
 
-VIEW_ANGLE = 30.0  # degrees either way, where a 3D pickle is drawn
 TEST_SCALE = 2.0  # MotionBERT's: the window of a test clip, in lengths of the persons' box
 PIECE = 2**16  # clips of a split that are looked at together, where all of them are
 
@@ -94,7 +93,7 @@ class Clips:
     Training on heatmaps: crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
     flip_ratio: share of clips that are mirrored. rotation: rad, either way, about the middle of the persons.
     joint_noise: deviation in diagonals of the person's box. temporal_shift: frames, either way.
-    view_angle: degrees, either way, from which a 3D pickle is drawn; null stands for 30, and for a 2D pickle.
+    view_angle: degrees, either way, by which a 3D pickle is turned before it is drawn; a 2D pickle is drawn as it is.
     Testing on heatmaps: test_clips: samples of each clip. test_flip: whether each is also shown mirrored.
     Training on keypoints: random_move: whether rotation, scale and place drift over the clip. scale_range: the size of
     the window, in lengths of the persons' box.
@@ -120,7 +119,7 @@ class Clips:
         rotation: float = 0.0,
         joint_noise: float = 0.0,
         temporal_shift: int = 0,
-        view_angle: float | None = None,
+        view_angle: float = 30.0,
         test_clips: int = 1,
         test_flip: bool = False,
         random_move: bool = True,
@@ -139,10 +138,15 @@ class Clips:
         counts = {'clip_len': clip_len, 'batch_size': batch_size, 'max_persons': max_persons, 'test_clips': test_clips}
         for key, value in counts.items():
             require(value >= 1, key, value, 'at least 1')
-        for key, value in {'rotation': rotation, 'joint_noise': joint_noise, 'temporal_shift': temporal_shift}.items():
+        amounts = {
+            'rotation': rotation,
+            'joint_noise': joint_noise,
+            'temporal_shift': temporal_shift,
+            'view_angle': view_angle,
+        }
+        for key, value in amounts.items():
             require(value >= 0, key, value, '0 or more')
         require(0 <= flip_ratio <= 1, 'flip_ratio', flip_ratio, 'between 0 and 1')
-        require(view_angle is None or view_angle >= 0, 'view_angle', view_angle, '0 or more degrees, or null')
         area, ratio, scale = list(crop_area), list(crop_ratio), list(scale_range)
         require(0 < area[0] <= area[1] <= 1, 'crop_area', area, 'two rising shares of the area, at most 1')
         require(0 < ratio[0] <= ratio[1], 'crop_ratio', ratio, 'two rising positive ratios')
@@ -152,6 +156,7 @@ class Clips:
         self.seed, self.max_persons = seed, max_persons
         self.crop_area, self.crop_ratio, self.flip_ratio = tuple(area), tuple(ratio), flip_ratio
         self.rotation, self.joint_noise, self.temporal_shift = rotation, joint_noise, temporal_shift
+        self.view_angle = np.radians(view_angle)
         self.test_clips, self.test_flip = test_clips, test_flip
         self.random_move, self.scale_range = random_move, tuple(scale)
 
@@ -166,20 +171,19 @@ class Clips:
         if len(self.clips) <= self.training:
             raise UserError(f'{ann_file}: the list {self.list_name} has {len(self.clips)} clips; that is too few.')
         self.is_3d = self.store.is_3d
-        self.skeleton = self._skeleton(view_angle)
-        self.view_angle = np.radians(VIEW_ANGLE if view_angle is None else view_angle)
+        self.skeleton = self._skeleton()
         # An epoch, and the places in the list that its clips are taken from, in turn. All shares have this one list.
         self._order = [-1, self.clips]
         self._ordering = threading.Lock()
-        self._share = slice(None)
+        self._rank, self._world_size = 0, 1
 
     @staticmethod
-    def unread(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
-        """The keys that say nothing under the given ones, each with the reason."""
+    def unused_keys(*, input: str = 'heatmap', **_: object) -> dict[str, str]:
+        """The keys without effect beside the given ones, each with the reason."""
         keys = {key for keys in INPUT_KEYS.values() for key in keys}
         return dict.fromkeys(keys.difference(INPUT_KEYS.get(input, keys)), f'data.input {input} does not read it')
 
-    def _skeleton(self, view_angle: float | None) -> Skeleton:
+    def _skeleton(self) -> Skeleton:
         """The joints that a batch holds. Raises UserError where the pickle does not suit the input."""
         skeleton = skeleton_of(self.store.num_joints)
         if self.input == 'keypoint_2d':
@@ -193,11 +197,6 @@ class Clips:
             raise UserError(
                 f'{self.store.ann_file} holds 2D keypoints, and data.input is keypoint_3d: name the 3D pickle '
                 '(_3danno.pkl).'
-            )
-        if self.input == 'heatmap' and view_angle is not None and not self.is_3d:
-            raise UserError(
-                f'{self.store.ann_file} holds 2D keypoints, which are drawn as they are: leave data.view_angle '
-                f'({view_angle}) away.'
             )
         return skeleton
 
@@ -215,6 +214,11 @@ class Clips:
     def num_clips(self) -> int:
         """Clips of the split."""
         return len(self.clips)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of each clip of the split, (num_clips,) int64."""
+        return self.store.label[self.clips]
 
     @property
     def clips_per_epoch(self) -> int:
@@ -264,10 +268,18 @@ class Clips:
         whole, rest = divmod(self.num_clips, self.batch_size)
         return whole + (rest > self.training)
 
+    @property
+    def num_steps(self) -> int:
+        """Training steps of an epoch: without a last batch of less than two clips for each of several processes."""
+        return len(self) - (self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size)
+
     @cached_property
     def batch_sizes(self) -> list[int]:
-        """Clips of each batch of an epoch."""
-        return [self.batch_size] * (len(self) - 1) + [self.clips_per_epoch - (len(self) - 1) * self.batch_size]
+        """Clips of each batch of an epoch, over all processes."""
+        last = self.clips_per_epoch - (len(self) - 1) * self.batch_size
+        if self.training:  # so that all processes have equal shares
+            last -= last % self._world_size
+        return [self.batch_size] * (len(self) - 1) + [last]
 
     def batch_clips(self, epoch: int, b: int) -> np.ndarray:
         """Which clips of the store make up batch b of an epoch, (N,) int."""
@@ -290,17 +302,18 @@ class Clips:
         return self._batch(np.array([clip]), epoch)
 
     def shared(self, rank: int, world_size: int) -> Self:
-        """The same clips, as one of several devices takes them: of every batch one clip in world_size, from `rank` on.
+        """The same clips for one of several processes: `clips[epoch, b]` is its share, one clip in `world_size`.
 
-        Batches stay whole for all but `clips[epoch, b]`. The share of a short batch may be empty.
+        A short training batch is trimmed to a multiple of `world_size`. Shares may be empty.
         """
         shared = copy.copy(self)
-        shared._share = slice(rank, None, world_size)
+        shared.__dict__.pop('batch_sizes', None)  # computed for another number of processes
+        shared._rank, shared._world_size = rank, world_size
         return shared
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
         whole = self.batch_clips(*key)
-        clip = whole[self._share]
+        clip = whole[: self.batch_sizes[key[1]]][self._rank :: self._world_size]
         if not len(clip):
             return {name: array[:0] for name, array in self._batch(whole[:1], key[0]).items()}
         return self._batch(clip, key[0])

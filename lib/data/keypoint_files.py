@@ -27,10 +27,8 @@ import numpy as np
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, convert
 from lib.data.tracking import track
-from lib.errors import UserError, user_file
-from lib.files import require_file
-from lib.npz import read_arrays
-from lib.unpickling import shown, shown_text
+from lib.errors import UserError, shown, shown_text, user_file
+from lib.files import read_arrays, require_file
 
 MOST_BYTES = 2**27  # of a JSON file, for which Python takes ten times as much memory, at worst thirty times
 MOST_FRAMES = 108_000  # an hour at 30 frames a second

@@ -7,7 +7,7 @@ Every process makes the same model and sees the same batches, and works on its s
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,23 +17,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
+from lib.log import silence
 from lib.run import check_same
-from lib.runlog import say_no_more
 
 TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processes minutes longer than others
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together: this one's rank among them, their number, and what this one computes on.
-
-    cpu_group: the same processes, for what they tell each other without waiting for a device.
-    """
+    """The processes that train together: the rank of this one, their number, and the device of this one."""
 
     rank: int
     size: int
     device: torch.device
-    cpu_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -51,11 +47,16 @@ class World:
         device = self.device.type
         return device if self.size == 1 else f'{self.size} x {device}'
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in place."""
+    def reduce(self, steps: Sequence[Tensor], stop: bool) -> tuple[list[float], int, bool]:
+        """Losses and correct clips of steps, over all processes, and whether any of them was asked to stop.
+
+        steps: [mean loss, correct clips] of the share of this process. Waits for the device.
+        """
+        table = torch.stack([*steps, torch.tensor([0.0, stop], device=self.device)])
         if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+            dist.all_reduce(table)
+        *rows, (_, stops) = table.tolist()
+        return [loss / self.size for loss, _ in rows], int(sum(correct for _, correct in rows)), stops > 0
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, (size, ...)."""
@@ -65,40 +66,21 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
-    def vote(self) -> Callable[[bool], bool]:
-        """A function that every process calls after each step, and that gives all the same answer.
-
-        It is whether any of them had a yes in its call before (this process by itself: in this call). What they tell
-        each other travels while a step is computed, so that none waits for it.
-        """
-        if self.is_alone:
-            return lambda asked: asked
-        under_way = []
-
-        def ask(asked: bool) -> bool:
-            mine = torch.tensor(float(asked))
-            under_way.append((mine, dist.all_reduce(mine, dist.ReduceOp.MAX, self.cpu_group, async_op=True)))
-            if len(under_way) == 1:
-                return False
-            answer, work = under_way.pop(0)
-            work.wait()
-            return bool(answer)
-
-        return ask
-
     def wait_for_all(self) -> None:
-        """Returns when all processes have come here."""
-        if not self.is_alone:
-            dist.barrier(self.cpu_group)
+        """Returns when all processes have called it."""
+        if self.size > 1:
+            dist.barrier()
 
     def wrap(self, forward: nn.Module) -> nn.Module:
-        """A module whose backward() averages gradients over all processes, and whose batch norm sees all clips."""
+        """A module whose backward() averages gradients over the processes.
+
+        On GPUs its batch norm sees the clips of all processes; on CPUs those of each alone.
+        """
         if self.size == 1:
             return forward
-        for module in forward.modules():
-            if type(module) is nn.BatchNorm1d:
-                module.__class__ = GlobalBatchNorm1d  # parameters, buffers and names stay
-        return DistributedDataParallel(forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        if self.device.type == 'cuda':
+            forward = nn.SyncBatchNorm.convert_sync_batchnorm(forward)
+        return DistributedDataParallel(forward, gradient_as_bucket_view=True)
 
     def check_same(self, what: str, number: int) -> None:
         """Raises UserError where the processes have different numbers; what: what they count."""
@@ -122,49 +104,10 @@ def init() -> World:
     device = torch.device('cuda', local_rank) if on_gpu else torch.device('cpu')
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if on_gpu else 'gloo', timeout=TIMEOUT)
+    device_id = device if on_gpu else None
+    dist.init_process_group('nccl' if on_gpu else 'gloo', timeout=TIMEOUT, device_id=device_id)
     atexit.register(dist.destroy_process_group)
-    cpu_group = dist.new_group(backend='gloo', timeout=TIMEOUT)
-    world = World(dist.get_rank(), dist.get_world_size(), device, cpu_group)
+    world = World(dist.get_rank(), dist.get_world_size(), device)
     if not world.is_main:  # one tells for all
-        say_no_more()
+        silence()
     return world
-
-
-class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """Batch norm over the clips of all processes, (N,C) -> (N,C), however many each has.
-
-    What nn.SyncBatchNorm is for GPUs; it refuses CPU tensors. Sums are taken in float64, so that the variance may be
-    the difference of two of them. counted: whether the clips of this process are among those of the batch.
-    """
-
-    counted = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        wide = x.double()
-        clips = wide if self.counted else wide[:0]
-        sums = torch.cat([wide.new_full((1,), len(clips)), clips.sum(0), (clips * clips).sum(0)])
-        count, total, square_total = _GlobalSum.apply(sums).split([1, x.shape[1], x.shape[1]])
-        mean = total / count
-        variance = (square_total / count - mean * mean).clamp(min=0)
-        with torch.no_grad():
-            unbiased = variance * (count / (count - 1))
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked += 1
-        normed = (wide - mean) * (variance + self.eps).rsqrt()
-        return (normed * self.weight + self.bias).to(x.dtype)
-
-
-class _GlobalSum(torch.autograd.Function):
-    """The sum over all processes, with its gradient."""
-
-    @staticmethod
-    def forward(ctx: object, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    backward = forward  # what is added to one summand reaches the loss of every process

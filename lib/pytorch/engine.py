@@ -19,23 +19,13 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 from lib.config import Sections
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.evaluation import report_evaluation
-from lib.metrics import classification_metrics
+from lib.log import Log
 from lib.pictures import draw_clip
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
-from lib.pytorch.distributed import GlobalBatchNorm1d, World
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
-from lib.recipe import Recipe
-from lib.run import (
-    check_logits,
-    cpu_has_bf16,
-    evaluation_config,
-    make_clips,
-    padded,
-    prefetched,
-)
-from lib.runlog import RunLog, say_facts
+from lib.recipe import Recipe, cpu_has_bf16
+from lib.training import pad_batch, prefetch, scores_of
 
 # Repeated in backward() instead of kept, with train.activation_checkpointing.
 CHECKPOINTED = (dstformer.Block, vanilla.Block)
@@ -87,14 +77,15 @@ def make_model(
     return render, model.to(device)
 
 
-def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int) -> None:
-    """Raises UserError where a model with batch norm would see one clip at a time, which has no spread to norm by."""
-    parts = options.accumulation_steps
-    if batch_size // parts < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
-        in_parts = f' in train.accumulation_steps {parts}' if parts > 1 else ''
+def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, world: distributed.World) -> None:
+    """Raises UserError if batch norm would see single clips, whose variance is zero."""
+    clips = batch_size // options.accumulation_steps
+    if world.device.type == 'cpu':  # where each process normalises by itself
+        clips //= world.size
+    if clips < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         raise UserError(
-            f'data.batch_size {batch_size}{in_parts} is too small: batch norm takes 2 clips or more at once. Set '
-            f'data.batch_size to {2 * parts} or more.'
+            f'data.batch_size {batch_size} is too small: batch norm needs 2 clips or more at once. Set data.batch_size '
+            f'to {2 * batch_size // max(clips, 1)} or more.'
         )
 
 
@@ -107,7 +98,7 @@ def load_pretrained(
     """
     if args.pretrained and not options.finetune:
         raise UserError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
-    if run.epoch or not options.finetune:
+    if run.source or not options.finetune:
         return []
     if not args.pretrained:
         raise UserError(
@@ -124,14 +115,15 @@ def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weig
         if parameter.requires_grad:
             (head if name.startswith('head.') else backbone).append(parameter)
     groups = [
-        {'params': parameters, 'lr': lr, 'initial_lr': lr}
-        for parameters, lr in ((backbone, lr_backbone), (head, lr_head))
+        {'name': name, 'params': parameters, 'lr': lr, 'initial_lr': lr}
+        for name, parameters, lr in (('backbone', backbone, lr_backbone), ('head', head, lr_head))
+        if parameters
     ]
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
-class Forward(nn.Module):
-    """(keypoint, score) -> logits (N, K) float32: draws the volume on the device and classifies it; or (keypoint)."""
+class RenderAndClassify(nn.Module):
+    """(keypoint, score) -> logits (N, K) float32: renders the volume on the device and classifies it; or (keypoint)."""
 
     def __init__(self, render: HeatmapRenderer | None, model: nn.Module, precision: str) -> None:
         super().__init__()
@@ -143,123 +135,83 @@ class Forward(nn.Module):
             return self.model(keypoint if self.render is None else self.render(keypoint, score, self.dtype)).float()
 
 
-def make_forward(render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: World) -> nn.Module:
-    """Renderer and model as one module (see Forward), for all processes of `world`, compiled if `options` say so."""
+def make_forward(
+    render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: distributed.World
+) -> nn.Module:
+    """Renderer and model as one module, for all processes of `world`, compiled if `options` say so."""
     if options.activation_checkpointing:
         for module in model.modules():
             if isinstance(module, CHECKPOINTED):
                 module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
-    forward = world.wrap(Forward(render, model, options.precision))
+    forward = world.wrap(RenderAndClassify(render, model, options.precision))
     return torch.compile(forward) if options.compile else forward
 
 
-def batches(
-    clips: Clips, epoch: int, device: torch.device, num_workers: int, first: int = 0, at_least: int = 1
-) -> Iterator[dict[str, Tensor]]:
-    """The batches of an epoch on the device; the next ones are made in threads while the last one is at work.
+def load_batches(
+    clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yields the steps of an epoch from `first` on, and this process's share of each batch on its device.
 
-    first: which of them to begin with. at_least: clips to which smaller batches are filled up, with zeros.
+    Threads prepare the next batches meanwhile.
     """
 
-    def load(b: int) -> dict[str, Tensor]:
-        batch = {name: torch.from_numpy(array) for name, array in padded(clips[epoch, b], at_least).items()}
-        return {name: tensor.pin_memory() for name, tensor in batch.items()} if device.type == 'cuda' else batch
+    def load(b: int) -> tuple[int, dict[str, Tensor]]:
+        return b, on_host(clips[epoch, b], world)
 
-    for batch in prefetched(load, range(first, len(clips)), num_workers):
-        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    for b, batch in prefetch(load, range(first, clips.num_steps), options.num_workers):
+        yield b, {name: tensor.to(world.device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def train_one_epoch(
-    forward: nn.Module,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    clips: Clips,
-    run: checkpoint.Run,
-    options: TrainOptions,
-    world: World,
-    log: RunLog,
-    print_freq: int,
-) -> dict[str, float]:
-    """Trains on every clip of the run's epoch that is left; returns the means over the epoch, {'loss', 'top1'}.
+def on_host(batch: Mapping[str, np.ndarray], world: distributed.World) -> dict[str, Tensor]:
+    """A batch as tensors, in pinned memory if a GPU will copy it."""
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if world.device.type == 'cuda' else tensors
 
-    Every process works on its share of each batch; the step is that of the mean loss over the whole batch. Dropout is
-    a function of (seed, epoch, step, rank). The device is waited for only when a line is printed or the run is saved.
-    Raises FloatingPointError, naming step and clips, where the loss is not finite, and Stopped, the run saved, where it
-    was asked to stop.
+
+def train_step(
+    forward: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], options: TrainOptions, size: int
+) -> Tensor:
+    """Trains on this process's share of a batch; returns [mean loss, correct clips], still on the device.
+
+    size: clips of a full share, which is worked on in `options.accumulation_steps` parts; of a short one fewer, so that
+    no part gets too small for batch norm.
     """
-    model.train()
-    trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    epoch, steps, done = run.epoch, len(clips), run.step
-    counts = clips.batch_sizes
-    losses, correct = [], torch.zeros((), device=world.device)
-    share, vote = clips.shared(world.rank, world.size), world.vote()
-    norms = [module for module in model.modules() if isinstance(module, GlobalBatchNorm1d)]
-    set_learning_rates(optimizer, options, epoch, max(done - 1, 0), steps)  # of a run that has its last step behind it
-    left = batches(share, epoch, world.device, options.num_workers, first=done)
-    with log.progress(f'epoch {epoch + 1}/{options.epochs}', sum(counts), sum(counts[:done])) as bar:
-        for b, batch in enumerate(log.timed(left), done):
-            has_share = world.rank < counts[b]  # else its one clip is a filling, there to keep step with the others
-            for norm in norms:
-                norm.counted = has_share
-            set_learning_rates(optimizer, options, epoch, b, steps)
-            torch.manual_seed(step_seed(options.seed, epoch, b, world.rank))
-            optimizer.zero_grad()
-            loss = torch.zeros((), device=world.device)
-            # Of a short last batch fewer parts, so that none gets too small for batch norm.
-            parts = split(batch, max(1, counts[b] * options.accumulation_steps // clips.batch_size))
-            for i, part in enumerate(parts):
-                label = part.pop('label') if has_share else part.pop('label')[:0]
-                synchronised = world.size == 1 or i == len(parts) - 1
-                with contextlib.nullcontext() if synchronised else forward.no_sync():
-                    if options.compile:
-                        for tensor in part.values():
-                            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # a short batch needs no graph of its own
-                    logits = forward(**part)[: len(label)]
-                    sum_of_losses = F.cross_entropy(
-                        logits, label, label_smoothing=options.label_smoothing, reduction='sum'
-                    )
-                    # DDP takes the mean of the processes' gradients; what is wanted is their sum.
-                    (sum_of_losses * (world.size / counts[b])).backward()
-                loss += sum_of_losses.detach() / counts[b]
-                correct += (logits.detach().argmax(1) == label).sum()
-            if options.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
-            optimizer.step()
-            losses.append(loss)
-            bar.update(counts[b])
+    optimizer.zero_grad()
+    num_clips = len(batch['label'])
+    parts = micro_batches(batch, max(1, num_clips * options.accumulation_steps // size))
+    results = torch.zeros(2, device=batch['label'].device)
+    for i, part in enumerate(parts):
+        label = part.pop('label')
+        if options.compile:
+            for tensor in part.values():
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # a short batch needs no graph of its own
+        is_last = i == len(parts) - 1  # only then do the processes exchange gradients
+        with contextlib.nullcontext() if is_last else getattr(forward, 'no_sync', contextlib.nullcontext)():
+            logits = forward(**part)
+            loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+            loss = loss * (len(label) / num_clips)
+            loss.backward()
+        results += torch.stack([loss.detach(), (logits.detach().argmax(1) == label).sum()])
+    if options.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group['params']], options.max_grad_norm
+        )
+    optimizer.step()
+    return results
 
-            to_leave, to_save = vote(run.stop.asked), options.saves_after(b)
-            to_report = (b + 1) % print_freq == 0 or b + 1 == steps
-            if to_report or to_save or to_leave:
-                run.add_steps(world.sum(torch.stack(losses)).tolist(), int(world.sum(correct)), clips)
-                losses, correct = [], torch.zeros_like(correct)
-            if to_report:
-                log.report(bar, **run.means(clips))
-            if to_leave:
-                run.leave(world)
-            if to_save:
-                run.save()
-    return run.means(clips)
+
+def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """A batch in `count` parts of equal size, as far as possible."""
+    parts = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
+    return [{name: tensors[i] for name, tensors in parts.items()} for i in range(count)]
 
 
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, options: TrainOptions, epoch: int, step: int, steps: int
 ) -> None:
-    """Gives an optimizer the rates of a step (see Recipe.lr_factor)."""
+    """Sets the learning rates of a step (see Recipe.lr_factor)."""
     for group in optimizer.param_groups:
         group['lr'] = group['initial_lr'] * options.lr_factor(epoch, step, steps)
-
-
-def split(batch: dict[str, Tensor], num_parts: int) -> list[dict[str, Tensor]]:
-    """A batch in parts of as many clips each, as far as it goes."""
-    parts = {name: tensor.tensor_split(num_parts) for name, tensor in batch.items()}
-    return [{name: tensors[i] for name, tensors in parts.items()} for i in range(num_parts)]
-
-
-def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
-    """The seed of a step's dropout in a process."""
-    state = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
 
 
 @torch.inference_mode()
@@ -268,66 +220,46 @@ def predict(
     model: nn.Module,
     clips: Clips,
     options: TrainOptions,
-    world: World,
+    world: distributed.World,
     after_batch: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split, in every process.
+) -> np.ndarray:
+    """Logits (N, views, K) float32 of all clips of a split, in its order, in every process.
 
-    Each process predicts its share of each batch, filled up to one size. Of a clip with several views: the logarithm of
-    the mean of their probabilities. Raises FloatingPointError, naming the clip, where a logit is not finite.
+    Each process predicts its share of each batch, padded to one size. after_batch: called after each batch.
     """
     model.eval()
-    share = clips.shared(world.rank, world.size)
     share_size = math.ceil(clips.batch_size / world.size)
     logits = []
-    for batch in batches(share, 0, world.device, options.num_workers, at_least=share_size):
-        del batch['label']
-        if clips.num_views > 1:  # one after the other: no more memory than one view takes
-            views = [
-                forward(**{name: tensor[:, k] for name, tensor in batch.items()}).log_softmax(-1)
-                for k in range(clips.num_views)
-            ]
-            logits.append(torch.stack(views).logsumexp(0) - math.log(clips.num_views))
-        else:
-            logits.append(forward(**batch))
+    for batch in prefetch(
+        lambda b: on_host(pad_batch(clips[0, b], share_size), world), range(len(clips)), options.num_workers
+    ):
+        batch = {name: tensor.to(world.device, non_blocking=True) for name, tensor in batch.items() if name != 'label'}
+        if clips.num_views == 1:
+            batch = {name: tensor[:, None] for name, tensor in batch.items()}
+        # One view after the other: no more memory than one view takes.
+        views = [forward(**{name: tensor[:, k] for name, tensor in batch.items()}) for k in range(clips.num_views)]
+        logits.append(torch.stack(views, dim=1))
         after_batch()
     # Clip i of a batch is clip i // size of process i % size.
-    logits = rearrange(world.gather(torch.stack(logits)), 'rank b i k -> b (i rank) k')[:, : clips.batch_size]
-    logits = logits.flatten(0, 1)[: clips.num_clips].cpu().numpy()
-    check_logits(logits, clips)
-    return logits, clips.store.label[clips.clips]
+    gathered = rearrange(world.gather(torch.stack(logits)), 'rank b i view k -> b (i rank) view k')
+    return gathered[:, : clips.batch_size].flatten(0, 1)[: clips.num_clips].cpu().numpy()
 
 
-def validate(
-    forward: nn.Module, model: nn.Module, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World
-) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, the run saved, where it was asked to stop."""
-    logits, label = predict(forward, model, clips, options, world, partial(run.leave_if_alone, world))
-    metrics = classification_metrics(logits, label)
-    del metrics['per_class']
-    return metrics
-
-
-def open_log(
-    run: checkpoint.Run,
-    options: TrainOptions,
+def start_log(
+    log: Log,
     train_clips: Clips,
     val_clips: Clips,
     render: HeatmapRenderer | None,
     model: nn.Module,
-    pretrained: list[str],
-    world: World,
-) -> RunLog:
-    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
-
-    Raises UserError where the processes have found different runs in their folders.
-    """
-    world.check_same('numbers of epochs done', run.epoch)
-    world.check_same('numbers of steps done', run.step)
+    messages: list[str],
+    world: distributed.World,
+) -> None:
+    """Logs what is about to run, and an image of a validation clip's heatmaps."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    described = f'{type(model).__name__}, {count_parameters(model):,} parameters, of which {trained:,} are trained'
-    picture = None if render is None else draw_clip(val_clips, render.kind, partial(draw, render, world.device))
-    return run.open_log(options, train_clips, val_clips, described, world.description, picture, pretrained)
+    described = f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
+    log.start(train_clips, val_clips, described, world.description, messages)
+    if render is not None:
+        log.image(*draw_clip(val_clips, render.kind, partial(draw, render, world.device)))
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -336,11 +268,16 @@ def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, sc
 
 
 def load_model(
-    sections: Sections, config: EasyDict, num_joints: int, weights: Mapping[str, Tensor], path: Path, world: World
+    sections: Sections,
+    config: EasyDict,
+    num_joints: int,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    world: distributed.World,
 ) -> tuple[HeatmapRenderer | None, nn.Module]:
-    """Renderer and model as make_model has them, with the weights of the checkpoint `path`, for evaluation.
+    """Renderer and model with the weights of the checkpoint `path`, for evaluation.
 
-    Raises UserError where the device does not have the precision, or the model does not suit weights or joints.
+    Raises UserError if the device does not support the precision, or the weights or the joints do not fit the model.
     """
     TrainOptions(**config.train).check_device(world.device)
     render, model = make_model(sections['model'], config, num_joints, world.device)
@@ -349,32 +286,13 @@ def load_model(
 
 
 def classify(
-    render: HeatmapRenderer | None, model: nn.Module, config: EasyDict, clips: Clips, world: World
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) and labels (N,) of all clips of a split (see predict)."""
+    render: HeatmapRenderer | None, model: nn.Module, config: EasyDict, clips: Clips, world: distributed.World
+) -> np.ndarray:
+    """Scores (N, K) of all clips of a split (see lib.training.scores_of)."""
     options = TrainOptions(**config.train)
-    return predict(make_forward(render, model, options, world), model, clips, options, world)
+    forward = make_forward(render, model, options, world)
+    return scores_of(predict(forward, model, clips.shared(world.rank, world.size), options, world), clips)
 
 
 def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
-    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
-
-    A checkpoint of this project brings its config along. To others' weights (MotionBERT's, the original project's)
-    belongs the config that the command names.
-    """
-    path = Path(args.evaluate)
-    saved = checkpoint.load(path, kind)
-    named = args.config if saved['config'] else args.config or default_config
-    config, world = evaluation_config(path, saved['config'], sections, args.set, named), distributed.init()
-    clips = make_clips(config, 'val')
-    render, model = load_model(sections, config, clips.num_joints, saved['model'], path, world)
-    origin = f'epoch {saved["epoch"]}' if saved['config'] else f'not of this project; config {named}'
-    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
-    logits, labels = classify(render, model, config, clips, world)
-    if world.is_main:
-        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count_parameters(model), 'epoch': saved['epoch']}
-        report_evaluation(args.checkpoint or path.parent, about, config, clips, logits, labels)

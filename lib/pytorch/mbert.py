@@ -7,12 +7,22 @@ N clips, M persons, T frames, V joints, C channels, H, W height and width of a h
 """
 
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.pytorch.dstformer import DSTformer
 from lib.pytorch.layers import as_keypoints, check_joints, check_rates, check_sizes
+
+
+def pool(features: Tensor) -> Tensor:
+    """The mean over persons and frames, joints side by side: (N,M,T,V,C) -> (N,V*C).
+
+    Without einops: its `reduce` permutes the axes, and thereby the gradient that returns to a dropout. On a CPU the
+    result of native_dropout_backward keeps these strides, while AOTAutograd assumes contiguous ones, as on a GPU: the
+    backend aot_eager then fails with "view size is not compatible".
+    """
+    return features.mean(dim=(1, 2)).flatten(1)
 
 
 class ActionHeadClassification(nn.Module):
@@ -34,7 +44,7 @@ class ActionHeadClassification(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = reduce(self.dropout(features), 'n m t v c -> n (v c)', 'mean')
+        pooled = pool(self.dropout(features))
         return self.fc2(self.relu(self.bn(self.fc1(pooled))))
 
 
@@ -49,7 +59,7 @@ class ActionHeadEmbed(nn.Module):
         self.fc1 = nn.Linear(num_joints * dim_rep, hidden_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = reduce(self.dropout(features), 'n m t v c -> n (v c)', 'mean')
+        pooled = pool(self.dropout(features))
         return F.normalize(self.fc1(pooled), dim=-1)
 
 

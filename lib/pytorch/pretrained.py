@@ -12,33 +12,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lib.errors import UserError
-from lib.pytorch.reading import read_file
+from lib.pytorch.checkpoint import read, weights_of
 
 # Weights of which less fits belong to another model. Of those of MotionBERT-Lite, half as wide, only biases fit.
 LEAST_SHARE = 0.1
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in a file, {name: tensor}; raises OSError or ValueError as `read_file` and `weights_of` do."""
-    return weights_of(read_file(path), path)
-
-
-def weights_of(content: object, path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in the content of a file: its 'model_pos', else its 'model', else the content itself.
-
-    `module.` before all names is taken off. Raises UserError, naming the file, where there are none.
-    """
-    weights = content
-    if isinstance(content, dict):
-        weights = content.get('model_pos', content.get('model', content))
-    if not _are_weights(weights):
-        found = f'the keys {_listed(map(str, content))}' if isinstance(content, dict) else f'a {type(content).__name__}'
-        raise UserError(
-            f"{path} holds no weights: found {found}, but looked for tensors by name, under 'model_pos', under 'model' "
-            'or alone.'
-        )
-    wrapped = all(name.startswith('module.') for name in weights)
-    return {name.removeprefix('module.') if wrapped else name: weight for name, weight in weights.items()}
+    """The weights in a file, {name: tensor}. Raises UserError if it cannot be read or holds none."""
+    return weights_of(read(path), path)
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
@@ -132,11 +114,6 @@ def freeze_backbone(model: nn.Module, partial_train: list[str] | None) -> None:
             )
     for name, parameter in backbone.items():
         parameter.requires_grad_(any(part in name for part in partial_train))
-
-
-def _are_weights(content: object) -> bool:
-    named = isinstance(content, dict) and content and all(isinstance(name, str) for name in content)
-    return bool(named) and all(isinstance(weight, Tensor) for weight in content.values())
 
 
 def _parent(name: str) -> str:

@@ -247,8 +247,8 @@ class VanillaTransformer(Transformer):
         self.dim_in = dim_in
 
     @staticmethod
-    def unread(*, protocol: str = 'linprobe', **_: object) -> dict[str, str]:
-        """The keys that say nothing under the given ones, each with the reason."""
+    def unused_keys(*, protocol: str = 'linprobe', **_: object) -> dict[str, str]:
+        """The keys without effect beside the given ones, each with the reason."""
         return {'dropout_ratio': 'the head of model.protocol linprobe has no dropout'} if protocol == 'linprobe' else {}
 
     def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:

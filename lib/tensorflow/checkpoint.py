@@ -1,54 +1,43 @@
 """Checkpoints of Keras models: every variable by name in an .npz, read without running anything in it.
 
-about          JSON: kind, config, epoch, step, loss_sum, hits, best, history, checksum
+about          JSON: format, kind, config, epoch, step, loss_sum, num_correct, best, history
 model/...      every variable of the model, the states of its random generators included
 optimizer/...  every variable of the optimizer
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
 
 from lib import run
 from lib.errors import UserError
-from lib.files import replacing
-from lib.npz import read_arrays
+from lib.files import read_arrays
 
-LATEST, BEST = 'latest_epoch.npz', 'best_epoch.npz'
 PARTS = ('model', 'optimizer')
 
 
-def write(path: Path, content: Mapping[str, Any], older: Sequence[Path] = ()) -> None:
-    """Writes a checkpoint, with its checksum, in the place of the last one, which goes to the first name of `older`.
-
-    Raises UserError where it cannot be written; what was there before is still there then.
-    """
-    about = {key: value for key, value in content.items() if key not in PARTS} | {'checksum': run.digest(content)}
-    arrays = {
-        f'{part}/{name}': value for part in PARTS for name, value in content.get(part, {}).items()
-    }  # '/' in names is kept as it is: an .npz is a zip file
-    with replacing(path, older) as file:
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
+    """Writes a checkpoint into an open file. Raises OSError if that fails."""
+    about = json.dumps({key: value for key, value in content.items() if key not in PARTS})
+    arrays = {f'{part}/{name}': value for part in PARTS for name, value in content.get(part, {}).items()}
+    np.savez(file, about=np.array(about), **arrays)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote, the checksum verified. Raises UserError naming the file."""
+def read(path: Path) -> Any:
+    """What `write` wrote. Raises UserError if it cannot be read."""
     arrays = read_arrays(path)
     try:
         content = json.loads(str(arrays.pop('about')))
-        content['checksum']
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(f'{path} is no checkpoint of this project: it says nothing about config and epoch.') from None
+    except (KeyError, ValueError):
+        raise UserError(f'{path} is not a checkpoint of this project.') from None
     for part in PARTS:
         if names := [name for name in arrays if name.startswith(f'{part}/')]:
-            content[part] = {name.removeprefix(f'{part}/'): arrays.pop(name) for name in names}
-    run.check_digest(content, path)
-    del content['checksum']
+            content[part] = {name.removeprefix(f'{part}/'): arrays[name] for name in names}
     return content
 
 
@@ -57,7 +46,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
     Raises UserError naming the file.
     """
-    return run.check_content(read(path), kind, path, run.TO_EVALUATE)
+    return run.check_checkpoint(read(path), kind, path)
 
 
 def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
@@ -74,29 +63,36 @@ def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
 
 
 def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray], path: Path) -> None:
-    """Gives variables their saved values. Raises UserError, naming what does not fit, before anything is changed."""
-    own = by_name(variables)
-    run.check_weights(own, saved, path)
-    for name, variable in own.items():
+    """Gives variables their saved values. Raises UserError if names or shapes differ."""
+    own = {name: tuple(variable.shape) for name, variable in by_name(variables).items()}
+    found = {name: value.shape for name, value in saved.items()}
+    if own != found:
+        wrong = [
+            f'{name}: {found.get(name, "missing")} in the file, {own.get(name, "missing")} in the model'
+            for name in sorted(own.keys() | found.keys())
+            if own.get(name) != found.get(name)
+        ]
+        raise UserError(f'{path} does not fit the model of its config ({len(wrong)} differences): {wrong[0]}.')
+    for name, variable in by_name(variables).items():
         variable.assign(saved[name])
 
 
 class Run(run.Run):
     """A run of a Keras model."""
 
-    LATEST, BEST = LATEST, BEST
+    SUFFIX = '.npz'
     read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-        """Takes charge of both, already built, and gives them the state that the run has come to, if it has begun."""
+        """Takes charge of both, already built, and loads the state of the checkpoint that the run resumes from."""
         self.model, self.optimizer = model, optimizer
         if self.saved:
-            assign(model.variables, self.saved['model'], self.path)
-            assign(optimizer.variables, self.saved['optimizer'], self.path)
-            self.saved = None  # its memory is not needed any more
+            assign(model.variables, self.saved['model'], self.source)
+            assign(optimizer.variables, self.saved['optimizer'], self.source)
+            self.saved = None  # frees its memory
 
-    def learning_rate(self) -> float:
-        return float(self.optimizer.learning_rate.numpy())
+    def learning_rates(self) -> dict[str, float]:
+        return {'model': float(self.optimizer.learning_rate.numpy())}
 
     def state(self) -> dict[str, Any]:
         return {'model': values(self.model.variables), 'optimizer': values(self.optimizer.variables)}

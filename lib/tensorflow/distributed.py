@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from lib.errors import UserError
+from lib.log import silence
 from lib.run import check_same
-from lib.runlog import say_no_more
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 # What an exchange ends with when another worker does not answer any more. TensorFlow finds out within some 10 seconds.
@@ -65,6 +65,15 @@ class World:
             return f'{self.num_workers} workers of {count} x {device}'
         return device if count == 1 else f'{count} x {device}'
 
+    def reduce(self, steps: Sequence[tf.Tensor], stop: bool) -> tuple[list[float], int, bool]:
+        """Losses and correct clips of steps, and whether any worker was asked to stop. Waits for the devices.
+
+        steps: [mean loss, correct clips] of all workers together.
+        """
+        rows = tf.stack(steps).numpy().tolist()
+        stops = [stop] if self.is_alone else self._gather(int(stop))
+        return [loss for loss, _ in rows], int(sum(correct for _, correct in rows)), any(stops)
+
     def distribute(self, shares: Sequence[Mapping[str, np.ndarray]]) -> Any:
         """The shares of this worker's replicas, one for each in their order, as an argument of strategy.run."""
 
@@ -77,11 +86,13 @@ class World:
 
     def check_same(self, what: str, number: int) -> None:
         """Raises UserError where the workers have different numbers; what: what they count."""
-        if self.is_alone:
-            return
+        if not self.is_alone:
+            check_same('workers', what, self._gather(number))
+
+    def _gather(self, number: int) -> list[int]:
+        """The numbers of all workers."""
         numbers = self.distribute([{'number': np.array([number], np.int64)}] * len(self.local_replicas))
-        gathered = tf.function(lambda value: self.strategy.gather(value, axis=0))(numbers['number']).numpy()
-        check_same('workers', what, gathered.tolist())
+        return tf.function(lambda value: self.strategy.gather(value, axis=0))(numbers['number']).numpy().tolist()
 
     def wait_for_all(self) -> None:
         """Returns when all workers have come here."""
@@ -100,7 +111,7 @@ def init() -> World:
         if rank == 0:
             print(f'waiting for {num_workers - 1} other workers to join', flush=True)
         else:  # one tells for all
-            say_no_more()
+            silence()
         sys.excepthook = tell_error
         try:
             return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)

@@ -1,10 +1,8 @@
 """What the TensorFlow script is made of: the parts of a run, an epoch of training, evaluation."""
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,12 @@ from easydict import EasyDict
 from lib.config import Sections
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.evaluation import report_evaluation
-from lib.metrics import classification_metrics
+from lib.log import Log
 from lib.pictures import draw_clip
-from lib.recipe import Recipe
-from lib.run import (
-    check_logits,
-    cpu_has_bf16,
-    evaluation_config,
-    make_clips,
-    padded,
-    prefetched,
-)
-from lib.runlog import RunLog, say_facts
+from lib.recipe import Recipe, cpu_has_bf16
 from lib.tensorflow import checkpoint, distributed
-from lib.tensorflow.distributed import World
 from lib.tensorflow.heatmap import HeatmapRenderer
+from lib.training import pad_batch, prefetch, scores_of, step_seed
 
 
 @dataclass(kw_only=True)
@@ -54,7 +42,7 @@ class TrainOptions(Recipe):
 
 
 def make_model(
-    make: Callable[..., keras.Model], config: EasyDict, num_joints: int, world: World
+    make: Callable[..., keras.Model], config: EasyDict, num_joints: int, world: distributed.World
 ) -> tuple[HeatmapRenderer, keras.Model]:
     """The renderer, and the model with its first weights, on all devices of `world`.
 
@@ -87,7 +75,7 @@ def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> ker
 
 
 # Both take a batch in shares, as World.distribute gives it. See make_train_step and make_predict_step.
-TrainStep = Callable[[Any], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+TrainStep = Callable[[Any], tf.Tensor]
 PredictStep = Callable[[Any], tf.Tensor]
 
 
@@ -96,12 +84,9 @@ def make_train_step(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     options: TrainOptions,
-    world: World,
+    world: distributed.World,
 ) -> TrainStep:
-    """A batch in shares (see `batches`) -> (loss, hits, stops) of all of it; the volumes exist inside alone.
-
-    hits: clips that were got right. stops: how many shares had 1 as 'stop' (see `train_one_epoch`).
-    """
+    """The function that trains on a batch in shares (see load_batches) -> [mean loss, correct clips] of the batch."""
     strategy, trained = world.strategy, model.trainable_variables
     generators = [variable for variable in model.non_trainable_variables if variable.name == 'seed_generator_state']
 
@@ -139,25 +124,25 @@ def make_train_step(
         return sums, gradients
 
     def step(share: dict[str, tf.Tensor]) -> tf.Tensor:
-        share = dict(share)
-        stop = share.pop('stop')
         sums, gradients = gradients_of_share(share)
         if options.max_grad_norm is not None:
             total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             scale = options.max_grad_norm / tf.maximum(tf.linalg.global_norm(total), options.max_grad_norm)
             gradients = [gradient * scale for gradient in gradients]
         optimizer.apply(gradients, trained)  # which sums them over the replicas
-        return tf.concat([sums, stop], axis=0)
+        return sums
 
     # XLA knows nothing of exchanges between devices: with several it compiles the gradients alone.
     @tf.function(jit_compile=options.compile and world.num_replicas == 1, autograph=False)
-    def train(shares: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return tuple(tf.unstack(strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None)))
+    def train(shares: Any) -> tf.Tensor:
+        return strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None)
 
     return train
 
 
-def make_predict_step(render: HeatmapRenderer, model: keras.Model, options: TrainOptions, world: World) -> PredictStep:
+def make_predict_step(
+    render: HeatmapRenderer, model: keras.Model, options: TrainOptions, world: distributed.World
+) -> PredictStep:
     """The keypoints and scores of a batch in shares -> logits (N, K) float32 in the order of the batch.
 
     The N are those of all shares, what fills them up included, which comes last.
@@ -181,146 +166,82 @@ def make_predict_step(render: HeatmapRenderer, model: keras.Model, options: Trai
     return predict
 
 
-def batches(
-    clips: Clips, epoch: int, options: TrainOptions, world: World, first: int = 0
-) -> Iterator[list[dict[str, np.ndarray]]]:
-    """The batches of an epoch from `first` on: of each the shares of this worker's replicas, all of one size.
+def load_batches(
+    clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0
+) -> Iterator[tuple[int, list[dict[str, np.ndarray]]]]:
+    """Yields the steps of an epoch from `first` on, and the shares of this worker's replicas in each batch.
 
-    To what Clips gives of n clips come 'weight' (n,) float32, the part of a clip in the mean over the whole batch,
-    'seed' (2,) int64, which makes the dropout of (train.seed, epoch, step, replica), and 'stop' (1,) float32, 0. A
-    share is filled up with clips of weight 0. Threads make the next batches while the last one is at work.
+    clips: as shared among all replicas. A share has what Clips gives, 'weight' (n,) float32, the part of each clip in
+    the mean over the batch, and 'seed' (2,) int64, that of the dropout. It is padded to one size with clips of weight
+    0: graphs are traced for one shape.
+    Threads prepare the next batches meanwhile.
     """
     share_size = math.ceil(clips.batch_size / world.num_replicas)
     shares = {replica: clips.shared(replica, world.num_replicas) for replica in world.local_replicas}
 
     def load_share(replica: int, b: int) -> dict[str, np.ndarray]:
         share = shares[replica][epoch, b]
-        weight = np.full(len(share['label']), 1 / len(clips.batch_clips(epoch, b)), np.float32)
-        rest = {'seed': step_seed(options.seed, epoch, b, replica), 'stop': np.zeros(1, np.float32)}
-        return padded(share | {'weight': weight}, share_size) | rest
+        weight = np.full(len(share['label']), 1 / max(clips.batch_sizes[b], 1), np.float32)
+        seed = np.array(divmod(step_seed(options.seed, epoch, b, replica), 2**32), np.int64) & (2**31 - 1)
+        return pad_batch(share | {'weight': weight}, share_size) | {'seed': seed}
 
-    left = range(first, len(clips))
-    return prefetched(lambda b: [load_share(replica, b) for replica in shares], left, options.num_workers)
+    def load(b: int) -> tuple[int, list[dict[str, np.ndarray]]]:
+        return b, [load_share(replica, b) for replica in shares]
 
-
-def step_seed(seed: int, epoch: int, step: int, replica: int) -> np.ndarray:
-    """The seed of a step's dropout on a replica, (2,) int64 of 31 bits each."""
-    state = np.random.SeedSequence([seed % 2**64, epoch, step, replica]).generate_state(2)
-    return (state >> 1).astype(np.int64)
-
-
-def train_one_epoch(
-    train_step: TrainStep,
-    optimizer: keras.optimizers.Optimizer,
-    lr: float,
-    clips: Clips,
-    run: checkpoint.Run,
-    options: TrainOptions,
-    world: World,
-    log: RunLog,
-    print_freq: int,
-) -> dict[str, float]:
-    """Trains on every clip of the run's epoch that is left; returns the means over the epoch, {'loss', 'top1'}.
-
-    The devices are waited for only when a line is printed or the run is saved. Raises FloatingPointError, naming step
-    and clips, where the loss is not finite, and Stopped, the run saved, where it was asked to stop.
-    """
-    epoch, steps, done = run.epoch, len(clips), run.step
-    counts = clips.batch_sizes
-    losses, hits, stops = [], [], tf.zeros(())
-    left = batches(clips, epoch, options, world, first=done)
-    with log.progress(f'epoch {epoch + 1}/{options.epochs}', sum(counts), sum(counts[:done])) as bar:
-        for b, shares in enumerate(log.timed(left), done):
-            optimizer.learning_rate.assign(lr * options.lr_factor(epoch, b, steps))
-            stop = np.full(1, run.stop.asked, np.float32)
-            stops_before = stops
-            loss, correct, stops = train_step(world.distribute([share | {'stop': stop} for share in shares]))
-            losses.append(loss)
-            hits.append(correct)
-            bar.update(counts[b])
-
-            # Workers agree by what they have told each other in the step before, which is done by now.
-            to_leave = run.stop.asked if world.is_alone else float(stops_before) > 0
-            to_save, to_report = options.saves_after(b), (b + 1) % print_freq == 0 or b + 1 == steps
-            if to_report or to_save or to_leave:
-                run.add_steps(tf.stack(losses).numpy().tolist(), int(tf.add_n(hits)), clips)
-                losses, hits = [], []
-            if to_report:
-                log.report(bar, **run.means(clips))
-            if to_leave:
-                run.leave(world)
-            if to_save:
-                run.save()
-    return run.means(clips)
+    return prefetch(load, range(first, len(clips)), options.num_workers)
 
 
 def predict(
     predict_step: PredictStep,
     clips: Clips,
     options: TrainOptions,
-    world: World,
+    world: distributed.World,
     after_batch: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) float32 and labels (N,) of all clips of a split, in the order of the split, in every worker.
+) -> np.ndarray:
+    """Logits (N, views, K) float32 of all clips of a split, in its order, in every worker.
 
-    Of a clip with several views: the logarithm of the mean of their probabilities. Raises FloatingPointError, naming
-    the clip, where a logit is not finite.
+    after_batch: called after each batch.
     """
     logits = []
-    for shares in batches(clips, 0, options, world):
+    for _, shares in load_batches(clips, 0, options, world):
         seen = [{name: share[name] for name in ('keypoint', 'score')} for share in shares]
-        if clips.num_views > 1:  # one after the other: no more memory than one view takes
-            views = [
-                predict_step(world.distribute([{name: array[:, k] for name, array in share.items()} for share in seen]))
-                for k in range(clips.num_views)
-            ]
-            views = tf.stack([tf.nn.log_softmax(view) for view in views])
-            logits.append(tf.reduce_logsumexp(views, axis=0) - math.log(clips.num_views))
-        else:
-            logits.append(predict_step(world.distribute(seen)))
+        if clips.num_views == 1:
+            seen = [{name: array[:, None] for name, array in share.items()} for share in seen]
+        # One view after the other: no more memory than one view takes.
+        views = [
+            predict_step(world.distribute([{name: array[:, k] for name, array in share.items()} for share in seen]))
+            for k in range(clips.num_views)
+        ]
+        logits.append(tf.stack(views, axis=1)[: clips.batch_size])  # the shares may be larger than the batch
         after_batch()
-    # The shares may be larger than the batch, and the last batch shorter than the others.
-    logits = tf.concat([batch[: clips.batch_size] for batch in logits], axis=0).numpy()[: clips.num_clips]
-    check_logits(logits, clips)
-    return logits, clips.store.label[clips.clips]
+    return tf.concat(logits, axis=0).numpy()[: clips.num_clips]
 
 
-def validate(
-    predict_step: PredictStep, clips: Clips, run: checkpoint.Run, options: TrainOptions, world: World
-) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of a split. Raises Stopped, the run saved, where it was asked to stop."""
-    logits, label = predict(predict_step, clips, options, world, partial(run.leave_if_alone, world))
-    metrics = classification_metrics(logits, label)
-    del metrics['per_class']
-    return metrics
-
-
-def open_log(
-    run: checkpoint.Run,
-    options: TrainOptions,
+def start_log(
+    log: Log,
     train_clips: Clips,
     val_clips: Clips,
     render: HeatmapRenderer,
     model: keras.Model,
-    world: World,
-) -> RunLog:
-    """The log of a run (see Run.open_log), with a picture of a test clip's heatmaps.
-
-    Raises UserError where the workers have not come to the same step.
-    """
-    world.check_same('numbers of epochs done', run.epoch)
-    world.check_same('numbers of steps done', run.step)
+    world: distributed.World,
+) -> None:
+    """Logs what is about to run, and an image of a validation clip's heatmaps."""
     described = f'{type(model).__name__}, {model.count_params():,} parameters'
-    picture = draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2))
-    return run.open_log(options, train_clips, val_clips, described, world.description, picture, [])
+    log.start(train_clips, val_clips, described, world.description, [])
+    log.image(*draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
 
 
 def load_model(
-    sections: Sections, config: EasyDict, num_joints: int, weights: Mapping[str, np.ndarray], path: Path, world: World
+    sections: Sections,
+    config: EasyDict,
+    num_joints: int,
+    weights: Mapping[str, np.ndarray],
+    path: Path,
+    world: distributed.World,
 ) -> tuple[HeatmapRenderer, keras.Model]:
-    """Renderer and model as make_model has them, with the weights of the checkpoint `path`, for evaluation.
+    """Renderer and model with the weights of the checkpoint `path`, for evaluation.
 
-    Raises UserError where a device does not have the precision, or the model does not suit weights or joints.
+    Raises UserError if a device does not support the precision, or the weights or the joints do not fit the model.
     """
     TrainOptions(**config.train).check_device()
     render, model = make_model(sections['model'], config, num_joints, world)
@@ -329,27 +250,13 @@ def load_model(
 
 
 def classify(
-    render: HeatmapRenderer, model: keras.Model, config: EasyDict, clips: Clips, world: World
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) and labels (N,) of all clips of a split (see predict)."""
+    render: HeatmapRenderer, model: keras.Model, config: EasyDict, clips: Clips, world: distributed.World
+) -> np.ndarray:
+    """Scores (N, K) of all clips of a split (see lib.training.scores_of)."""
     options = TrainOptions(**config.train)
-    return predict(make_predict_step(render, model, options, world), clips, options, world)
+    clips = clips.shared(0, world.num_replicas)
+    return scores_of(predict(make_predict_step(render, model, options, world), clips, options, world), clips)
 
 
 def count_parameters(model: keras.Model) -> int:
     return model.count_params()
-
-
-def evaluate(args: argparse.Namespace, kind: str, sections: Sections, default_config: str) -> None:
-    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does."""
-    path = Path(args.evaluate)
-    saved: dict[str, Any] = checkpoint.load(path, kind)
-    config, world = evaluation_config(path, saved['config'], sections, args.set, args.config), distributed.init()
-    clips = make_clips(config, 'val')
-    render, model = load_model(sections, config, clips.num_joints, saved['model'], path, world)
-    origin = f'{path}, epoch {saved["epoch"]}'
-    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
-    logits, labels = classify(render, model, config, clips, world)
-    if world.is_main:
-        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count_parameters(model), 'epoch': saved['epoch']}
-        report_evaluation(args.checkpoint or path.parent, about, config, clips, logits, labels)

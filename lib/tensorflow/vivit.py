@@ -301,8 +301,8 @@ class ViViT(keras.Model):
         return ops.mean(self.spatial_encoder(self.embed(volume)), axis=2)
 
     @staticmethod
-    def unread(*, kind: str = 'joint', **_: object) -> dict[str, str]:
-        """The keys that say nothing under the given ones, each with the reason."""
+    def unused_keys(*, kind: str = 'joint', **_: object) -> dict[str, str]:
+        """The keys without effect beside the given ones, each with the reason."""
         reason = f'model.kind {kind} has one stack of blocks, whose depth is model.depth'
         return {} if kind == 'factorised_encoder' else {'temporal_depth': reason}
 

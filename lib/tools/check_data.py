@@ -27,8 +27,7 @@ from lib.data.clips import Clips
 from lib.data.pickles import check_annotation, read_pickle, require_form
 from lib.data.skeletons import COCO17, PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
-from lib.errors import UserError
-from lib.unpickling import shown_text
+from lib.errors import UserError, shown_text
 
 SECTIONS = ('data', 'heatmap', 'model', 'optimizer', 'train')
 PIECE = 2**22  # numbers that are looked at together
@@ -427,10 +426,6 @@ def joints_for(
         )
     elif kind == 'keypoint_3d' and not found.is_3d:
         yield Finding(f'{form}, but data.input is keypoint_3d', 'name the 3D pickle (_3danno)', True)
-    elif kind == 'heatmap' and not found.is_3d and data.get('view_angle') is not None:
-        yield Finding(
-            f'{form}, which are drawn as they are, with a data.view_angle', 'leave data.view_angle away', True
-        )
     elif num_joints in PICKLE_SKELETONS:
         limbs = len(PICKLE_SKELETONS[num_joints].limbs)
         drawn = {'joint': num_joints, 'limb': limbs, 'both': num_joints + limbs}

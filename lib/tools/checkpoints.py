@@ -16,7 +16,7 @@ from easydict import EasyDict
 from lib.config import load_config, read_config
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.run import TO_EVALUATE, check_content, evaluation_config
+from lib.run import check_checkpoint, evaluation_config
 
 KINDS = ('mbert', 'vanilla', 'vivit')
 TELLING_KEYS = {'maxlen': 'mbert', 'num_frames': 'vanilla', 'tubelet_size': 'vivit'}  # of section model
@@ -71,8 +71,8 @@ class Checkpoint:
             script_of(self.kind).SECTIONS, self.config, num_joints, self.weights, self.path, world
         )
 
-    def predict(self, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, K) float32 and labels (N,) of all clips, as --evaluate finds them."""
+    def predict(self, clips: Clips) -> np.ndarray:
+        """Scores (N, K) float32 of all clips, as --evaluate finds them."""
         render, model = self.model(clips.num_joints)
         return self.engine.classify(render, model, self.config, clips, self.engine.distributed.init())
 
@@ -93,10 +93,8 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     if path.suffix not in ENDINGS:
         raise UserError(f"{path} is no checkpoint: name a run's folder, or its {' or '.join(ENDINGS)} file.")
     content = importlib.import_module(f'lib.{ENDINGS[path.suffix]}.checkpoint').read(path)
-    kind = content.get('kind')
-    check_content(content, kind, path, TO_EVALUATE)
-    if kind not in KINDS:
-        raise UserError(f'{path} is a checkpoint of {kind}; known are {", ".join(KINDS)}.')
+    kind = content.get('kind') if isinstance(content, dict) else None
+    check_checkpoint(content, kind, path)
     config = evaluation_config(path, content['config'], script_of(kind).SECTIONS, overrides)
     return Checkpoint(path, kind, content['epoch'], config, content['model'])
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from lib.cli import run
 from lib.evaluation import report_evaluation
-from lib.run import make_clips
-from lib.runlog import say_facts
+from lib.log import say_facts
 from lib.tools.checkpoints import open_checkpoint
+from lib.training import make_clips
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,14 +38,14 @@ def evaluate(args: argparse.Namespace) -> None:
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
     world = checkpoint.engine.distributed.init()
     render, model = checkpoint.model(clips.num_joints)
-    logits, labels = checkpoint.engine.classify(render, model, checkpoint.config, clips, world)
+    scores = checkpoint.engine.classify(render, model, checkpoint.config, clips, world)
     about = {
         'checkpoint': str(checkpoint.path),
         'kind': checkpoint.kind,
         'parameters': checkpoint.engine.count_parameters(model),
         'epoch': checkpoint.epoch,
     }
-    report_evaluation(args.out or checkpoint.path.parent, about, checkpoint.config, clips, logits, labels)
+    report_evaluation(args.out or checkpoint.path.parent, about, checkpoint.config, clips, scores, clips.labels)
 
 
 if __name__ == '__main__':

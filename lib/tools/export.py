@@ -37,6 +37,7 @@ from lib.data.heatmap import MIN_SCORE, num_channels
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.files import check_writable, make_folder, replacing
+from lib.run import FORMAT
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 
 LARGEST_DIFFERENCE = 1e-4  # of a logit
@@ -111,12 +112,14 @@ def require_onnx() -> None:
 def export_weights(checkpoint: Checkpoint, out: Path) -> str:
     """Writes the weights with what an evaluation needs of the rest; returns what is to be said of the size."""
     content = {
+        'format': FORMAT,
         'kind': checkpoint.kind,
         'config': plain(checkpoint.config),
         'epoch': checkpoint.epoch,
         'model': checkpoint.weights,
     }
-    checkpoint.engine.checkpoint.write(out, content)
+    with replacing(out) as file:
+        checkpoint.engine.checkpoint.write(file, content)
     return f' of {checkpoint.path.stat().st_size / 1e6:,.1f} MB'
 
 
@@ -260,10 +263,10 @@ def traced(checkpoint: Checkpoint, batches: list[Batch]) -> tuple[Any, list[np.n
     """The program of renderer and model, a torch.export.ExportedProgram, and the model's logits of the batches."""
     import torch
 
-    from lib.pytorch.engine import Forward
+    from lib.pytorch.engine import RenderAndClassify
 
     num_joints = batches[0]['keypoint'].shape[-2]
-    forward = Forward(*checkpoint.model(num_joints), 'fp32').cpu().eval()
+    forward = RenderAndClassify(*checkpoint.model(num_joints), 'fp32').cpu().eval()
     logits = [torch_predict(forward)(batch) for batch in batches]
     example = next(batch for batch in batches if len(batch['keypoint']) > 1)  # of one clip N would become a constant
     num_clips = torch.export.Dim('N')

@@ -32,12 +32,11 @@ from tqdm import tqdm
 
 from lib.cli import DONE, USER_ERROR
 from lib.data.tracking import track
-from lib.errors import UserError, user_file
+from lib.errors import UserError, shown_text, user_file
 from lib.files import check_writable, make_folder, replacing, require_file
-from lib.stop import STOPPED, at_once
+from lib.stop import STOPPED, interrupt_at_once
 from lib.tools.check_data import listed, numbered
 from lib.tools.make_pickle import FLOAT16_KEEPS
-from lib.unpickling import shown_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -315,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error('--batch_size must be at least 1')
     if not 0 <= args.score < 1:
         parser.error('--score must be from 0 to below 1')
-    with warnings.catch_warnings(), at_once():
+    with warnings.catch_warnings(), interrupt_at_once():
         warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
         try:
             for line in run(args.videos, args.out, args.weights, args.batch_size, args.score):

@@ -32,10 +32,9 @@ from tqdm import tqdm
 from lib.cli import DONE, USER_ERROR
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.skeletons import COCO17, LAYOUTS
-from lib.errors import UserError
+from lib.errors import UserError, shown, shown_text
 from lib.files import check_writable, make_folder, replacing, require_file, write_text
 from lib.tools.check_data import numbered, span
-from lib.unpickling import shown, shown_text
 
 KEYS = ('frame_dir', 'label', 'total_frames', 'img_shape', 'original_shape', 'keypoint')  # and keypoint_score
 COLUMNS = ('file', 'label', 'split')

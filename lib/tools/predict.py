@@ -32,14 +32,13 @@ from lib.data.classes import class_names
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
-from lib.errors import UserError
+from lib.errors import UserError, shown_text
 from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder, write_text
-from lib.run import make_clips
-from lib.runlog import say
+from lib.log import say
 from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
-from lib.unpickling import shown_text
+from lib.training import make_clips
 
 LONGEST = 300  # frames of NTU60's longest clip; what is longer is no single action, unless a pickle says that it is one
 WINDOW = 120  # frames: 4 s at 30 frames a second, as long as NTU60's longer actions
@@ -123,7 +122,7 @@ def check_suits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) 
             for number, skeleton in PICKLE_SKELETONS.items()
         }
         needed = [number for number in channels if channels[number][config.heatmap.kind] == config.model.num_joints]
-        suits = num_joints in needed and not (size == 2 and config.data.view_angle is not None)
+        suits = num_joints in needed
         wanted = 'heatmaps'
     else:
         needed, wanted = ([17], '2D keypoints') if config.data.input == 'keypoint_2d' else ([25], '3D keypoints')
@@ -233,7 +232,7 @@ def probabilities(checkpoint: Checkpoint, clips: Sequence[dict[str, Any]]) -> np
             pickle.dump({'split': {'clips': names}, 'annotations': annotations}, file, protocol=4)
         data = {'ann_file': str(ann_file), 'store_dir': None, 'benchmark': ['clips', 'clips']}
         config = EasyDict({**checkpoint.config, 'data': {**checkpoint.config.data, **data}})
-        logits, _ = checkpoint.predict(make_clips(config, 'val'))
+        logits = checkpoint.predict(make_clips(config, 'val'))
     odds = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
     return odds / odds.sum(axis=1, keepdims=True)
 

@@ -41,12 +41,11 @@ from lib.data.geometry import compact_box, extent, view
 from lib.data.heatmap import MIN_SCORE
 from lib.data.sampling import evaluation_frames
 from lib.data.store import Store, open_store
-from lib.errors import UserError
+from lib.errors import UserError, shown_text
 from lib.figures import save_figure
 from lib.files import check_writable, make_folder, replacing
 from lib.pictures import channel_colours, coloured, enlarged, side_colour, some_of
 from lib.tools.checkpoints import load_config_file, open_checkpoint
-from lib.unpickling import shown_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -28,7 +28,7 @@ from lib.cli import DONE, USER_ERROR
 from lib.config import resolve_config
 from lib.data.clips import Clips
 from lib.data.heatmap import Kind, check_maps, joint_heatmaps, limb_heatmaps
-from lib.data.store import open_packed, store_folder
+from lib.data.store import is_packed
 from lib.errors import UserError
 from lib.evaluation import read_predictions
 from lib.files import check_writable, make_folder, replacing
@@ -48,7 +48,7 @@ CURVES = {
     'Training top-1': ('share', lambda line: line['train']['top1']),
     'Validation loss': ('number', lambda line: line['val']['loss']),
     'Training loss': ('number', lambda line: line['train']['loss']),
-    'Learning rate': ('number', lambda line: line['lr']),
+    'Learning rate': ('number', lambda line: max(line['lr'].values())),
 }
 MOST_POINTS = 400  # of a curve, and places where its values are shown
 MOST_CLASSES, MOST_DRAWN, MOST_NUMBERED = 2000, 130, 20  # of a matrix: to be counted, to be drawn, with numbers
@@ -567,11 +567,8 @@ def heatmap(run: RunFolder) -> tuple[str, int, str, bytes]:
 
 def require_packed(ann_file: Path, store_dir: str | None) -> None:
     """Raises UserError where a pickle would have to be packed: a page of runs takes no place for that."""
-    folder = store_folder(ann_file, store_dir)
-    if open_packed(ann_file, folder) is None:
-        raise UserError(
-            f'{ann_file} is not packed in {folder.parent}, so that its clips are not drawn: evaluate the run.'
-        )
+    if not is_packed(ann_file, store_dir):
+        raise UserError(f'{ann_file} is not packed, so that its clips are not drawn: evaluate the run.')
 
 
 def reference_renderer(

@@ -37,8 +37,8 @@ from lib.errors import UserError
 from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder
 from lib.recipe import Recipe
-from lib.run import make_clips
 from lib.tools.checkpoints import kind_of, load_config_file, script_of
+from lib.training import make_clips
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -177,7 +177,11 @@ def cost_in_pytorch(script: ModuleType, config: EasyDict, num_joints: int) -> Co
 
     with torch.device('meta'):  # tensors without content
         render, model = script.engine.make_model(script.SECTIONS['model'], config, num_joints, torch.device('meta'))
-    script.engine.check_batch_norm(model, script.engine.TrainOptions(**config.train), config.data.batch_size)
+    options, world = (
+        script.engine.TrainOptions(**config.train),
+        script.engine.distributed.World(0, 1, torch.device('cpu')),
+    )
+    script.engine.check_batch_norm(model, options, config.data.batch_size, world)
     parts = pytorch_parts(render, model, config, num_joints)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -271,7 +275,7 @@ def pytorch_memory(
         model.to_empty(device=device)
         if render is not None:
             render.to_empty(device=device)
-        forward = engine.make_forward(render, model, options, engine.World(0, 1, device))
+        forward = engine.make_forward(render, model, options, engine.distributed.World(0, 1, device))
         with Allocations([*model.parameters(), *model.buffers()]) as training:
             model.train()
             for _ in range(min(options.accumulation_steps, 2)):  # the second finds the gradients of the first
@@ -298,7 +302,7 @@ def cost_in_tensorflow(script: ModuleType, config: EasyDict, num_joints: int) ->
     with contextlib.suppress(RuntimeError):  # where TensorFlow has them already, it keeps them
         tf.config.set_visible_devices([], 'GPU')  # it would take all of their memory, for nothing
     engine = script.engine
-    world = engine.World(tf.distribute.get_strategy())  # one device
+    world = engine.distributed.World(tf.distribute.get_strategy())  # one device
     options = replace(engine.TrainOptions(**config.train), compile=False, accumulation_steps=1)
     render, model = engine.make_model(script.SECTIONS['model'], config, num_joints, world)
     optimizer = engine.make_optimizer(model, **config.optimizer)
@@ -313,7 +317,6 @@ def cost_in_tensorflow(script: ModuleType, config: EasyDict, num_joints: int) ->
             'label': tf.TensorSpec((num_clips,), tf.int64),
             'weight': tf.TensorSpec((num_clips,)),
             'seed': tf.TensorSpec((2,), tf.int64),
-            'stop': tf.TensorSpec((1,)),
         }
         share = {name: batch[name] for name in names or batch}
         return tf.function(lambda share: step(share), autograph=False).get_concrete_function(share).graph

@@ -1,11 +1,11 @@
 import collections
 import copy
-import os
 import pickle
-import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,8 +13,7 @@ from hypothesis.extra import numpy as hnp
 from lib.data.pickles import load_annotations, read_pickle
 from tests.annotations import make_annotations
 
-CASES = int(os.environ.get('HYPOTHESIS_CASES', 1000))  # of each property
-many = settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize('protocol', range(6))
@@ -58,22 +57,25 @@ def test_a_missing_file_says_where_to_get_it(tmp_path):
         assert part in str(error.value)
 
 
-class Exploit:
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize('function', [os.system, eval, exec, getattr, pickle.loads, np.load, collections.OrderedDict])
-def test_code_in_a_pickle_is_refused_and_not_run(write_pickle, tmp_path, function):
-    marker = tmp_path / 'marker'
+@pytest.mark.parametrize('protocol', range(6))
+def test_other_containers_are_read(write_pickle, protocol):
     data = make_annotations([20, 30, 40])
-    data['annotations'][1]['keypoint'] = Exploit(function, f'touch {marker}')
-    with pytest.raises(ValueError, match=rf'set\.pkl: refused.*{re.escape(function.__name__)}'):
+    data['split'] = collections.defaultdict(list, {name: tuple(ids) for name, ids in data['split'].items()})
+    data['split']['array'] = np.array(data['split']['xsub_val'])
+    data['annotations'] = tuple(map(collections.OrderedDict, data['annotations']))
+    data['annotations'][0]['tags'] = collections.defaultdict(int, {2.5: {1, 2}})
+    loaded = load_annotations(write_pickle(collections.defaultdict(dict, data), protocol=protocol))
+    assert loaded['split'] == {name: list(ids) for name, ids in data['split'].items()}
+    assert loaded['annotations'][0]['tags'] == {2.5: {1, 2}}
+    assert [a['frame_dir'] for a in loaded['annotations']] == [a['frame_dir'] for a in data['annotations']]
+
+
+@pytest.mark.parametrize('value', [Path('x'), torch.zeros(1)])
+def test_other_values_are_refused_with_what_to_do(write_pickle, value):
+    data = make_annotations([20, 30, 40])
+    data['annotations'][1]['keypoint'] = value
+    with pytest.raises(ValueError, match=r'set\.pkl: refused\. It asks for .*(Path|torch).*str\(path\)'):
         load_annotations(write_pickle(data))
-    assert not marker.exists()
 
 
 def test_object_arrays_are_refused(write_pickle):
@@ -119,7 +121,7 @@ MISTAKES = {
     ),
     'whole numbers': (
         lambda a, d: a.update(keypoint=a['keypoint'].astype(int)),
-        f'{ANNOTATION}: keypoint must be .* int64',
+        f'{ANNOTATION}: keypoint must be .* int64.*float32',
     ),
     'a list': (lambda a, d: a.update(keypoint=[1]), f'{ANNOTATION}: keypoint must be .* found a list'),
     'label text': (lambda a, d: a.update(label='3'), f"{ANNOTATION}: label must be a whole number.*'3'"),
@@ -159,19 +161,8 @@ def test_reads_arrays_in_any_order(write_pickle, protocol, order):
     }[order]
     read = read_pickle(write_pickle([array, array], protocol=protocol))
     assert read[0] is read[1]
-    assert (type(read[0]), read[0].dtype) == (np.ndarray, array.dtype)
+    assert read[0].dtype == array.dtype
     np.testing.assert_array_equal(read[0], array)
-
-
-@pytest.mark.parametrize('size', [250, 2**16, 2**18 - 20, 2**18, 2**18 + 20, 2**20, 5 * 2**20])
-def test_reads_what_is_larger_than_a_piece_of_the_file(write_pickle, size):
-    random = np.random.default_rng(size)
-    data = [random.bytes(size), 'ä' * size, random.random((2, size)).astype(np.float16), *range(size // 100)]
-    for protocol in range(6):
-        read = read_pickle(write_pickle(data, protocol=protocol))
-        assert read[:2] == data[:2]
-        np.testing.assert_array_equal(read[2], data[2])
-        assert read[3:] == data[3:]
 
 
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
@@ -184,13 +175,7 @@ plain_data = st.recursive(
     st.none() | st.booleans() | numbers | st.text() | st.binary(max_size=300) | arrays | numpy_numbers,
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
-).filter(lambda data: depth(data) < 8)
-
-
-def depth(data):
-    if isinstance(data, list | tuple | dict):
-        return 1 + max(map(depth, data.values() if isinstance(data, dict) else data), default=0)
-    return 0
+)
 
 
 def same(one, other):
@@ -210,50 +195,3 @@ def test_plain_data_is_read_as_python_reads_it(tmp_path, data, protocol):
     content = pickle.dumps(data, protocol)
     path.write_bytes(content)
     assert same(read_pickle(path), pickle.loads(content))
-
-
-SOUND = [pickle.dumps(make_annotations([3, 2], persons=[1, 2]), protocol) for protocol in range(6)]
-OPCODES = [
-    value for name, value in vars(pickle).items() if re.fullmatch('[A-Z][A-Z0-9_]+', name) and type(value) is bytes
-]
-
-
-def refusal(path):
-    """What load_annotations says against a file, or None; it may raise nothing but ValueError."""
-    try:
-        loaded = load_annotations(path)
-    except ValueError as error:
-        return str(error)
-    assert all(type(annotation['keypoint']) is np.ndarray for annotation in loaded['annotations'])
-    return None
-
-
-@many
-@given(data=st.data())
-def test_a_pickle_with_any_change_is_read_or_refused_by_name(tmp_path, data):
-    content = bytearray(data.draw(st.sampled_from(SOUND)))
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content)))
-        end = min(len(content), start + data.draw(st.integers(0, 9)))
-        content[start:end] = data.draw(st.binary(max_size=9) | st.sampled_from(OPCODES))
-    path = tmp_path / 'set.pkl'
-    path.write_bytes(content)
-    message = refusal(path)
-    assert message is None or message.startswith(str(path))
-
-
-pieces = st.sampled_from(OPCODES) | st.sampled_from([
-    b'cnumpy\ndtype\n', b'cnumpy\nndarray\n', b'cnumpy.core.multiarray\n_reconstruct\n', b'\x8c\x02f2', b'\x8c\x01a',
-    b'cnumpy.core.multiarray\nscalar\n', b'cnumpy.core.numeric\n_frombuffer\n', b'c_codecs\nencode\n', b'K\x01',
-    b'h\x00', b'C\x04abcd', b'\x8c\x06latin1',
-    b'\x8c\x05split', b'\x8c\x0bannotations', b'(', b'\x94', b'\x85', b'R', b'b',
-]) | st.binary(max_size=4)  # fmt: skip
-
-
-@many
-@given(program=st.lists(pieces, max_size=40), protocol=st.integers(0, 5))
-def test_any_program_is_read_or_refused_by_name(tmp_path, program, protocol):
-    path = tmp_path / 'set.pkl'
-    path.write_bytes(pickle.PROTO + bytes([protocol]) + b''.join(program) + pickle.STOP)
-    message = refusal(path)
-    assert message is None or message.startswith(str(path))

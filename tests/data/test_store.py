@@ -1,322 +1,297 @@
-import errno
+"""The store of a pickle is a cache: it holds what the pickle holds, whatever happened before."""
+
+import dataclasses
+import itertools
 import multiprocessing
 import os
-import pickle
+import resource
 import shutil
-import tracemalloc
-import warnings
+import signal
+import time
+from collections import defaultdict
+from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from lib import files
 from lib.data import store as store_module
 from lib.data.clips import Clips
-from lib.data.store import NpyStream, StoreWriter, open_store
+from lib.data.pickles import load_annotations
+from lib.data.store import Joined, is_packed, open_store
+from lib.tools.benchmark.data import private_bytes, write_sparse_store
 from tests.annotations import make_3d_annotations, make_annotations
 
 
-def clip_rows(store, i):
-    start = store.first_row[i]
-    shape = store.num_persons[i], store.total_frames[i]
-    keypoint, score = store.gather(np.arange(start, start + shape[0] * shape[1]))
-    return keypoint.reshape(*shape, *keypoint.shape[1:]), score.reshape(*shape, -1)
+def joints(store, clip):
+    """Keypoints (M, T, V, C) and scores (M, T, V) of a clip."""
+    shape = int(store.num_persons[clip]), int(store.total_frames[clip])
+    return store.gather(store.first_row[clip] + np.arange(shape[0] * shape[1]).reshape(shape))
 
 
-def test_holds_exactly_what_the_pickle_holds(write_pickle):
-    data = make_annotations([20, 30, 40, 7, 300], persons=[1, 2, 1, 3, 2])
-    store = open_store(write_pickle(data))
-    for i, annotation in enumerate(data['annotations']):
-        keypoint, score = clip_rows(store, i)
+def assert_holds(store, *datas):
+    """The store holds the content of these pickles, one after another."""
+    annotations = [annotation for data in datas for annotation in data['annotations']]
+    assert len(store.label) == len(annotations)
+    for clip, annotation in enumerate(annotations):
+        keypoint, score = joints(store, clip)
         np.testing.assert_array_equal(keypoint, annotation['keypoint'])
-        np.testing.assert_array_equal(score, annotation['keypoint_score'])
-        assert store.name(i) == annotation['frame_dir']
-        assert store.label[i] == annotation['label']
-        assert tuple(store.img_shape[i]) == annotation['img_shape']
-    assert keypoint.dtype == score.dtype == np.float16
-    assert {name: [store.name(i) for i in clips] for name, clips in store.splits.items()} == data['split']
+        np.testing.assert_array_equal(score, annotation.get('keypoint_score', (keypoint != 0).any(-1)))
+        assert store.name(clip) == annotation['frame_dir']
+        assert store.label[clip] == annotation['label']
+        assert tuple(store.img_shape[clip]) == annotation.get('img_shape', (0, 0))
+    splits = {}
+    for data in datas:
+        for name, ids in data['split'].items():
+            splits.setdefault(name, []).extend(ids)
+    assert {name: [store.name(clip) for clip in clips] for name, clips in store.splits.items()} == splits
 
 
-def test_keeps_the_precision_of_float32_files(write_pickle):
-    data = make_annotations([20, 30, 40])
-    for annotation in data['annotations']:
-        annotation['keypoint'] = annotation['keypoint'].astype(np.float32) + 1 / 3
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def load_after(*actions):
+    """load_annotations, after calling each of the actions with the file."""
+    return lambda file: [action(file) for action in actions] and load_annotations(file)
+
+
+def in_process(function, *args):
+    process = multiprocessing.get_context('fork').Process(target=function, args=args)
+    process.start()
+    return process
+
+
+@pytest.fixture
+def data():
+    return make_annotations([20, 30, 40, 7, 100], persons=[1, 2, 1, 3, 2])
+
+
+@pytest.fixture
+def path(write_pickle, data):
+    return write_pickle(data)
+
+
+def test_holds_what_the_pickle_holds(data, write_pickle):
+    data['annotations'][1]['frame_dir'] = data['split']['xsub_train'][1] = 'Ünïcode/名前'
+    data['split']['empty'] = []
     store = open_store(write_pickle(data))
-    np.testing.assert_array_equal(clip_rows(store, 1)[0], data['annotations'][1]['keypoint'])
+    assert_holds(store, data)
+    assert (store.keypoint.dtype, store.score.dtype) == (np.float16, np.float16)
 
 
-def test_score_of_a_3d_file_tells_missing_joints(write_pickle):
-    data = make_annotations([20, 30, 40], joints=25)
-    for annotation in data['annotations']:
-        annotation['keypoint'] = np.concatenate([annotation['keypoint'] * 0 + 1] * 2, axis=3)[..., :3]
-        for key in ('keypoint_score', 'img_shape', 'original_shape'):
-            del annotation[key]
+@pytest.mark.parametrize('key', ['keypoint', 'keypoint_score'])
+def test_keeps_single_precision(data, write_pickle, key):
+    data['annotations'][1][key] = data['annotations'][1][key] + np.float32(1 / 3)  # the others have half
+    store = open_store(write_pickle(data))
+    assert_holds(store, data)
+    assert {store.keypoint.dtype.name, store.score.dtype.name} == {'float16', 'float32'}
+
+
+def test_score_of_a_3d_pickle_is_zero_for_missing_joints(write_pickle):
+    data = make_3d_annotations([20, 30, 40])
     data['annotations'][1]['keypoint'][0, 4, 9] = 0
-    score = clip_rows(open_store(write_pickle(data)), 1)[1]
-    assert score[0, 4, 9] == 0
-    assert score.sum() == score.size - 1
+    store = open_store(write_pickle(data))
+    assert_holds(store, data)
+    assert joints(store, 1)[1].sum() == 30 * 25 - 1
 
 
-def test_joints_that_are_not_finite_count_as_missing_with_one_warning(write_pickle):
-    data = make_annotations([20, 30, 40])
+@pytest.mark.parametrize('name', ['sbu_hrnet', 'sbu_3danno', 'cmu_hrnet'])
+def test_holds_real_motion(motion, tmp_path, name):
+    path = motion(f'{name}.pkl')
+    assert_holds(open_store(path, tmp_path), load_annotations(path))
+
+
+def test_joints_that_are_not_finite_are_missing_with_one_warning(data, write_pickle):
     keypoint, score = data['annotations'][1]['keypoint'], data['annotations'][1]['keypoint_score']
-    keypoint[0, 3, 4, 1] = np.nan
-    keypoint[0, 3, 5] = np.inf
-    score[0, 3, 6] = np.nan
+    keypoint[0, 3, 4, 1], keypoint[0, 3, 5], score[0, 3, 6] = np.nan, np.inf, np.nan
     path = write_pickle(data)
-    with pytest.warns(UserWarning, match='3 joints') as caught:
+    with pytest.warns(UserWarning, match=r'set\.pkl: 3 joints') as caught:
         store = open_store(path)
     assert len(caught) == 1
-    packed, packed_score = clip_rows(store, 1)
-    assert (packed[0, 3, 4:7] == 0).all()
-    assert (packed_score[0, 3, 4:7] == 0).all()
-    np.testing.assert_array_equal(packed[0, 3, 7:], keypoint[0, 3, 7:])
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        open_store(path)
+    keypoint[0, 3, 4:7] = score[0, 3, 4:7] = 0
+    assert_holds(store, data)
 
 
-def test_is_packed_once_and_again_when_the_pickle_changes(write_pickle, monkeypatch):
-    path = write_pickle(make_annotations([20, 30, 40]))
-    open_store(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(store_module, 'load_annotations', None)  # would fail if called
-        before = open_store(path)
-    write_pickle(make_annotations([20, 30, 41], seed=1))
-    after = open_store(path)
-    assert after.total_frames[2] == 41
-    assert (clip_rows(before, 0)[0] != clip_rows(after, 0)[0]).any()  # an open store keeps what it had
-
-
-def test_a_failed_packing_leaves_nothing_and_keeps_the_pickle(write_pickle, tmp_path, monkeypatch):
-    path = write_pickle(make_annotations([20, 30, 40]))
-    content = path.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, 'add_to_split', lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            open_store(path)
-    assert {p.name for p in tmp_path.iterdir()} == {'set.pkl', 'set.lock'}
-    assert path.read_bytes() == content
-    open_store(path)
-
-
-def test_store_dir_takes_the_store(write_pickle, tmp_path):
-    path = write_pickle(make_annotations([20, 30, 40]))
-    open_store(path, tmp_path / 'elsewhere')
-    assert (tmp_path / 'elsewhere' / 'set.store' / 'meta.json').is_file()
-    assert not (tmp_path / 'set.store').exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(write_pickle, tmp_path):
-    path = write_pickle(make_annotations([20, 30, 40]))
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(ValueError, match=r'data\.store_dir'):
-        open_store(path, tmp_path / 'file' / 'folder')
-
-
-def test_ids_without_annotation_are_counted(write_pickle):
-    data = make_annotations([20, 30, 40])
-    data['split']['xsub_val'] += ['nowhere', 'elsewhere']
+def test_ids_without_annotation_are_left_out_with_a_warning(data, write_pickle):
+    more = {**data['split'], 'xsub_val': [*data['split']['xsub_val'], 'a', 'b']}
     with pytest.warns(UserWarning, match='2 clips of split xsub_val have no annotation'):
-        store = open_store(write_pickle(data))
-    assert len(store.splits['xsub_val']) == 1
+        assert_holds(open_store(write_pickle({**data, 'split': more})), data)
 
 
-def _open_and_report(path, queue):
-    packed = []
-    original = store_module._pack
-    store_module._pack = lambda *args: (packed.append(1), original(*args))
+def test_is_built_once_and_then_only_read(path, data, monkeypatch):
+    assert not is_packed(path)
     open_store(path)
-    queue.put(len(packed))
+    monkeypatch.setattr(store_module, '_open_or_build', store_module._open)
+    assert_holds(open_store(path), data)
+    assert is_packed(path)
 
 
-def test_of_many_processes_one_packs(write_pickle):
-    path = write_pickle(make_annotations([200] * 300))
-    context = multiprocessing.get_context('fork')
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_open_and_report, args=(path, queue)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]  # else the queue would wait forever
-    assert sorted(queue.get() for _ in processes) == [0, 0, 0, 1]
+@pytest.mark.parametrize('changed', ['st_size', 'st_mtime_ns'])
+def test_is_rebuilt_when_the_pickle_changes(path, data, write_pickle, changed):
+    before, store = path.stat(), open_store(path)
+    other = make_annotations([20, 30, 40, 7, 100], persons=[1, 2, 1, 3, 2 + (changed == 'st_size')], seed=1)
+    write_pickle(other)  # in place of the first
+    os.utime(path, ns=(0, before.st_mtime_ns + (changed == 'st_mtime_ns')))
+    assert [key for key in ('st_size', 'st_mtime_ns') if getattr(path.stat(), key) != getattr(before, key)] == [changed]
+    assert_holds(open_store(path), other)
+    assert_holds(store, data)  # an open store keeps its content
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='needs Linux')
-def test_an_open_store_is_shared_not_copied(write_pickle):
-    path = write_pickle(make_annotations([300] * 1500, persons=[2] * 1500))
+@pytest.mark.parametrize('keep', [None, 0, 0.5])
+@pytest.mark.parametrize('name', ['meta.json', *(f'{name}.npy' for name in ('clips', 'frame_dir', 'score', 'split_1'))])
+def test_is_rebuilt_when_a_file_is_missing_or_truncated(path, data, name, keep):
     open_store(path)
-
-    def private_bytes() -> int:
-        with open('/proc/self/smaps_rollup') as file:
-            return 1024 * sum(int(line.split()[1]) for line in file if line.startswith(('Private_Dirty', 'Swap:')))
-
-    before = private_bytes()
-    store = open_store(path)
-    assert np.isfinite(store.keypoints[0][::100]).all()
-    assert store.nbytes > 75e6
-    assert private_bytes() - before < 5e6
-    shutil.rmtree(path.parent / 'set.store')  # 90 MB
+    file = path.with_suffix('.store') / name
+    file.unlink() if keep is None else os.truncate(file, int(keep * file.stat().st_size))
+    assert_holds(open_store(path), data)
+    assert is_packed(path)
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
+def test_pickles_of_one_name_may_share_a_store_dir(path, data, write_pickle, tmp_path, monkeypatch):
+    (tmp_path / 'other').mkdir()
+    other = make_annotations([20, 30, 40], seed=1)
+    paths, datas = [path, write_pickle(other, 'other/set.pkl')], [data, other]
+    open_either = [partial(open_store, each, tmp_path / 'stores') for each in paths]
+    for i in (0, 1, 0, 1):
+        assert_holds(open_either[i](), datas[i])
+    assert names_in(tmp_path / 'other') == {'set.pkl'}
+    with monkeypatch.context() as patch:  # the store is replaced while it is opened
+        patch.setattr(np, 'load', lambda *args, **key: (patch.undo(), open_either[0](), np.load(*args, **key))[-1])
+        assert_holds(open_either[1](), other)
 
 
-def batches(ann_file, **changes):
-    """Everything that training and validation make of a set."""
-    options = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 5, 'seed': 0, **changes}
-    for split in ('train', 'val'):
-        clips = Clips(split, ann_file=str(ann_file), **options)
-        for b in range(len(clips)):
-            yield clips.names(1, b), clips[1, b]
-
-
-def assert_same_batches(first, second):
-    for (names, batch), (other_names, other) in zip(first, second, strict=True):
-        assert names == other_names
-        assert batch.keys() == other.keys()
-        for key, array in batch.items():
-            np.testing.assert_array_equal(array, other[key])
-            assert array.dtype == other[key].dtype
-
-
-@pytest.mark.parametrize('shard_bytes', [1, 20_000])
-@pytest.mark.parametrize(
-    ('make', 'changes'),
-    [
-        (make_annotations, {'rotation': 0.3, 'joint_noise': 0.01}),
-        (make_annotations, {'input': 'keypoint_2d'}),
-        (make_3d_annotations, {}),
-        (make_3d_annotations, {'input': 'keypoint_3d'}),
-    ],
-)
-def test_batches_do_not_depend_on_the_shards(write_pickle, tmp_path, monkeypatch, make, changes, shard_bytes):
-    path = write_pickle(make([20, 30, 5, 40, 100] * 5, persons=[1, 2, 1, 3, 2] * 5))
-    whole = list(batches(path, **changes))
-    assert len(open_store(path).keypoints) == 1
-    monkeypatch.setattr(StoreWriter.__init__, '__defaults__', (shard_bytes,))
-    parts = {**changes, 'store_dir': str(tmp_path / 'parts')}
-    assert_same_batches(whole, batches(path, **parts))
-    shards = open_store(path, tmp_path / 'parts').keypoints
-    assert len(shards) == 25 if shard_bytes == 1 else 3 < len(shards) < 25
-
-
-def test_a_shard_has_one_type_and_what_is_gathered_too(write_pickle, tmp_path):
-    half, single = make_annotations([20, 30, 40]), make_annotations([20, 30, 40], seed=1)
-    for annotation in single['annotations']:
-        annotation['keypoint'] = annotation['keypoint'].astype(np.float32) + 1 / 3
-    (tmp_path / 'both').mkdir()
-    for name, data in {'a': half, 'b': single, 'c': half}.items():
-        write_pickle(data, f'both/{name}.pkl')
-    store = open_store(tmp_path / 'both')
-    assert [shard.dtype for shard in store.keypoints] == [np.float16, np.float32, np.float16]
-    for i, annotation in enumerate([*half['annotations'], *single['annotations'], *half['annotations']]):
-        keypoint, score = clip_rows(store, i)
-        assert (keypoint.dtype, score.dtype) == (np.float32, np.float16)
-        np.testing.assert_array_equal(keypoint, annotation['keypoint'])
-
-
-def test_files_that_grow_are_plain_npy_files(tmp_path):
-    stream = NpyStream(tmp_path / 'a.npy', np.float32, (3, 2))
-    expected = np.arange(600, dtype=np.float32).reshape(-1, 3, 2)
-    for part in np.split(expected, [0, 1, 40]):
-        stream.append(part)
-    stream.close()
-    np.testing.assert_array_equal(np.load(tmp_path / 'a.npy'), expected)
-
-
-def test_writing_keeps_no_clip_in_memory(tmp_path):
-    annotation = make_annotations([20])['annotations'][0]
-
-    def peak(name: str, count: int) -> int:
-        (tmp_path / name).mkdir()
-        tracemalloc.start()
-        try:
-            with StoreWriter(tmp_path / name, shard_bytes=2**20) as writer:
-                for _ in range(count):
-                    writer.add_to_split('xsub_train', [writer.add(annotation)])
-            assert writer.num_clips == count
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    few, many = peak('few', 2000), peak('many', 20_000)
-    assert many < few + 18_000 / 2  # half a byte a clip
-
-
-# --- folders of pickles ----------------------------------------------------------------------------------------------
-
-
-def write_folder(tmp_path, parts: dict[str, dict]):
-    folder = tmp_path / 'set.v1'
-    folder.mkdir(exist_ok=True)
-    for name, data in parts.items():
-        (folder / name).write_bytes(pickle.dumps(data))
-    return folder
-
-
-def numbered(data: dict, prefix: str) -> dict:
-    for annotation in data['annotations']:
-        annotation['frame_dir'] = prefix + annotation['frame_dir']
-    data['split'] = {name: [prefix + i for i in ids] for name, ids in data['split'].items()}
-    return data
-
-
-def test_a_folder_of_pickles_is_the_joined_pickle(write_pickle, tmp_path):
-    parts = [numbered(make_annotations([20, 30, 5, 40] * 3, seed=i), str(i)) for i in range(3)]
-    parts[1]['split']['only_here'] = parts[1]['split']['xsub_val'][:2]
-    # Written out of order, and beside files of other kinds.
-    folder = write_folder(tmp_path, {f'{i}.pkl': parts[i] for i in (2, 0, 1)})
-    (folder / 'README').write_text('')
-    joined = {'split': {}, 'annotations': [a for part in parts for a in part['annotations']]}
-    for part in parts:
-        for name, ids in part['split'].items():
-            joined['split'].setdefault(name, []).extend(ids)
-    path = write_pickle(joined)
-    assert_same_batches(batches(path), batches(folder))
-    one, many = open_store(path), open_store(folder)
-    assert {n: list(map(one.name, c)) for n, c in one.splits.items()} == {
-        n: list(map(many.name, c)) for n, c in many.splits.items()
-    }
-    assert (tmp_path / 'set.v1.store' / 'meta.json').is_file()
-
-
-def test_lists_of_a_folder_are_resolved_file_by_file(tmp_path):
-    folder = write_folder(tmp_path, {name: make_annotations([20, 30, 40]) for name in ('a.pkl', 'b.pkl')})
-    store = open_store(folder)  # of the same names, in both
-    assert store.splits['xsub_train'].tolist() == [0, 1, 3, 4]
-    assert store.splits['xsub_val'].tolist() == [2, 5]
-
-
-def test_a_folder_is_packed_again_when_a_file_comes_or_changes(tmp_path):
-    folder = write_folder(tmp_path, {'a.pkl': make_annotations([20, 30, 40])})
-    assert len(open_store(folder).label) == 3
-    write_folder(tmp_path, {'b.pkl': make_annotations([20, 30])})
-    assert len(open_store(folder).label) == 5
-    write_folder(tmp_path, {'a.pkl': make_annotations([20, 31, 40, 50])})
-    assert len(open_store(folder).label) == 6
-
-
-def test_what_a_folder_lacks_is_named(tmp_path):
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match=r'empty is a folder without a \*\.pkl file'):
-        open_store(tmp_path / 'empty')
-    folder = write_folder(tmp_path, {'a.pkl': make_annotations([20]), 'b.pkl': make_3d_annotations([20])})
-    with pytest.raises(ValueError, match=r'b\.pkl has .* = \(25, 3\), and the files .* before it \(17, 2\)'):
-        open_store(folder)
-    (folder / 'b.pkl').write_bytes(b'no pickle')
-    with pytest.raises(ValueError, match=r'b\.pkl: cannot be read as a pickle'):
-        open_store(folder)
-    assert {path.name for path in tmp_path.iterdir()} == {'empty', 'set.v1', 'set.v1.lock'}
-
-
-def test_a_full_disk_is_named_and_leaves_nothing(write_pickle, tmp_path, monkeypatch):
-    path = write_pickle(make_annotations([20, 30, 40]))
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(NpyStream, 'append', fail)
-    with pytest.raises(ValueError, match=r'is full, .*set\.pkl .*data\.store_dir'):
+def test_a_pickle_that_changes_while_it_is_packed_is_reported(path, monkeypatch):
+    monkeypatch.setattr(store_module, 'load_annotations', load_after(os.utime))
+    with pytest.raises(ValueError, match=r'set\.pkl was changed'):
         open_store(path)
-    assert {p.name for p in tmp_path.iterdir()} == {'set.pkl', 'set.lock'}
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(path, data, monkeypatch):
+    reached, go_on, logged = multiprocessing.Event(), multiprocessing.Event(), []
+    load = load_after(lambda _: reached.set(), lambda _: go_on.wait(60))
+    monkeypatch.setattr(store_module, 'load_annotations', load)
+    builder = in_process(open_store, path)
+    assert reached.wait(60)
+    monkeypatch.setattr(store_module, 'load_annotations', None)  # would fail if called
+    monkeypatch.setattr(files.log, 'info', lambda *line: (logged.append(line), go_on.set()))
+    assert_holds(open_store(path), data)
+    builder.join()
+    assert builder.exitcode == 0
+    assert [f'process {builder.pid} ' in line[1] for line in logged] == [True]
+
+
+def test_what_a_killed_process_leaves_is_cleaned_up(path, data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        in_process(open_store, path).join()
+    assert (tmp_path / 'set.packing' / 'keypoint.npy').exists()
+    assert_holds(open_store(path), data)
+    assert names_in(tmp_path) == {'set.pkl', 'set.store', 'set.lock'}
+
+
+@pytest.mark.parametrize('room', [0, 300, 10_000])
+def test_a_full_disk_is_reported_and_nothing_is_left(path, tmp_path, room):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # bytes of a file that can be written
+    try:
+        with pytest.raises(ValueError, match=r'set\.store cannot be written .*data\.store_dir'):
+            open_store(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names_in(tmp_path) == {'set.pkl', 'set.lock'}
+
+
+def test_a_read_only_folder_is_reported(path, data, tmp_path, monkeypatch):
+    (elsewhere := tmp_path / 'elsewhere').mkdir()
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, 'access', lambda place, mode: access(place, mode) and place != tmp_path)
+    with pytest.raises(ValueError, match=r'data\.store_dir'):
+        open_store(path)
+    assert names_in(tmp_path) == {'set.pkl', 'elsewhere'}
+    assert_holds(open_store(path, elsewhere / 'new'), data)
+
+
+def test_a_file_system_without_locks_gets_a_warning(path, data, monkeypatch):
+    monkeypatch.setattr(files.fcntl, 'flock', Mock(side_effect=OSError(37, 'No locks available')))
+    with pytest.warns(UserWarning, match='without locks'):
+        assert_holds(open_store(path), data)
+
+
+def test_joined_arrays_are_indexed_as_one():
+    arrays = [np.arange(6, dtype=np.float16).reshape(3, 2), np.ones((1, 2), np.float32) / 3, np.zeros((2, 2))]
+    whole, joined = np.concatenate(arrays), Joined(arrays)
+    assert (len(joined), joined.shape, joined.dtype) == (6, whole.shape, whole.dtype)
+    for rows in (0, 3, np.int32(5), np.array([], int), np.array([5, 0, 3, 3]), np.arange(6).reshape(2, 3)):
+        np.testing.assert_array_equal(joined[rows], whole[rows])
+    with pytest.raises(IndexError):
+        joined[6]
+
+
+@pytest.fixture
+def folder(write_pickle, tmp_path):
+    """A folder of three pickles, of which the second has single precision and a split of its own; their contents."""
+    (tmp_path / 'sets').mkdir()
+    datas = [make_annotations([20, 30, 5, 40] * 3, persons=[1, 2, 1, 3] * 3, seed=seed) for seed in range(3)]
+    for annotation in datas[1]['annotations']:
+        annotation['keypoint'] = annotation['keypoint'] + np.float32(1 / 3)
+    datas[1]['split']['only_here'] = datas[1]['split']['xsub_val'][:2]
+    paths = [write_pickle(datas[i], f'sets/{i}.pkl') for i in (2, 0, 1)]  # not in the order of their names
+    return paths[0].parent, datas
+
+
+def test_a_folder_is_one_set(folder, write_pickle):
+    path, datas = folder
+    store = open_store(path)
+    assert_holds(store, *datas)
+    assert store.splits['xsub_val'].tolist() == [*range(8, 12), *range(20, 24), *range(32, 36)]
+    assert (store.keypoint.dtype, store.score.dtype) == (np.float32, np.float16)
+    joined = {name: array for name, array in vars(store).items() if isinstance(array, Joined)}
+    whole = dataclasses.replace(store, **{name: array[np.arange(len(array))] for name, array in joined.items()})
+    for split in ('train', 'val'):
+        clips = Clips(split, ann_file=str(path), benchmark='xsub', clip_len=16, batch_size=50, seed=0)
+        batch, clips.store = clips[1, 0], whole
+        for key, array in clips[1, 0].items():
+            np.testing.assert_array_equal(batch[key], array)
+
+
+def test_a_pickle_that_joins_a_folder_is_the_only_one_packed(folder, write_pickle, monkeypatch):
+    path, datas = folder
+    open_store(path)
+    more, packed = make_annotations([20, 30, 40], seed=4), []
+    write_pickle(more, 'sets/3.pkl')
+    monkeypatch.setattr(store_module, 'load_annotations', load_after(lambda file: packed.append(file.name)))
+    assert_holds(open_store(path), *datas, more)
+    assert packed == ['3.pkl']
+
+
+def test_folders_that_are_no_set_are_reported(folder, write_pickle, tmp_path):
+    write_pickle(make_3d_annotations([20]), 'sets/3.pkl')
+    with pytest.raises(ValueError, match=r'3\.pkl .*\(25, 3\).*0\.pkl .*\(17, 2\)'):
+        open_store(folder[0])
+    with pytest.raises(ValueError, match=r'is a folder without a \*\.pkl file'):
+        open_store(tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_million_clips_open_at_once_and_cost_no_more_a_batch(tmp_path):
+    few, many = 10**4, 10**7
+    clips, seconds = {}, defaultdict(list)
+    for count in (few, many):
+        path = tmp_path / f'{count}.pkl'
+        write_sparse_store(path, count)
+        before, start = private_bytes(), time.perf_counter()
+        clips[count] = Clips('train', ann_file=str(path), benchmark='xsub', clip_len=48, batch_size=32, seed=0)
+        assert time.perf_counter() - start < 1
+        assert private_bytes() - before < 10e6
+        assert clips[count].num_clips == count
+        clips[count].batch_clips(0, 0)  # shuffles
+    shutil.rmtree(path.with_suffix('.store'))  # 0.4 GB, which stay mapped
+    for visit, b, count in itertools.product((1, 2), range(200), (few, many)):  # in turn: the machine may be busy
+        start = time.thread_time()
+        clips[count][0, b]
+        seconds[count, visit].append(time.thread_time() - start)
+    cost = {key: np.median(values) for key, values in seconds.items()}
+    assert cost[many, 2] < 1.5 * cost[few, 2]
+    assert cost[many, 1] < 4 * cost[few, 2]

@@ -1,5 +1,3 @@
-import contextlib
-import os
 import pickle
 import re
 import zipfile
@@ -12,8 +10,10 @@ from torch import nn
 
 from lib.pytorch.mbert import ActionNet, MotionBERT
 from lib.pytorch.pretrained import fit_length, freeze_backbone, load_backbone, read_weights
-from tests.pytorch.test_dstformer import close, recorded_backbone, recorded_weights
-from tests.pytorch.test_mbert import small_model
+from tests import recorded
+from tests.pytorch.test_dstformer import recorded_backbone
+from tests.pytorch.test_models import small_model
+from tests.recorded import is_close
 
 
 class Flat(nn.Module):
@@ -128,37 +128,12 @@ def test_prefix_of_some_names_is_a_name(write):
     assert equal(read_weights(write(weights)), weights)
 
 
-class RunsCode:
-    def __init__(self, function, *arguments) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize('named', ['mkdir', 'eval', 'in a number'])
-def test_code_in_a_file_does_not_run(named, write, tmp_path):
-    harm = tmp_path / 'harm'
-    content = RunsCode(eval, f'__import__("os").mkdir({str(harm)!r})')
-    if named == 'mkdir':
-        content = RunsCode(os.mkdir, str(harm))
-    elif named == 'in a number':
-        content = RunsCode(np.float64(0).__reduce__()[0], np.dtype(object), content)
-    path = write({'model': {'a': torch.ones(1)}, 'min_loss': content})
-    with pytest.raises(ValueError, match=rf'{path} holds more than weights: it asks for .*(mkdir|eval), .* not run'):
-        read_weights(path)
-    assert not harm.exists()
-    with contextlib.suppress(TypeError):  # of NumPy, afterwards: no number is made of this
-        torch.load(path, weights_only=False)
-    assert harm.exists()
-
-
 def test_numpy_is_allowed_for_this_alone(write):
     path = write({'model': {'a': torch.ones(1)}, 'min_loss': np.float64(1)})
     read_weights(path)
     with pytest.raises(pickle.UnpicklingError, match='numpy'):
         torch.load(path, weights_only=True)
-    with pytest.raises(ValueError, match=r'asks for numpy\S+_reconstruct'):
+    with pytest.raises(ValueError, match=r'holds more than weights: it asks for numpy\S+_reconstruct'):
         read_weights(write({'model': {'a': torch.ones(1)}, 'more': np.ones(2)}))
 
 
@@ -191,19 +166,18 @@ def test_file_of_another_kind(content, tmp_path):
 @pytest.mark.parametrize(
     ('content', 'found'),
     [
-        ({'epoch': 3, 'lr': 0.1, 'state_dict': {'a': torch.ones(1)}}, 'the keys epoch, lr, state_dict'),
-        ({'model': 'DSTformer', 'epoch': 3}, 'the keys model, epoch'),
-        ({'model': {'a': np.float64(1)}}, 'the keys model'),
-        ({'model': {}}, 'the keys model'),
-        ({3: torch.ones(1)}, 'the keys 3'),
-        (dict.fromkeys('abcdefg', 0), 'the keys a, b, c, d and 3 more'),
+        ({'epoch': 3, 'lr': 0.1, 'state_dict': {'a': torch.ones(1)}}, "the keys ['epoch', 'lr', 'state_dict']"),
+        ({'model': 'DSTformer', 'epoch': 3}, "the keys ['model', 'epoch']"),
+        ({'model': {'a': np.float64(1)}}, "the keys ['model']"),
+        ({'model': {}}, "the keys ['model']"),
+        ({3: torch.ones(1)}, 'the keys [3]'),
         ([torch.ones(1)], 'a list'),
         (torch.ones(1), 'a Tensor'),
     ],
 )
 def test_file_without_weights(content, found, write):
     path = write(content)
-    with pytest.raises(ValueError, match=f'{path} holds no weights: found {found}, but'):
+    with pytest.raises(ValueError, match=re.escape(f'{path} holds no weights: found {found}, but')):
         read_weights(path)
 
 
@@ -237,13 +211,13 @@ def test_recorded_model_is_loaded(golden, write):
     model = ActionNet(recorded_backbone(record), dim_rep=record['cfg_dim_rep'].item()).eval()
     x = torch.tensor(record['x'])
 
-    load_backbone(model, write({'model_pos': wrapped(recorded_weights(record, 'sd/backbone.'))}))
+    load_backbone(model, write({'model_pos': wrapped(recorded.weights(record, 'sd/backbone.'))}))
     persons = rearrange(x, 'n m t v c -> (n m) t v c')
-    assert close(model.backbone.get_representation(persons), record['representation'])
-    assert not close(model(x), record['logits'])
+    assert is_close(model.backbone.get_representation(persons), record['representation'])
+    assert not is_close(model(x), record['logits'])
 
-    load_backbone(model, write({'model_pos': wrapped(recorded_weights(record, 'sd/'))}))
-    assert close(model(x), record['logits'])
+    load_backbone(model, write({'model_pos': wrapped(recorded.weights(record, 'sd/'))}))
+    assert is_close(model(x), record['logits'])
 
 
 def test_longer_time_table_is_cut(write):

@@ -19,9 +19,8 @@ import yaml
 
 import train_action_vivit as script
 from lib.config import load_config
-from lib.run import make_clips
-from lib.runlog import RunLog
 from lib.tensorflow import checkpoint, distributed, engine
+from lib.training import make_clips
 from tests import tiny
 from tests.annotations import make_annotations
 from tests.tiny import lines
@@ -176,7 +175,7 @@ print('codes', code, cli.run(script.train, args))
     assert 'codes 0 2\n' in done.stdout
     assert 'set data.batch_size to a multiple of 4' in done.stderr
     assert_same_metrics(lines(tmp_path / 'run'), lines(tmp_path / 'whole'))
-    one, other = (checkpoint.load(tmp_path / name / checkpoint.LATEST, 'vivit')['model'] for name in ('whole', 'run'))
+    one, other = (checkpoint.load(tmp_path / name / 'latest_epoch.npz', 'vivit')['model'] for name in ('whole', 'run'))
     assert one.keys() == other.keys()
     for name, value in one.items():
         if 'key/bias' not in name:  # whose gradient is rounding, which Adam makes large
@@ -189,7 +188,7 @@ def test_replicas_and_steps_have_their_own_dropout(config):
     code = """
 import numpy as np
 from lib.config import load_config
-from lib.run import make_clips
+from lib.training import make_clips
 from lib.tensorflow import distributed, engine
 options = ['model.attn_drop_rate=0.5', 'model.drop_path_rate=0.2', 'optimizer.lr=0.0', 'optimizer.weight_decay=0.0']
 config = load_config(sys.argv[1], script.SECTIONS, options)
@@ -198,7 +197,7 @@ clips = make_clips(config, 'train')
 render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
 model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
 train_step = engine.make_train_step(render, model, engine.make_optimizer(model, **config.optimizer), options, world)
-share, other = next(engine.batches(clips, 0, options, world))
+_, (share, other) = next(engine.load_batches(clips.shared(0, world.num_replicas), 0, options, world))
 seeds = share['seed'], other['seed']
 for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
     print('loss', float(train_step(world.distribute([share | {'seed': seeds[i]}, share | {'seed': seeds[j]}]))[0]))
@@ -212,13 +211,6 @@ for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
     assert mixed == pytest.approx((first + second) / 2, rel=1e-6)
     assert mixed == pytest.approx(turned, rel=1e-6)
     assert mixed == again
-
-
-def test_seeds_are_a_function_of_seed_epoch_step_and_replica():
-    seeds = [tuple(engine.step_seed(*of)) for of in np.ndindex(3, 3, 3, 3)]
-    assert len(set(seeds)) == 81
-    assert engine.step_seed(-1, 2, 3, 4).tolist() == engine.step_seed(-1, 2, 3, 4).tolist()
-    assert 0 <= min(map(min, seeds)) < max(map(max, seeds)) < 2**31
 
 
 @pytest.mark.parametrize('compile', [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -236,11 +228,10 @@ def test_steps_are_traced_once(config, tmp_path, compile):
     optimizer = engine.make_optimizer(model, **config.optimizer)
     train_step = engine.make_train_step(drawn, model, optimizer, options, world)
     predict_step = engine.make_predict_step(drawn, model, options, world)
-    log = RunLog(tmp_path / 'run', {}, [])
     for epoch in (0, 1):
-        run = checkpoint.Run(tmp_path, 'vivit', config, epoch=epoch)
-        engine.train_one_epoch(train_step, optimizer, 1e-3, train_clips, run, options, world, log, 50)
-        engine.validate(predict_step, val_clips, run, options, world)
+        for _, shares in engine.load_batches(train_clips, epoch, options, world):
+            train_step(world.distribute(shares))
+        engine.predict(predict_step, val_clips, options, world)
     assert traced == [(8, 2, 8, 17, 2)] * 2
 
 
@@ -257,7 +248,7 @@ def test_bf16_leaves_weights_in_float32(config, tmp_path, monkeypatch):
     bf16 = ['--set', 'train.precision=bf16']
     monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: True)
     assert call('--config', config, '-c', tmp_path / 'bf16', *bf16) == 0
-    half, full = (checkpoint.load(tmp_path / name / checkpoint.LATEST, 'vivit') for name in ('bf16', 'fp32'))
+    half, full = (checkpoint.load(tmp_path / name / 'latest_epoch.npz', 'vivit') for name in ('bf16', 'fp32'))
     for part in ('model', 'optimizer'):
         assert {name: value.dtype for name, value in half[part].items()} == {
             name: value.dtype for name, value in full[part].items()

@@ -35,7 +35,7 @@ def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
     'command',
     [
         ['data', '--clips', '200', '--batch', '8', '--rounds', '1'],
-        ['scale', '--sizes', '40', '300', '--batch', '8', '--batches', '3'],
+        ['data', '--sparse', '--clips', '300', '--batch', '8', '--rounds', '1'],
         pytest.param(['render', '--batch', '2', '--persons', '1', '--pairs', '2'], marks=pytest.mark.slow),
     ],
     ids=lambda command: command[0],
@@ -51,6 +51,6 @@ def test_reports_have_rates(tmp_path, capsys, monkeypatch, command):
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_commands_of_everything_are_valid(tmp_path, device):
-    for command in everything.commands(device, tmp_path):
+def test_commands_of_everything_are_valid(device):
+    for command in everything.commands(device):
         parse_args([*command, '--json'])

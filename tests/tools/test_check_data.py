@@ -160,7 +160,6 @@ MISFITS = {
     'limbs': ({'heatmap': {'kind': 'both'}}, 'FAULT .*34 joints'),
     'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len is 48'),
     'input': ({'data': {'input': 'keypoint_3d'}}, 'FAULT .*data.input is keypoint_3d'),
-    'angle': ({'data': {'view_angle': 30.0}}, 'FAULT .*data.view_angle'),
     'too many classes': ({'model': {'num_classes': 60}}, 'warning .*model.num_classes 60'),
 }
 

@@ -3,7 +3,7 @@
 python -m lib.tools.benchmark render                      # heatmap drawing: compiled, eager, NumPy, against a fill
 python -m lib.tools.benchmark render --batch 64 --persons 1 --kind both --device cuda --json
 python -m lib.tools.benchmark data                        # training clips/s of Clips on one core, NTU60-sized store
-python -m lib.tools.benchmark scale --out FOLDER          # the same over 10^4 ... 10^7 clips, with memory; a picture
+python -m lib.tools.benchmark data --sparse --clips 10000000   # the same from a store of any size
 python -m lib.tools.benchmark steps --row vanilla         # training steps against a straightforward implementation
 python -m lib.tools.benchmark vivit                       # steps of vivit.yaml, against stock Keras layers and fit
 python -m lib.tools.benchmark rows --rows MB_train vivit  # training by the scripts, clips/s and the wait for data
@@ -13,13 +13,12 @@ python -m lib.tools.benchmark all --out FOLDER            # all of it, into benc
 import argparse
 import json
 
-from lib.tools.benchmark import data, everything, render, rows, scale, steps, vivit
+from lib.tools.benchmark import data, everything, render, rows, steps, vivit
 from lib.tools.benchmark.common import as_text
 
 PARTS = {
     'render': render,
     'data': data,
-    'scale': scale,
     'steps': steps,
     'vivit': vivit,
     'rows': rows,

@@ -51,7 +51,7 @@ def bars(device: str) -> dict[str, list[Bar]]:
     }
 
 
-def commands(device: str, out: Path) -> list[tuple[str, ...]]:
+def commands(device: str) -> list[tuple[str, ...]]:
     """What is run, in this order."""
     on, on_cpu = ('--device', device), device == 'cpu'
     shown = [command for part in bars(device).values() for _, command, _, _ in part]
@@ -61,7 +61,8 @@ def commands(device: str, out: Path) -> list[tuple[str, ...]]:
         ('render', '--batch', '1', *on),
         ('render', '--kind', 'limb', *on),
         ('data',),
-        ('scale', '--out', str(out)),
+        ('data', '--sparse', '--clips', '10000'),
+        ('data', '--sparse', '--clips', '10000000'),
         ('rows', *rows),
     ]
     others += [('rows', *rows, *changes)] if changes else []
@@ -69,11 +70,11 @@ def commands(device: str, out: Path) -> list[tuple[str, ...]]:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Prints the tables of all parts; benchmark.json, benchmark.png and those of the part scale go into the folder."""
+    """Prints the tables of all parts; benchmark.json and benchmark.png go into the folder."""
     args.out.mkdir(parents=True, exist_ok=True)
     report = {'title': machine(args.device), 'unit': 'clips/s', 'setting': {'written to': args.out}, 'rates': {}}
     report['parts'] = {}
-    for command in commands(args.device, args.out):
+    for command in commands(args.device):
         part = [sys.executable, '-m', 'lib.tools.benchmark', *command, '--json']
         done = subprocess.run(part, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         found = report['parts'][' '.join(command)] = json.loads(done.stdout[done.stdout.index('{') :])

@@ -92,8 +92,7 @@ def ours(dropout: float, args: argparse.Namespace) -> Callable[[], None]:
         'score': score,
         'label': np.arange(args.batch, dtype=np.int64) % 60,
         'weight': np.full(args.batch, 1 / args.batch, np.float32),
-        'seed': engine.step_seed(0, 0, 0, 0),
-        'stop': np.zeros(1, np.float32),
+        'seed': np.zeros(2, np.int64),
     }
     batch = world.distribute([batch])
 

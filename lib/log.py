@@ -1,0 +1,184 @@
+"""The log of a run: console, progress bar, TensorBoard, metrics.jsonl and timing.jsonl."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import yaml
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from lib.config import plain
+from lib.data.clips import Clips
+from lib.errors import user_file
+from lib.files import write_text
+from lib.run import Run
+
+
+class Log:
+    """The log of a training run in its folder, to be used in a `with` statement.
+
+    metrics.jsonl has one line per epoch and no times: equal runs have equal files. It is rewritten from the history in
+    the checkpoint, so that the two always agree. Times and speeds go to timing.jsonl. Only the main process writes.
+
+    epochs: of the run. print_freq: steps between two reports.
+    """
+
+    def __init__(self, run: Run, epochs: int, print_freq: int) -> None:
+        self.run, self.epochs, self.print_freq = run, epochs, print_freq
+        self._bar: tqdm | None = None
+        self._clips, self._seconds, self._waited = 0, math.nan, 0.0  # of the current epoch, in this process
+        if not run.is_main:
+            return
+        config = yaml.safe_dump(plain(run.config), sort_keys=False, default_flow_style=None, width=120)
+        write_text(run.folder / 'config.yaml', config)
+        self._write_metrics()
+        # A killed process may have saved its last epoch without logging it: it is logged again.
+        self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
+        if run.history:
+            self._draw_curves(run.history[-1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.close()
+        if self.run.is_main:
+            self._board.close()
+
+    def start(self, train_clips: Clips, val_clips: Clips, model: str, device: str, messages: Sequence[str]) -> None:
+        """Prints what is about to run. model, device: descriptions. messages: further lines."""
+        run = self.run
+        say_facts(
+            {
+                'data': train_clips.description,
+                'train': train_clips.split_description,
+                'val': val_clips.split_description,
+                'model': model,
+                'run': f'{self.epochs} epochs, {run.epoch} done, {len(train_clips)} steps each, on {device}',
+                'output': f'{run.folder}: checkpoints, metrics.jsonl, config.yaml; '
+                f'tensorboard --logdir {run.folder / "logs"}',
+            }
+        )
+        for line in (*messages, *run.messages):
+            say(line)
+
+    def image(self, name: str, image: np.ndarray) -> None:
+        """Adds an image (3, H, W), uint8, to TensorBoard."""
+        if self.run.is_main:
+            self._board.add_image(name, image)
+            self._board.flush()
+
+    def progress(
+        self, batches: Iterable[tuple[int, dict[str, Any]]], clips: Clips
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the steps and batches of an epoch behind a progress bar, and records the time spent waiting for them.
+
+        Without a terminal, `report` prints lines instead.
+        """
+        form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
+        screen = sys.stderr if sys.stderr.isatty() and self.run.is_main else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
+        width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals of unknown width
+        total, done, title = sum(clips.batch_sizes), self.run.num_clips, f'epoch {self.run.epoch + 1}/{self.epochs}'
+        settings = {'unit': ' clips', 'bar_format': form, 'leave': False, 'file': screen, 'ncols': width}
+        self._clips, self._seconds, self._waited = 0, math.nan, 0.0
+        self._bar = tqdm(desc=title, total=total, initial=done, **settings)
+        begin = time.perf_counter()
+        for step, batch in batches:
+            self._waited += time.perf_counter() - begin
+            self._bar.update(clips.batch_sizes[step])
+            yield step, batch
+            begin = time.perf_counter()
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether a report is due after a step (from 0) of an epoch of `steps`."""
+        return (step + 1) % self.print_freq == 0 or step + 1 == steps
+
+    def report(self) -> None:
+        """Shows the means of the current epoch so far."""
+        means, bar = self.run.means(), self._bar
+        bar.set_postfix_str(f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}')
+        self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
+        if not sys.stderr.isatty():
+            say(str(bar))
+
+    def epoch(self) -> None:
+        """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
+        if self._bar:
+            self._bar.close()
+        if not self.run.is_main:
+            return
+        line, best = self.run.history[-1], self.run.best
+        self._write_metrics()
+        self._draw_curves(line)
+        speed = ''
+        if self._clips:
+            clips_per_second = self._clips / self._seconds
+            timing = {
+                'epoch': line['epoch'],
+                'train_seconds': self._seconds,
+                'clips_per_second': clips_per_second,
+                'waited_for_data': self._waited / self._seconds,
+            }
+            path = self.run.folder / 'timing.jsonl'
+            with user_file(path, 'written'), path.open('a') as file:
+                file.write(json.dumps(timing) + '\n')
+            self._board.add_scalar('clips_per_second', clips_per_second, line['epoch'])
+            speed = f'  {clips_per_second:.1f} clips/s'
+        self._board.flush()
+        train, val = line['train'], line['val']
+        say(
+            f'epoch {line["epoch"]}/{self.epochs}  train loss {train["loss"]:.4f} top1 {train["top1"]:6.2%}  '
+            f'val loss {val["loss"]:.4f} top1 {val["top1"]:6.2%} top5 {val["top5"]:6.2%} '
+            f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]}){speed}'
+        )
+
+    def end(self) -> None:
+        """Prints the result of the run: the best epoch and the last."""
+        best, last = self.run.best, self.run.history[-1]['val']['top1']
+        say(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
+
+    def _draw_curves(self, line: dict[str, Any]) -> None:
+        for part in ('train', 'val', 'lr'):
+            for name, value in line[part].items():
+                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+
+    def _write_metrics(self) -> None:
+        text = ''.join(json.dumps(line) + '\n' for line in self.run.history)
+        write_text(self.run.folder / 'metrics.jsonl', text)
+
+
+def say(text: str) -> None:
+    """Prints a line above a progress bar that may be running."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def silence() -> None:
+    """Silences this process: of several that train together only one prints. Errors are still printed."""
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
+    logging.disable()
+    warnings.simplefilter('ignore')
+
+
+def say_facts(facts: dict[str, str]) -> None:
+    """Prints names and values, one per line."""
+    for name, fact in facts.items():
+        say(f'{name:<12}{fact}')
+
+
+def metrics_line(metrics: dict[str, Any]) -> str:
+    """The line that an evaluation prints."""
+    return (
+        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
+        f'MeanClass {100 * metrics["mean_class"]:.2f}'
+    )

@@ -1,0 +1,358 @@
+"""Training in PyTorch: every row at full size, options, several processes, compilation, precision, real motion."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train_action_mbert
+import train_action_vanilla
+from lib.config import load_config
+from lib.metrics import mean_over_views
+from lib.pytorch import checkpoint, engine
+from lib.pytorch.distributed import World
+from lib.training import make_clips
+from tests import tiny
+from tests.annotations import make_3d_annotations, make_annotations
+from tests.processes import torchrun
+from tests.tiny import assert_same_run, lines
+
+ROOT = Path(train_action_mbert.__file__).parent
+SCRIPTS = {'mbert': train_action_mbert, 'vanilla': train_action_vanilla}
+CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.yaml') if not path.stem.startswith('vivit'))
+ALONE = World(0, 1, torch.device('cpu'))
+
+
+def script_of(config: Path):
+    """The script that a config's header names."""
+    return SCRIPTS['vanilla' if 'train_action_vanilla.py' in config.read_text() else 'mbert']
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return SCRIPTS[request.param]
+
+
+@pytest.fixture
+def config(script, tmp_path):
+    """A config file for a tiny model on made-up clips, the pickle beside it."""
+    return tiny.write_config(script.KIND, tmp_path)
+
+
+@pytest.fixture
+def call(script):
+    """call(*argv) -> the exit code of the script."""
+    return tiny.caller(script)
+
+
+@pytest.fixture(scope='module')
+def full_size_pickles(tmp_path_factory):
+    """{is 3D: a pickle of two training clips and a test clip}."""
+    folder = tmp_path_factory.mktemp('pickles')
+    for is_3d, make in ((False, make_annotations), (True, make_3d_annotations)):
+        (folder / f'{is_3d}.pkl').write_bytes(pickle.dumps(make([60, 120, 300], persons=[1, 2, 2])))
+    return {is_3d: folder / f'{is_3d}.pkl' for is_3d in (False, True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.name}')
+def test_every_config_trains_a_step_and_evaluates_at_full_size(full_size_pickles, tmp_path, path):
+    script = script_of(path)
+    is_3d = '3danno' in path.read_text()
+    overrides = [f'data.ann_file={full_size_pickles[is_3d]}', 'data.batch_size=2', 'train.epochs=1']
+    config = load_config(path, script.SECTIONS, overrides)
+    options = engine.TrainOptions(**config.train)
+    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
+    render, model = engine.make_model(script.SECTIONS['model'], config, train_clips.num_joints, ALONE.device)
+    if published := re.search(r'Published: .* ([\d,]+) parameters', path.read_text()):
+        assert sum(p.numel() for p in model.parameters()) == int(published[1].replace(',', ''))
+    else:
+        assert path.parent.name == 'sample'
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    forward = engine.make_forward(render, model, options, ALONE)
+    (_, batch), *_ = engine.load_batches(train_clips, 0, options, ALONE)
+    model.train()
+    loss, _ = engine.train_step(forward, optimizer, batch, options, 2).tolist()
+    assert 0 < loss < 10
+    for name, p in model.named_parameters():
+        assert p.requires_grad == (not name.startswith('backbone.head.'))
+        # The bias before a batch norm is subtracted again with the mean: its gradient is rounding alone.
+        assert (p.grad is not None and p.grad.any()) == p.requires_grad or name == 'head.fc1.bias', name
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+    logits = engine.predict(forward, model, val_clips, options, ALONE)
+    assert logits.shape == (1, 1, config.model.num_classes)
+
+
+def test_recipe_options_reach_the_training(script, call, config, tmp_path, monkeypatch):
+    seen = {'norms': [], 'rates': [], 'smoothing': set()}
+    clip, loss = torch.nn.utils.clip_grad_norm_, torch.nn.functional.cross_entropy
+
+    def clip_grad_norm_(parameters, max_norm):
+        before = clip(parameters, max_norm)
+        after = torch.stack([p.grad.norm() for p in parameters]).norm()
+        seen['norms'].append((float(before), float(after)))
+
+    def cross_entropy(logits, label, **options):
+        seen['smoothing'].add(options.get('label_smoothing'))
+        return loss(logits, label, **options)
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', clip_grad_norm_)
+    monkeypatch.setattr(engine.F, 'cross_entropy', cross_entropy)
+    monkeypatch.setattr(
+        torch.optim.AdamW, 'step', lambda self: (seen['rates'].append(self.param_groups[1]['lr']), step(self))
+    )
+    options = ['lr_schedule=cosine', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.5']
+    overrides = [part for option in options for part in ('--set', f'train.{option}')]
+    overrides += ['--set', 'model.drop_path_rate=0.2', '--set', 'model.depth=2']
+    assert call('--config', config, '-c', tmp_path / 'run', *overrides) == 0
+    assert max(before for before, _ in seen['norms']) > 0.5
+    assert max(after for _, after in seen['norms']) < 0.501
+    assert seen['smoothing'] == {0.1}
+    assert seen['rates'] == pytest.approx([1e-3 * x for x in (1 / 3, 2 / 3, 1, 1, 0.75, 0.25)])
+
+
+def test_views_of_a_test_clip_are_averaged(script, call, config, tmp_path, capsys):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run) == 0
+    views = ['--set', 'data.test_clips=2', '--set', 'data.test_flip=true']
+    assert call('-e', run / 'latest_epoch.bin', *views) == 0
+    report = json.loads((run / 'evaluation.json').read_text())
+    assert report['views'] == 4
+    assert '4 views of each test clip' in capsys.readouterr().out
+
+    config = load_config(config, script.SECTIONS, views[1::2])
+    clips, options = make_clips(config, 'val'), engine.TrainOptions(**config.train)
+    render, model = engine.make_model(script.SECTIONS['model'], config, clips.num_joints, ALONE.device)
+    checkpoint.load_weights(model, checkpoint.load(run / 'latest_epoch.bin', script.KIND)['model'], run)
+    forward = engine.make_forward(render, model, options, ALONE)
+    logits, label = mean_over_views(engine.predict(forward, model, clips, options, ALONE)), clips.labels
+    np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
+    with torch.inference_mode():
+        batches = [clips[0, b] for b in range(len(clips))]
+        singles = [  # each view alone, in batches of other clips' same view
+            np.concatenate(
+                [forward(torch.tensor(b['keypoint'][:, k]), torch.tensor(b['score'][:, k])).softmax(1) for b in batches]
+            )
+            for k in range(4)
+        ]
+    np.testing.assert_allclose(np.exp(logits), np.mean(singles, axis=0), rtol=1e-4)
+    assert np.ptp(singles, axis=0).max() > 1e-4
+    assert report['loss'] == pytest.approx(-np.log(np.mean(singles, axis=0)[np.arange(len(label)), label]).mean(), 1e-4)
+
+
+@pytest.mark.parametrize(('name', 'classes'), [('sbu', 8), ('cmu', 7)])
+def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
+    """A few epochs on 48 of its clips: a model that gets the right input fits them."""
+    overrides = [
+        f'data.ann_file={motion(f"{name}_hrnet.pkl")}', f'data.store_dir={tmp_path}', f'model.num_classes={classes}',
+        'heatmap.size=24', 'model.dim_in=576', 'model.dropout_ratio=0.0',
+        'data.crop_area=[1.0, 1.0]', 'data.crop_ratio=[1.0, 1.0]', 'data.flip_ratio=0.0',
+    ]  # fmt: skip
+    config = load_config(config, script.SECTIONS, overrides)
+    clips = make_clips(config, 'train')
+    render, model = engine.make_model(script.SECTIONS['model'], config, clips.num_joints, ALONE.device)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(8):
+        for b in range(6):  # the same 48 clips each epoch, in newly drawn frames
+            batch = {key: torch.from_numpy(value) for key, value in clips[0, b].items()}
+            loss = torch.nn.functional.cross_entropy(model(render(batch['keypoint'], batch['score'])), batch['label'])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert sum(losses[-6:]) / 6 < 0.5 * sum(losses[:6]) / 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_train_as_one(script, call, config, tmp_path, count):
+    """Without batch norm, and up to rounding; also if the number of processes changes between two epochs."""
+    data = make_annotations([5, 12, 40] * 12, persons=[1, 2, 1] * 12)  # three full batches of 8 to train on
+    (tmp_path / 'made_up.pkl').write_bytes(pickle.dumps(data))
+    changes = ['model.protocol=linprobe', 'optimizer.lr_head=1.0e-5', 'optimizer.lr_backbone=1.0e-5']
+    content = yaml.safe_load(config.read_text())
+    del content['model']['dropout_ratio']
+    config.write_text(yaml.safe_dump(content))
+    command = ['--config', config, '-freq', 1, *(part for change in changes for part in ('--set', change))]
+    one, many = tmp_path / 'one', tmp_path / 'many'
+    assert call(*command, '-c', one) == 0
+    first_epoch = torchrun(count, script.__file__, *command, '-c', many, '--set', 'train.epochs=1')
+    output = subprocess.run(first_epoch, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.count(f'on {count} x cpu') == output.count('val loss') == output.count('24/24 clips') == 1
+
+    assert call(*command, '-c', many) == 0
+    one_epoch = tmp_path / 'one_epoch'
+    assert call(*command, '-c', one_epoch, '--set', 'train.epochs=1') == 0
+    second_epoch = torchrun(count, script.__file__, *command, '-c', one_epoch)
+    subprocess.run(second_epoch, cwd=ROOT, capture_output=True, check=True)
+    for folder in (many, one_epoch):
+        for a, b in zip(lines(one), lines(folder), strict=True):
+            assert a['train'] == pytest.approx(b['train'], abs=1e-4)
+            assert a['val'] == pytest.approx(b['val'], abs=1e-4)
+        a, b = tiny.latest(one), tiny.latest(folder)
+        for name, value in a['model'].items():
+            assert torch.allclose(value, b['model'][name], atol=2 * 6 * 1e-5), name
+        for i, moments in a['optimizer']['state'].items():  # Adam's step does not depend on the gradient's length
+            moment, other = moments['exp_avg'], b['optimizer']['state'][i]['exp_avg']
+            assert (moment - other).abs().max() < 1e-3 * moment.abs().max() + 1e-5, i
+        assert len(list((folder / 'logs').iterdir())) == 2  # one writer for each of the two runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['mbert'], indirect=True)
+def test_several_processes_with_batch_norm_and_a_short_batch(script, config, tmp_path):
+    """18 clips in batches of 8: the last one has one clip for each of two processes and is left out."""
+    data = make_annotations([5, 12, 40] * 9, persons=[1, 2, 1] * 9)
+    (tmp_path / 'made_up.pkl').write_bytes(pickle.dumps(data))
+    command = torchrun(2, script.__file__, '--config', config, '-freq', 1, '-c', tmp_path / 'run')
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert 'epoch 1/2  100 %  16/18 clips' in output or 'epoch 1/2   89 %  16/18 clips' in output
+    assert [line['epoch'] for line in lines(tmp_path / 'run')] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+def test_a_killed_process_ends_the_job_and_the_same_command_resumes(script, config, tmp_path):
+    run = tmp_path / 'run'
+    command = torchrun(2, script.__file__, '--config', config, '-c', run, '-freq', 1, '--set')
+    with subprocess.Popen(
+        [*command, 'train.epochs=10000'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        for line in job.stdout:
+            if line.startswith('epoch 2/'):
+                break
+        children = Path(f'/proc/{job.pid}/task/{job.pid}/children').read_text().split()
+        killed = time.monotonic()
+        os.kill(int(children[1]), signal.SIGKILL)
+        _, told = job.communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    assert job.returncode == 1
+    assert 'Signal 9 (SIGKILL)' in told
+    done = len(lines(run))
+    again = subprocess.run([*command, f'train.epochs={done + 1}'], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 'resuming from' in again.stdout
+    assert len(lines(run)) == done + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+def test_processes_stop_together_when_one_of_them_is_asked_to(script, config, tmp_path):
+    """As does torchrun, which hands on the signals that it is given, some of which the processes have got already."""
+    command = ['--config', config, '-freq', 1, '--set', 'train.epochs=8', '-c']
+    whole, run = tmp_path / 'whole', tmp_path / 'run'
+    subprocess.run(torchrun(2, script.__file__, *command, whole), cwd=ROOT, capture_output=True, check=True)
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(torchrun(2, script.__file__, *command, run), cwd=ROOT, **pipes) as job:
+        for line in job.stdout:
+            if line.startswith('epoch 2/'):
+                break
+        children = Path(f'/proc/{job.pid}/task/{job.pid}/children').read_text().split()
+        os.kill(int(children[1]), signal.SIGTERM)  # which is not the one that writes
+        os.kill(job.pid, signal.SIGTERM)
+        _, told = job.communicate(timeout=60)
+    assert told.count(f'The same command resumes from {run / "latest_epoch.bin"}') == 2
+    assert len(lines(run)) < 8
+    subprocess.run(torchrun(2, script.__file__, *command, run), cwd=ROOT, capture_output=True, check=True)
+    assert_same_run(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+def test_a_batch_that_processes_or_parts_cannot_share_is_refused(call, script, config, tmp_path, capsys):
+    command = torchrun(2, script.__file__, '--config', config, '-c', tmp_path / 'run')
+    told = subprocess.run([*command, '--set', 'data.batch_size=7'], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 1  # torchrun's own
+    assert 'error: data.batch_size 7, which is that of all devices together, does not divide among 2' in told.stderr
+    assert 'set data.batch_size to a multiple of 2' in told.stderr
+
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.accumulation_steps=3') == 2
+    assert 'set data.batch_size to a multiple of 3' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_batch_norm_asks_for_two_clips_at_once(script, call, config, tmp_path, capsys):
+    parts = ['--set', 'train.accumulation_steps=5', '--set', 'data.batch_size=5']
+    for size in (['--set', 'data.batch_size=1'], parts):
+        assert call('--config', config, '-c', tmp_path / 'run', *size) == 2
+        assert 'is too small: batch norm' in capsys.readouterr().err
+        assert not (tmp_path / 'run').exists()
+    if script.KIND == 'vanilla':  # whose other head has no batch norm
+        linear = ['model.protocol=linprobe', 'data.batch_size=1', 'train.epochs=1']
+        config.write_text(config.read_text().replace('dropout_ratio: 0.5', ''))
+        sets = [part for text in linear for part in ('--set', text)]
+        assert call('--config', config, '-c', tmp_path / 'run', *sets) == 0
+
+
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)  # without batch norm, which sees one part at a time
+def test_parts_of_a_batch_add_up_to_it(call, config, tmp_path, monkeypatch):
+    command = ['--config', config, '--set', 'model.protocol=linprobe']
+    sizes = []
+    micro_batches = engine.micro_batches
+    monkeypatch.setattr(
+        engine, 'micro_batches', lambda *args: [sizes.append(len(p['label'])) or p for p in micro_batches(*args)]
+    )
+    for parts in (1, 4):
+        run = tmp_path / str(parts)
+        assert call(*command, '-c', run, '--set', f'train.accumulation_steps={parts}', '--set', 'train.epochs=1') == 0
+    assert sizes == [8, 8, 4] + [2] * 10
+    one, four = (lines(tmp_path / name)[0] for name in '14')
+    assert one['train'] == pytest.approx(four['train'], abs=1e-6)
+    assert one['val'] == pytest.approx(four['val'], abs=1e-5)
+
+
+def test_activation_checkpointing_changes_memory_alone(call, script, config, tmp_path):
+    kept = {'false': 0, 'true': 0}
+    for checkpointing in kept:
+
+        def keep(tensor: torch.Tensor, name: str = checkpointing) -> torch.Tensor:
+            kept[name] += tensor.nbytes
+            return tensor
+
+        command = ['--config', config, '-c', tmp_path / checkpointing]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            assert call(*command, '--set', f'train.activation_checkpointing={checkpointing}') == 0
+    assert lines(tmp_path / 'true') == lines(tmp_path / 'false')
+    assert kept['true'] < kept['false']
+
+
+def test_a_short_batch_compiles_nothing_anew(call, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.compile=true') == 0
+    assert counters['stats']['unique_graphs'] == 2  # one to train, one to evaluate
+    assert not counters['graph_break']
+    assert call('--config', config, '-c', tmp_path / 'eager') == 0
+    for compiled, eager in zip(lines(tmp_path / 'run'), lines(tmp_path / 'eager'), strict=True):
+        assert compiled['train'] == pytest.approx(eager['train'], abs=1e-5)
+
+
+def test_bf16_trains_with_weights_of_fp32(call, script, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: False)
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 2
+    assert 'train.precision is bf16, but this CPU does not compute in bfloat16' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: True)
+    assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 0
+    assert call('--config', config, '-c', tmp_path / 'fp32') == 0
+    half, full = lines(tmp_path / 'run')[-1], lines(tmp_path / 'fp32')[-1]
+    assert half['train']['loss'] != full['train']['loss']
+    assert half['train']['loss'] == pytest.approx(full['train']['loss'], abs=0.1)
+    saved = checkpoint.load(tmp_path / 'run' / 'latest_epoch.bin', script.KIND)
+    assert {value.dtype for value in saved['model'].values()} <= {torch.float32, torch.int64}

@@ -1,0 +1,157 @@
+"""Training in TensorFlow: every row at full size, options, XLA, several views."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import train_action_vivit as script
+from lib.config import load_config
+from lib.metrics import mean_over_views
+from lib.tensorflow import checkpoint, distributed, engine
+from lib.training import make_clips
+from tests import tiny
+from tests.annotations import make_annotations
+from tests.tiny import lines
+
+ROOT = Path(script.__file__).parent
+CONFIGS = sorted((ROOT / 'configs').rglob('vivit*.yaml'))
+call = tiny.caller(script)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config file for a tiny model on made-up clips, the pickle beside it."""
+    return tiny.write_config('vivit', tmp_path)
+
+
+def alone() -> distributed.World:
+    """This process without others, whatever TensorFlow has been told."""
+    return distributed.World(tf.distribute.get_strategy())
+
+
+def test_the_first_loss_is_that_of_guessing(config, tmp_path):
+    config = load_config(config, script.SECTIONS)
+    clips = make_clips(config, 'train')
+    options, world = engine.TrainOptions(**config.train), alone()
+    render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    train_step = engine.make_train_step(render, model, optimizer, options, world)
+    _, shares = next(engine.load_batches(clips, 0, options, world))
+    loss, _ = train_step(world.distribute(shares))
+    assert float(loss) == pytest.approx(np.log(4), abs=1e-3)
+
+
+def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
+    options = ['lr_schedule=cosine', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.01']
+    config = load_config(config, script.SECTIONS, [f'train.{option}' for option in options])
+    recipe = engine.TrainOptions(**config.train)
+    clips = make_clips(config, 'train')
+    world = alone()
+    render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    norms, apply = [], optimizer.apply
+
+    def watched(gradients, variables):
+        norms.append(tf.linalg.global_norm(gradients).numpy())
+        apply(gradients, variables)
+
+    monkeypatch.setattr(optimizer, 'apply', watched)
+    tf.config.run_functions_eagerly(True)
+    try:
+        train_step = engine.make_train_step(render, model, optimizer, recipe, world)
+        _, shares = next(engine.load_batches(clips, 0, recipe, world))
+        train_step(world.distribute(shares))
+        assert norms == pytest.approx([0.01], rel=1e-3)
+        model.head.bias.assign([3.0, 0, 0, 0])  # guessing class 0: cross-entropy by hand
+        model.head.kernel.assign(0 * model.head.kernel)
+        batch = clips[0, 0]
+        loss, hits = train_step(world.distribute(shares))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    log_probability = np.array([3.0, 0, 0, 0]) - np.log(np.exp(3) + 3)
+    smoothed = 0.9 * log_probability[batch['label']] + 0.1 * log_probability.mean()
+    assert float(loss) == pytest.approx(-smoothed.mean(), rel=1e-5)
+    assert int(hits) == (batch['label'] == 0).sum()
+
+
+def test_weight_decay_makes_it_adamw(config):
+    config = load_config(config, script.SECTIONS)
+    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
+    assert type(engine.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
+    adamw = engine.make_optimizer(model, lr=1e-3, weight_decay=0.05)
+    assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
+
+
+def test_xla_computes_the_same(config, tmp_path):
+    options = ['--set', 'train.epochs=1', '--set', 'model.attn_drop_rate=0.0', '--set', 'model.drop_path_rate=0.0']
+    assert call('--config', config, '-c', tmp_path / 'graph', *options) == 0
+    assert call('--config', config, '-c', tmp_path / 'xla', *options, '--set', 'train.compile=true') == 0
+    graph, xla = (lines(tmp_path / name)[0] for name in ('graph', 'xla'))
+    for split in ('train', 'val'):
+        assert xla[split]['loss'] == pytest.approx(graph[split]['loss'], rel=1e-4)
+
+
+def test_views_are_averaged(config, tmp_path):
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
+    views = ['--set', 'data.test_clips=3', '--set', 'data.test_flip=true']
+    assert call('-e', run / 'latest_epoch.npz', *views) == 0
+    report = json.loads((run / 'evaluation.json').read_text())
+    config = load_config(config, script.SECTIONS, views[1::2])
+    clips = make_clips(config, 'val')
+    render, model = engine.make_model(script.ViViT, config, clips.num_joints, alone())
+    checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
+    batches = [clips[0, b] for b in range(len(clips))]
+    mean = np.mean(
+        [
+            np.concatenate([tf.nn.softmax(model(render(b['keypoint'][:, k], b['score'][:, k]))) for b in batches])
+            for k in range(6)
+        ],
+        axis=0,
+    )
+    label = np.concatenate([b['label'] for b in batches])
+    assert report['views'] == 6
+    assert report['loss'] == pytest.approx(-np.log(mean[np.arange(len(label)), label]).mean(), 1e-4)
+
+
+def test_views_that_are_sure_have_finite_scores(config):
+    config = load_config(config, script.SECTIONS, ['data.test_clips=2'])
+    clips = make_clips(config, 'val')
+    sure = tf.constant([300.0, 0, 0, 0])
+    logits = engine.predict(
+        lambda share: tf.tile(sure[None], (len(share['score']), 1)), clips, engine.TrainOptions(**config.train), alone()
+    )
+    np.testing.assert_allclose(mean_over_views(logits)[0], [0, -300, -300, -300], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.name}')
+def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_pickle, path):
+    pickle_path = write_pickle(make_annotations([60, 120, 300], persons=[1, 2, 2]))
+    overrides = [f'data.ann_file={pickle_path}', 'data.batch_size=2']
+    config = load_config(path, script.SECTIONS, overrides)
+    options, world = engine.TrainOptions(**config.train), alone()
+    train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
+    render, model = engine.make_model(script.ViViT, config, train_clips.num_joints, world)
+    if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
+        assert model.count_params() == int(parameters[1].replace(',', ''))
+    optimizer = engine.make_optimizer(model, **config.optimizer)
+    train_step = engine.make_train_step(render, model, optimizer, options, world)
+    predict_step = engine.make_predict_step(render, model, options, world)
+    before = checkpoint.values(model.trainable_variables)
+
+    _, shares = next(engine.load_batches(train_clips, 0, options, world))
+    loss, _ = train_step(world.distribute(shares))
+    assert float(loss) == pytest.approx(np.log(60), abs=1e-3)
+    after = checkpoint.values(model.trainable_variables)
+    changed = {name for name in after if (after[name] != before[name]).any()}
+    assert changed == {'vivit/head/kernel', 'vivit/head/bias'}  # which is zero at first and stops all other gradients
+    train_step(world.distribute(shares))
+    again = checkpoint.values(model.trainable_variables)
+    # The bias of keys shifts all scores of a query alike, and the softmax takes that away: its gradient is rounding.
+    assert {name for name in again if (again[name] == before[name]).all()} <= {n for n in again if 'key/bias' in n}
+    assert engine.predict(predict_step, val_clips, options, world).shape == (1, 1, 60)
