@@ -1,6 +1,7 @@
 """Properties that MotionBERT and both kinds of the vanilla transformer share."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -33,16 +34,16 @@ def kind(request) -> str:
     return request.param
 
 
+def small_model(kind: str = 'mbert', **arguments) -> nn.Module:
+    """The model in evaluation mode; it takes volumes (N,6,5,4,4)."""
+    torch.manual_seed(0)
+    model, defaults = SMALL[kind]
+    return model(**defaults | arguments).eval()
+
+
 @pytest.fixture
 def small(kind) -> Callable[..., nn.Module]:
-    """small(**arguments) -> the model in evaluation mode; it takes volumes (N,6,5,4,4)."""
-
-    def make(**arguments) -> nn.Module:
-        torch.manual_seed(0)
-        model, defaults = SMALL[kind]
-        return model(**defaults | arguments).eval()
-
-    return make
+    return partial(small_model, kind)
 
 
 @pytest.mark.parametrize(('model', 'arguments', 'count'), PUBLISHED)

@@ -12,7 +12,7 @@ from lib.pytorch.mbert import ActionNet, MotionBERT
 from lib.pytorch.pretrained import fit_length, freeze_backbone, load_backbone, read_weights
 from tests import recorded
 from tests.pytorch.test_dstformer import recorded_backbone
-from tests.pytorch.test_mbert import small_model
+from tests.pytorch.test_models import small_model
 from tests.recorded import is_close
 
 
