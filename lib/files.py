@@ -86,6 +86,7 @@ def replacing(path: Path, older: Sequence[Path] = (), second_name: Path | None =
     """
     temporary = path.with_name(f'{path.name}.tmp')
     try:
+        temporary.unlink(missing_ok=True)  # left by a killed process, it may be the same file as second_name
         with temporary.open('wb') as file:
             yield file
             file.flush()

@@ -28,6 +28,20 @@ def test_the_files_that_are_replaced_move_on(tmp_path):
     assert names(tmp_path) == {'a': 'z', 'a.1': 'y', 'a.2': 'x'}
 
 
+def test_what_a_killed_process_left_is_not_written_into(tmp_path):
+    """Killed after the best checkpoint was linked, and before the latest was replaced: both names are one file."""
+    path, best = tmp_path / 'a', tmp_path / 'best'
+    best.write_text('best')
+    os.link(best, tmp_path / 'a.tmp')
+    with replacing(path) as file:
+        file.write(b'next')
+    assert names(tmp_path) == {'a': 'next', 'best': 'best'}
+    os.link(best, tmp_path / 'best.tmp')
+    with replacing(path, second_name=best) as file:
+        file.write(b'better')
+    assert names(tmp_path) == {'a': 'better', 'best': 'better'}
+
+
 def test_what_fails_leaves_all_as_it_was(tmp_path):
     path = tmp_path / 'a'
     write_text(path, 'old')
