@@ -14,14 +14,15 @@ import torch
 
 from lib import cli
 from lib.config import load_config
+from lib.data.batches import make_clips
 from lib.data.clips import Clips
-from lib.evaluation import evaluate_checkpoint
+from lib.evaluation import evaluate_checkpoint, validation_metrics
 from lib.log import Log
-from lib.pytorch import checkpoint, distributed, engine
+from lib.pytorch import checkpoint, distributed, training
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
+from lib.recipe import step_seed
 from lib.stop import StopSignal
-from lib.training import make_clips, step_seed, validation_metrics
 
 KIND = 'mbert'
 DEFAULT_CONFIG = 'configs/action/MB_train.yaml'
@@ -29,40 +30,40 @@ SECTIONS = {
     'data': Clips,
     'heatmap': HeatmapRenderer,
     'model': MotionBERT,
-    'optimizer': engine.make_optimizer,
-    'train': engine.TrainOptions,
+    'optimizer': training.make_optimizer,
+    'train': training.TrainOptions,
 }
 
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, SECTIONS, args.set)
-    options, world = engine.TrainOptions(**config.train), distributed.init()
+    options, world = training.TrainOptions(**config.train), distributed.init()
     options.check_device(world.device)
     options.check_batch_size(config.data.batch_size, world.size)
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split).shared(world.rank, world.size) for split in ('train', 'val'))
     share, steps = config.data.batch_size // world.size, train_clips.num_steps
-    render, model = engine.make_model(MotionBERT, config, train_clips.num_joints, world.device)
-    engine.check_batch_norm(model, options, config.data.batch_size, world)
-    messages = engine.load_pretrained(model, options, args, run)
-    optimizer = engine.make_optimizer(model, **config.optimizer)
+    render, model = training.make_model(MotionBERT, config, train_clips.num_joints, world.device)
+    training.check_batch_norm(model, options, config.data.batch_size, world)
+    messages = training.load_pretrained(model, options, args, run)
+    optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
-    forward = engine.make_forward(render, model, options, world)
+    forward = training.make_forward(render, model, options, world)
     world.check_same('numbers of completed epochs', run.epoch)
     world.check_same('numbers of completed steps', run.step)
     run.begin(len(train_clips))
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        engine.start_log(log, train_clips, val_clips, render, model, messages, world)
+        training.start_log(log, train_clips, val_clips, render, model, messages, world)
         while run.epoch < options.epochs:
             model.train()
             results = []  # of steps, still on the device
-            batches = engine.load_batches(train_clips, run.epoch, options, world, first=run.step)
+            batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
             for step, batch in log.progress(batches, train_clips):
-                engine.set_learning_rates(optimizer, options, run.epoch, step, len(train_clips))
+                training.set_learning_rates(optimizer, options, run.epoch, step, len(train_clips))
                 torch.manual_seed(step_seed(options.seed, run.epoch, step, world.rank))  # of the dropout
-                results.append(engine.train_step(forward, optimizer, batch, options, share))
+                results.append(training.train_step(forward, optimizer, batch, options, share))
 
                 to_report, to_save = log.is_due(step, steps), options.saves_after(step)
                 if to_report or to_save or (stop.requested and world.is_alone):
@@ -76,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
                     if to_save:
                         run.save()
 
-            logits = engine.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
+            logits = training.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
             run.finish_epoch(validation_metrics(logits, val_clips))
             log.epoch()
         run.wait()
@@ -84,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, engine)
+    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, training)
 
 
 if __name__ == '__main__':

@@ -12,14 +12,14 @@ import sys
 
 from lib import cli
 from lib.config import load_config
+from lib.data.batches import make_clips
 from lib.data.clips import Clips
-from lib.evaluation import evaluate_checkpoint
+from lib.evaluation import evaluate_checkpoint, validation_metrics
 from lib.log import Log
 from lib.stop import StopSignal
-from lib.tensorflow import checkpoint, distributed, engine
+from lib.tensorflow import checkpoint, distributed, training
 from lib.tensorflow.heatmap import HeatmapRenderer
 from lib.tensorflow.vivit import ViViT
-from lib.training import make_clips, validation_metrics
 
 KIND = 'vivit'
 DEFAULT_CONFIG = 'configs/action/vivit.yaml'
@@ -27,34 +27,34 @@ SECTIONS = {
     'data': Clips,
     'heatmap': HeatmapRenderer,
     'model': ViViT,
-    'optimizer': engine.make_optimizer,
-    'train': engine.TrainOptions,
+    'optimizer': training.make_optimizer,
+    'train': training.TrainOptions,
 }
 
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, SECTIONS, args.set)
-    options, world = engine.TrainOptions(**config.train), distributed.init()
+    options, world = training.TrainOptions(**config.train), distributed.init()
     options.check_device()
     options.check_batch_size(config.data.batch_size, world.num_replicas)
     run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split).shared(0, world.num_replicas) for split in ('train', 'val'))
     steps = len(train_clips)
-    render, model = engine.make_model(ViViT, config, train_clips.num_joints, world)
-    optimizer = engine.make_optimizer(model, **config.optimizer)
+    render, model = training.make_model(ViViT, config, train_clips.num_joints, world)
+    optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, options, world)
-    predict_step = engine.make_predict_step(render, model, options, world)
+    train_step = training.make_train_step(render, model, optimizer, options, world)
+    predict_step = training.make_predict_step(render, model, options, world)
     world.check_same('numbers of completed epochs', run.epoch)
     world.check_same('numbers of completed steps', run.step)
     run.begin(steps)
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        engine.start_log(log, train_clips, val_clips, render, model, world)
+        training.start_log(log, train_clips, val_clips, render, model, world)
         while run.epoch < options.epochs:
             results = []  # of steps, still on the devices
-            batches = engine.load_batches(train_clips, run.epoch, options, world, first=run.step)
+            batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
             for step, shares in log.progress(batches, train_clips):
                 optimizer.learning_rate.assign(config.optimizer.lr * options.lr_factor(run.epoch, step, steps))
                 results.append(train_step(world.distribute(shares)))
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace) -> None:
                     if to_save:
                         run.save()
 
-            logits = engine.predict(predict_step, val_clips, options, world, lambda: run.exit_if(stop, world))
+            logits = training.predict(predict_step, val_clips, options, world, lambda: run.exit_if(stop, world))
             run.finish_epoch(validation_metrics(logits, val_clips))
             log.epoch()
         run.wait()
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, engine)
+    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, training)
 
 
 if __name__ == '__main__':

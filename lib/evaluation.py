@@ -11,37 +11,37 @@ import numpy as np
 from easydict import EasyDict
 
 from lib.config import Sections
+from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
 from lib.files import make_folder, read_arrays, replacing, write_text
 from lib.log import metrics_line, say, say_facts
-from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
+from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 from lib.run import evaluation_config
-from lib.training import make_clips
 
 
 def evaluate_checkpoint(
-    args: argparse.Namespace, kind: str, sections: Sections, default_config: str, engine: ModuleType
+    args: argparse.Namespace, kind: str, sections: Sections, default_config: str, training: ModuleType
 ) -> None:
     """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
 
-    engine: lib.pytorch.engine or lib.tensorflow.engine. A checkpoint of this project is evaluated with its own config,
-    one of another project with the config that the command names.
+    training: lib.pytorch.training or lib.tensorflow.training. A checkpoint of this project is evaluated with its own
+    config, one of another project with the config that the command names.
     """
     path = Path(args.evaluate)
-    saved = engine.checkpoint.load(path, kind)
+    saved = training.checkpoint.load(path, kind)
     is_ours = saved['config'] is not None
     named = args.config if is_ours else args.config or default_config
-    config, world = evaluation_config(path, saved['config'], sections, args.set, named), engine.distributed.init()
+    config, world = evaluation_config(path, saved['config'], sections, args.set, named), training.distributed.init()
     clips = make_clips(config, 'val')
-    render, model = engine.load_model(sections, config, clips.num_joints, saved['model'], path, world)
+    render, model = training.load_model(sections, config, clips.num_joints, saved['model'], path, world)
     origin = f'epoch {saved["epoch"]}' if is_ours else f'not of this project; config {named}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
-    scores = engine.classify(render, model, config, clips, world)
+    scores = training.classify(render, model, config, clips, world)
     if world.is_main:
-        count = engine.count_parameters(model)
+        count = training.count_parameters(model)
         about = {'checkpoint': str(path), 'kind': kind, 'parameters': count, 'epoch': saved['epoch']}
         report_evaluation(args.checkpoint or path.parent, about, config, clips, scores, clips.labels)
 
@@ -145,3 +145,22 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     bar.ax.tick_params(labelsize=size)
     bar.outline.set_visible(False)
     save_figure(figure, path)
+
+
+def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
+    """Logits (N, views, K) of a split -> scores (N, K), see mean_over_views.
+
+    Raises FloatingPointError, naming the clip, if one is not finite.
+    """
+    bad = (~np.isfinite(logits)).any(axis=(1, 2))
+    if bad.any():
+        name = clips.store.name(clips.clips[bad.argmax()])
+        raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+    return mean_over_views(logits)
+
+
+def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
+    """{'loss', 'top1', 'top5', 'mean_class'} of logits (N, views, K) of a split."""
+    metrics = classification_metrics(scores_of(logits, clips), clips.labels)
+    del metrics['per_class']
+    return metrics

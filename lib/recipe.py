@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from lib.errors import UserError
 
 
@@ -93,3 +95,9 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', info, re.MULTILINE) is not None
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """The seed of the dropout of a step in a process, below 2**63."""
+    state = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

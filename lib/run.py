@@ -1,5 +1,6 @@
 """A training run and its folder: the lock, the checkpoints, and which configs may resume or evaluate them."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,6 @@ from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.files import check_writable, hold_lock, make_folder, replacing
 from lib.stop import Stopped, StopSignal
-from lib.training import check_losses
 
 FORMAT = 1  # of checkpoints; raise it if their content changes its meaning
 # May differ between two processes of a run: paths and class names.
@@ -300,3 +300,16 @@ def check_same(who: str, what: str, numbers: Sequence[int]) -> None:
             f'the {who} have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
             'folder that all hosts share.'
         )
+
+
+def check_losses(losses: Sequence[float], clips: Clips, epoch: int, first: int) -> None:
+    """Raises FloatingPointError, naming step and clips, for the first loss that is not finite.
+
+    first: the step of the epoch that losses[0] belongs to.
+    """
+    for step, loss in enumerate(losses, first):
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f'the loss became {loss} in epoch {epoch + 1}, step {step + 1} of {len(clips)}, with the clips '
+                f'{" ".join(clips.names(epoch, step))}. The last checkpoint is intact. A lower learning rate may help.'
+            )

@@ -7,8 +7,8 @@ from lib import pictures
 from lib.data.clips import Clips
 from lib.data.heatmap import joint_heatmaps, limb_heatmaps
 from lib.data.skeletons import COCO17
-from lib.pytorch.engine import draw
 from lib.pytorch.heatmap import HeatmapRenderer
+from lib.pytorch.training import draw
 from tests.annotations import make_annotations
 
 

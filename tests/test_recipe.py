@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lib.recipe import Recipe
-from lib.training import step_seed
+from lib.recipe import Recipe, step_seed
 
 
 def rates(recipe: Recipe, steps: int = 4) -> list[float]:

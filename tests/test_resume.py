@@ -163,16 +163,16 @@ def test_ctrl_c_in_a_terminal(kind, command, whole, tmp_path):
 
 @of_one
 def test_a_signal_during_validation_saves_the_epoch_so_far(kind, call, command, whole, tmp_path, monkeypatch, capsys):
-    engine = importlib.import_module(f'lib.{"tensorflow" if kind == "vivit" else "pytorch"}.engine')
+    training = importlib.import_module(f'lib.{"tensorflow" if kind == "vivit" else "pytorch"}.training')
     with monkeypatch.context() as patch:
-        predict = engine.predict
+        predict = training.predict
 
         def predict_and_signal(*args: object) -> object:
             os.kill(os.getpid(), signal.SIGTERM)
             wait_until(lambda: 'stopping after this step' in capsys.readouterr().out)
             return predict(*args)
 
-        patch.setattr(engine, 'predict', predict_and_signal)
+        patch.setattr(training, 'predict', predict_and_signal)
         assert call(*command) == 75
     saved = tiny.latest(tmp_path / 'run')
     assert (saved['epoch'], saved['step'], saved['history']) == (0, 3, [])
@@ -398,9 +398,9 @@ def test_learning_rates_cover_every_group():
     torch = importlib.import_module('torch')
     model = torch.nn.ModuleDict({'backbone': torch.nn.Linear(2, 2), 'head': torch.nn.Linear(2, 2)})
     model.backbone.requires_grad_(False)
-    engine = importlib.import_module('lib.pytorch.engine')
-    run.optimizer = engine.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-3, weight_decay=0.0)
+    training = importlib.import_module('lib.pytorch.training')
+    run.optimizer = training.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-3, weight_decay=0.0)
     assert run.learning_rates() == {'head': 1e-3}
     model.backbone.requires_grad_(True)
-    run.optimizer = engine.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-3, weight_decay=0.0)
+    run.optimizer = training.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-3, weight_decay=0.0)
     assert run.learning_rates() == {'backbone': 1e-4, 'head': 1e-3}

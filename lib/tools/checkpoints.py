@@ -57,24 +57,24 @@ class Checkpoint:
     weights: dict[str, Any]
 
     @property
-    def engine(self) -> ModuleType:
-        """lib.pytorch.engine or lib.tensorflow.engine."""
-        return script_of(self.kind).engine
+    def training(self) -> ModuleType:
+        """lib.pytorch.training or lib.tensorflow.training."""
+        return script_of(self.kind).training
 
     def model(self, num_joints: int) -> tuple[Any, Any]:
         """Renderer (None for keypoint inputs) and model with the weights, for evaluation.
 
         num_joints: those of a person in a batch. Raises UserError, naming the keys, where they do not suit the model.
         """
-        world = self.engine.distributed.init()
-        return self.engine.load_model(
+        world = self.training.distributed.init()
+        return self.training.load_model(
             script_of(self.kind).SECTIONS, self.config, num_joints, self.weights, self.path, world
         )
 
     def predict(self, clips: Clips) -> np.ndarray:
         """Scores (N, K) float32 of all clips, as --evaluate finds them."""
         render, model = self.model(clips.num_joints)
-        return self.engine.classify(render, model, self.config, clips, self.engine.distributed.init())
+        return self.training.classify(render, model, self.config, clips, self.training.distributed.init())
 
 
 def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:

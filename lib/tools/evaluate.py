@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from lib.cli import run
+from lib.data.batches import make_clips
 from lib.evaluation import report_evaluation
 from lib.log import say_facts
 from lib.tools.checkpoints import open_checkpoint
-from lib.training import make_clips
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,13 +36,13 @@ def evaluate(args: argparse.Namespace) -> None:
     clips = make_clips(checkpoint.config, 'val')
     origin = f'{checkpoint.path}, epoch {checkpoint.epoch}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
-    world = checkpoint.engine.distributed.init()
+    world = checkpoint.training.distributed.init()
     render, model = checkpoint.model(clips.num_joints)
-    scores = checkpoint.engine.classify(render, model, checkpoint.config, clips, world)
+    scores = checkpoint.training.classify(render, model, checkpoint.config, clips, world)
     about = {
         'checkpoint': str(checkpoint.path),
         'kind': checkpoint.kind,
-        'parameters': checkpoint.engine.count_parameters(model),
+        'parameters': checkpoint.training.count_parameters(model),
         'epoch': checkpoint.epoch,
     }
     report_evaluation(args.out or checkpoint.path.parent, about, checkpoint.config, clips, scores, clips.labels)

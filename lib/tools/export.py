@@ -119,7 +119,7 @@ def export_weights(checkpoint: Checkpoint, out: Path) -> str:
         'model': checkpoint.weights,
     }
     with replacing(out) as file:
-        checkpoint.engine.checkpoint.write(file, content)
+        checkpoint.training.checkpoint.write(file, content)
     return f' of {checkpoint.path.stat().st_size / 1e6:,.1f} MB'
 
 
@@ -263,7 +263,7 @@ def traced(checkpoint: Checkpoint, batches: list[Batch]) -> tuple[Any, list[np.n
     """The program of renderer and model, a torch.export.ExportedProgram, and the model's logits of the batches."""
     import torch
 
-    from lib.pytorch.engine import RenderAndClassify
+    from lib.pytorch.training import RenderAndClassify
 
     num_joints = batches[0]['keypoint'].shape[-2]
     forward = RenderAndClassify(*checkpoint.model(num_joints), 'fp32').cpu().eval()

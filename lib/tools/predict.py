@@ -28,6 +28,7 @@ import numpy as np
 from easydict import EasyDict
 
 from lib.cli import run
+from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
@@ -38,7 +39,6 @@ from lib.files import check_writable, make_folder, write_text
 from lib.log import say
 from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
-from lib.training import make_clips
 
 LONGEST = 300  # frames of NTU60's longest clip; what is longer is no single action, unless a pickle says that it is one
 WINDOW = 120  # frames: 4 s at 30 frames a second, as long as NTU60's longer actions

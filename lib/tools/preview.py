@@ -286,8 +286,8 @@ def renderer(kind: str | None, heatmap: Mapping[str, Any]) -> Draw:
 
         render = HeatmapRenderer(**heatmap)
         return lambda keypoint, score: np.moveaxis(render(keypoint, score).numpy(), -1, 2)
-    from lib.pytorch.engine import draw
     from lib.pytorch.heatmap import HeatmapRenderer
+    from lib.pytorch.training import draw
 
     return partial(draw, HeatmapRenderer(**heatmap), 'cpu')
 

@@ -31,6 +31,7 @@ from easydict import EasyDict
 
 from lib.cli import DONE, USER_ERROR
 from lib.config import differences, read_config
+from lib.data.batches import make_clips
 from lib.data.heatmap import num_channels
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
@@ -38,7 +39,6 @@ from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder
 from lib.recipe import Recipe
 from lib.tools.checkpoints import kind_of, load_config_file, script_of
-from lib.training import make_clips
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_picture(args.out)
         kind, config = load_config_file(args.config, args.set)
         script = script_of(kind)
-        recipe = script.engine.TrainOptions(**config.train)
+        recipe = script.training.TrainOptions(**config.train)
         recipe.check_batch_size(config.data.batch_size, num_devices=1)
         amount = amount_of(config)
         cost = (cost_in_tensorflow if kind == 'vivit' else cost_in_pytorch)(script, config, amount.num_joints)
@@ -176,12 +176,12 @@ def cost_in_pytorch(script: ModuleType, config: EasyDict, num_joints: int) -> Co
     import torch
 
     with torch.device('meta'):  # tensors without content
-        render, model = script.engine.make_model(script.SECTIONS['model'], config, num_joints, torch.device('meta'))
+        render, model = script.training.make_model(script.SECTIONS['model'], config, num_joints, torch.device('meta'))
     options, world = (
-        script.engine.TrainOptions(**config.train),
-        script.engine.distributed.World(0, 1, torch.device('cpu')),
+        script.training.TrainOptions(**config.train),
+        script.training.distributed.World(0, 1, torch.device('cpu')),
     )
-    script.engine.check_batch_norm(model, options, config.data.batch_size, world)
+    script.training.check_batch_norm(model, options, config.data.batch_size, world)
     parts = pytorch_parts(render, model, config, num_joints)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -269,13 +269,13 @@ def pytorch_memory(
         def release(self, size: int) -> None:
             self.now -= size
 
-    engine, device = script.engine, torch.device('cpu')
-    options = replace(engine.TrainOptions(**config.train), compile=False)
+    device = torch.device('cpu')
+    options = replace(script.training.TrainOptions(**config.train), compile=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         if render is not None:
             render.to_empty(device=device)
-        forward = engine.make_forward(render, model, options, engine.distributed.World(0, 1, device))
+        forward = script.training.make_forward(render, model, options, script.training.distributed.World(0, 1, device))
         with Allocations([*model.parameters(), *model.buffers()]) as training:
             model.train()
             for _ in range(min(options.accumulation_steps, 2)):  # the second finds the gradients of the first
@@ -301,13 +301,12 @@ def cost_in_tensorflow(script: ModuleType, config: EasyDict, num_joints: int) ->
 
     with contextlib.suppress(RuntimeError):  # where TensorFlow has them already, it keeps them
         tf.config.set_visible_devices([], 'GPU')  # it would take all of their memory, for nothing
-    engine = script.engine
-    world = engine.distributed.World(tf.distribute.get_strategy())  # one device
-    options = replace(engine.TrainOptions(**config.train), compile=False, accumulation_steps=1)
-    render, model = engine.make_model(script.SECTIONS['model'], config, num_joints, world)
-    optimizer = engine.make_optimizer(model, **config.optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, options, world)
-    predict_step = engine.make_predict_step(render, model, options, world)
+    world = script.training.distributed.World(tf.distribute.get_strategy())  # one device
+    options = replace(script.training.TrainOptions(**config.train), compile=False, accumulation_steps=1)
+    render, model = script.training.make_model(script.SECTIONS['model'], config, num_joints, world)
+    optimizer = script.training.make_optimizer(model, **config.optimizer)
+    train_step = script.training.make_train_step(render, model, optimizer, options, world)
+    predict_step = script.training.make_predict_step(render, model, options, world)
 
     def graph_of(step: Any, num_clips: int, *names: str) -> tf.Graph:
         shape = (num_clips, config.data.max_persons, config.data.clip_len, num_joints)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.pytorch.distributed import World
-from lib.pytorch.engine import TrainOptions, make_forward
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.layers import Attention
 from lib.pytorch.mbert import MotionBERT
+from lib.pytorch.training import TrainOptions, make_forward
 from lib.pytorch.vanilla import VanillaTransformer
 
 SIZE, NUM_JOINTS, NUM_FRAMES = 8, 17, 4

@@ -18,10 +18,10 @@ import yaml
 import train_action_mbert
 import train_action_vanilla
 from lib.config import load_config
+from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
-from lib.pytorch import checkpoint, engine
+from lib.pytorch import checkpoint, training
 from lib.pytorch.distributed import World
-from lib.training import make_clips
 from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.processes import torchrun
@@ -71,26 +71,26 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(full_size_pickles
     is_3d = '3danno' in path.read_text()
     overrides = [f'data.ann_file={full_size_pickles[is_3d]}', 'data.batch_size=2', 'train.epochs=1']
     config = load_config(path, script.SECTIONS, overrides)
-    options = engine.TrainOptions(**config.train)
+    options = training.TrainOptions(**config.train)
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.SECTIONS['model'], config, train_clips.num_joints, ALONE.device)
+    render, model = training.make_model(script.SECTIONS['model'], config, train_clips.num_joints, ALONE.device)
     if published := re.search(r'Published: .* ([\d,]+) parameters', path.read_text()):
         assert sum(p.numel() for p in model.parameters()) == int(published[1].replace(',', ''))
     else:
         assert path.parent.name == 'sample'
-    optimizer = engine.make_optimizer(model, **config.optimizer)
+    optimizer = training.make_optimizer(model, **config.optimizer)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    forward = engine.make_forward(render, model, options, ALONE)
-    (_, batch), *_ = engine.load_batches(train_clips, 0, options, ALONE)
+    forward = training.make_forward(render, model, options, ALONE)
+    (_, batch), *_ = training.load_batches(train_clips, 0, options, ALONE)
     model.train()
-    loss, _ = engine.train_step(forward, optimizer, batch, options, 2).tolist()
+    loss, _ = training.train_step(forward, optimizer, batch, options, 2).tolist()
     assert 0 < loss < 10
     for name, p in model.named_parameters():
         assert p.requires_grad == (not name.startswith('backbone.head.'))
         # The bias before a batch norm is subtracted again with the mean: its gradient is rounding alone.
         assert (p.grad is not None and p.grad.any()) == p.requires_grad or name == 'head.fc1.bias', name
         assert torch.equal(p, before[name]) != p.requires_grad, name
-    logits = engine.predict(forward, model, val_clips, options, ALONE)
+    logits = training.predict(forward, model, val_clips, options, ALONE)
     assert logits.shape == (1, 1, config.model.num_classes)
 
 
@@ -109,7 +109,7 @@ def test_recipe_options_reach_the_training(script, call, config, tmp_path, monke
 
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', clip_grad_norm_)
-    monkeypatch.setattr(engine.F, 'cross_entropy', cross_entropy)
+    monkeypatch.setattr(training.F, 'cross_entropy', cross_entropy)
     monkeypatch.setattr(
         torch.optim.AdamW, 'step', lambda self: (seen['rates'].append(self.param_groups[1]['lr']), step(self))
     )
@@ -133,11 +133,11 @@ def test_views_of_a_test_clip_are_averaged(script, call, config, tmp_path, capsy
     assert '4 views of each test clip' in capsys.readouterr().out
 
     config = load_config(config, script.SECTIONS, views[1::2])
-    clips, options = make_clips(config, 'val'), engine.TrainOptions(**config.train)
-    render, model = engine.make_model(script.SECTIONS['model'], config, clips.num_joints, ALONE.device)
+    clips, options = make_clips(config, 'val'), training.TrainOptions(**config.train)
+    render, model = training.make_model(script.SECTIONS['model'], config, clips.num_joints, ALONE.device)
     checkpoint.load_weights(model, checkpoint.load(run / 'latest_epoch.bin', script.KIND)['model'], run)
-    forward = engine.make_forward(render, model, options, ALONE)
-    logits, label = mean_over_views(engine.predict(forward, model, clips, options, ALONE)), clips.labels
+    forward = training.make_forward(render, model, options, ALONE)
+    logits, label = mean_over_views(training.predict(forward, model, clips, options, ALONE)), clips.labels
     np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
     with torch.inference_mode():
         batches = [clips[0, b] for b in range(len(clips))]
@@ -162,7 +162,7 @@ def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
     ]  # fmt: skip
     config = load_config(config, script.SECTIONS, overrides)
     clips = make_clips(config, 'train')
-    render, model = engine.make_model(script.SECTIONS['model'], config, clips.num_joints, ALONE.device)
+    render, model = training.make_model(script.SECTIONS['model'], config, clips.num_joints, ALONE.device)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(8):
@@ -301,9 +301,9 @@ def test_batch_norm_asks_for_two_clips_at_once(script, call, config, tmp_path, c
 def test_parts_of_a_batch_add_up_to_it(call, config, tmp_path, monkeypatch):
     command = ['--config', config, '--set', 'model.protocol=linprobe']
     sizes = []
-    micro_batches = engine.micro_batches
+    micro_batches = training.micro_batches
     monkeypatch.setattr(
-        engine, 'micro_batches', lambda *args: [sizes.append(len(p['label'])) or p for p in micro_batches(*args)]
+        training, 'micro_batches', lambda *args: [sizes.append(len(p['label'])) or p for p in micro_batches(*args)]
     )
     for parts in (1, 4):
         run = tmp_path / str(parts)
@@ -343,12 +343,12 @@ def test_a_short_batch_compiles_nothing_anew(call, config, tmp_path, monkeypatch
 
 
 def test_bf16_trains_with_weights_of_fp32(call, script, config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: False)
+    monkeypatch.setattr(training, 'cpu_has_bf16', lambda: False)
     assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 2
     assert 'train.precision is bf16, but this CPU does not compute in bfloat16' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
 
-    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: True)
+    monkeypatch.setattr(training, 'cpu_has_bf16', lambda: True)
     assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 0
     assert call('--config', config, '-c', tmp_path / 'fp32') == 0
     half, full = lines(tmp_path / 'run')[-1], lines(tmp_path / 'fp32')[-1]

@@ -19,8 +19,8 @@ import yaml
 
 import train_action_vivit as script
 from lib.config import load_config
-from lib.tensorflow import checkpoint, distributed, engine
-from lib.training import make_clips
+from lib.data.batches import make_clips
+from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
 from tests.annotations import make_annotations
 from tests.tiny import lines
@@ -159,9 +159,9 @@ def test_devices_of_a_process_train_as_one(config, tmp_path):
     command = ['--config', config, '-c', tmp_path / 'run', '--set', 'train.accumulation_steps=2']
     code = """
 from unittest import mock
-from lib.tensorflow import engine
-made, make = [], engine.make_train_step
-with mock.patch.object(engine, 'make_train_step', lambda *parts: made.append(make(*parts)) or made[0]):
+from lib.tensorflow import training
+made, make = [], training.make_train_step
+with mock.patch.object(training, 'make_train_step', lambda *parts: made.append(make(*parts)) or made[0]):
     args = cli.parse_args('', '', finetunes=False)
     code = cli.run(script.train, args)
 print('traces', made[0].experimental_get_tracing_count())
@@ -188,16 +188,16 @@ def test_replicas_and_steps_have_their_own_dropout(config):
     code = """
 import numpy as np
 from lib.config import load_config
-from lib.training import make_clips
-from lib.tensorflow import distributed, engine
+from lib.data.batches import make_clips
+from lib.tensorflow import distributed, training
 options = ['model.attn_drop_rate=0.5', 'model.drop_path_rate=0.2', 'optimizer.lr=0.0', 'optimizer.weight_decay=0.0']
 config = load_config(sys.argv[1], script.SECTIONS, options)
-options, world = engine.TrainOptions(**config.train), distributed.init()
+options, world = training.TrainOptions(**config.train), distributed.init()
 clips = make_clips(config, 'train')
-render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
+render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
 model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
-train_step = engine.make_train_step(render, model, engine.make_optimizer(model, **config.optimizer), options, world)
-_, (share, other) = next(engine.load_batches(clips.shared(0, world.num_replicas), 0, options, world))
+train_step = training.make_train_step(render, model, training.make_optimizer(model, **config.optimizer), options, world)
+_, (share, other) = next(training.load_batches(clips.shared(0, world.num_replicas), 0, options, world))
 seeds = share['seed'], other['seed']
 for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
     print('loss', float(train_step(world.distribute([share | {'seed': seeds[i]}, share | {'seed': seeds[j]}]))[0]))
@@ -216,22 +216,22 @@ for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
 @pytest.mark.parametrize('compile', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_are_traced_once(config, tmp_path, compile):
     config = load_config(config, script.SECTIONS, [f'train.compile={compile}', 'train.accumulation_steps=1'])
-    options, world = engine.TrainOptions(**config.train), distributed.World(tf.distribute.get_strategy())
+    options, world = training.TrainOptions(**config.train), distributed.World(tf.distribute.get_strategy())
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)
     traced = []
 
     def drawn(keypoint, score):
         traced.append(keypoint.shape)
         return render(keypoint, score)
 
-    optimizer = engine.make_optimizer(model, **config.optimizer)
-    train_step = engine.make_train_step(drawn, model, optimizer, options, world)
-    predict_step = engine.make_predict_step(drawn, model, options, world)
+    optimizer = training.make_optimizer(model, **config.optimizer)
+    train_step = training.make_train_step(drawn, model, optimizer, options, world)
+    predict_step = training.make_predict_step(drawn, model, options, world)
     for epoch in (0, 1):
-        for _, shares in engine.load_batches(train_clips, epoch, options, world):
+        for _, shares in training.load_batches(train_clips, epoch, options, world):
             train_step(world.distribute(shares))
-        engine.predict(predict_step, val_clips, options, world)
+        training.predict(predict_step, val_clips, options, world)
     assert traced == [(8, 2, 8, 17, 2)] * 2
 
 
@@ -246,7 +246,7 @@ def test_parts_of_a_batch_add_up(config, tmp_path):
 def test_bf16_leaves_weights_in_float32(config, tmp_path, monkeypatch):
     assert call('--config', config, '-c', tmp_path / 'fp32') == 0
     bf16 = ['--set', 'train.precision=bf16']
-    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: True)
+    monkeypatch.setattr(training, 'cpu_has_bf16', lambda: True)
     assert call('--config', config, '-c', tmp_path / 'bf16', *bf16) == 0
     half, full = (checkpoint.load(tmp_path / name / 'latest_epoch.npz', 'vivit') for name in ('bf16', 'fp32'))
     for part in ('model', 'optimizer'):
@@ -262,13 +262,13 @@ def test_bf16_leaves_weights_in_float32(config, tmp_path, monkeypatch):
 
 def test_bf16_is_refused_if_the_device_lacks_it(config, tmp_path, capsys, monkeypatch):
     bf16 = ['--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16']
-    monkeypatch.setattr(engine, 'cpu_has_bf16', lambda: False)
+    monkeypatch.setattr(training, 'cpu_has_bf16', lambda: False)
     assert call(*bf16) == 2
     assert 'train.precision is bf16' in capsys.readouterr().err
     gpu = {'device_name': 'Tesla V100', 'compute_capability': (7, 0)}
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind=None: ['a GPU'])
     monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda device: gpu)
-    options = engine.TrainOptions(epochs=1, precision='bf16')
+    options = training.TrainOptions(epochs=1, precision='bf16')
     with pytest.raises(ValueError, match='Tesla V100'):
         options.check_device()
     gpu['compute_capability'] = (8, 0)

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 import train_action_vivit as script
 from lib.config import load_config
+from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
-from lib.tensorflow import checkpoint, distributed, engine
-from lib.training import make_clips
+from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
 from tests.annotations import make_annotations
 from tests.tiny import lines
@@ -36,11 +36,11 @@ def alone() -> distributed.World:
 def test_the_first_loss_is_that_of_guessing(config, tmp_path):
     config = load_config(config, script.SECTIONS)
     clips = make_clips(config, 'train')
-    options, world = engine.TrainOptions(**config.train), alone()
-    render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
-    optimizer = engine.make_optimizer(model, **config.optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, options, world)
-    _, shares = next(engine.load_batches(clips, 0, options, world))
+    options, world = training.TrainOptions(**config.train), alone()
+    render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+    optimizer = training.make_optimizer(model, **config.optimizer)
+    train_step = training.make_train_step(render, model, optimizer, options, world)
+    _, shares = next(training.load_batches(clips, 0, options, world))
     loss, _ = train_step(world.distribute(shares))
     assert float(loss) == pytest.approx(np.log(4), abs=1e-3)
 
@@ -48,11 +48,11 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
 def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     options = ['lr_schedule=cosine', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.01']
     config = load_config(config, script.SECTIONS, [f'train.{option}' for option in options])
-    recipe = engine.TrainOptions(**config.train)
+    recipe = training.TrainOptions(**config.train)
     clips = make_clips(config, 'train')
     world = alone()
-    render, model = engine.make_model(script.ViViT, config, clips.num_joints, world)
-    optimizer = engine.make_optimizer(model, **config.optimizer)
+    render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+    optimizer = training.make_optimizer(model, **config.optimizer)
     norms, apply = [], optimizer.apply
 
     def watched(gradients, variables):
@@ -62,8 +62,8 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     monkeypatch.setattr(optimizer, 'apply', watched)
     tf.config.run_functions_eagerly(True)
     try:
-        train_step = engine.make_train_step(render, model, optimizer, recipe, world)
-        _, shares = next(engine.load_batches(clips, 0, recipe, world))
+        train_step = training.make_train_step(render, model, optimizer, recipe, world)
+        _, shares = next(training.load_batches(clips, 0, recipe, world))
         train_step(world.distribute(shares))
         assert norms == pytest.approx([0.01], rel=1e-3)
         model.head.bias.assign([3.0, 0, 0, 0])  # guessing class 0: cross-entropy by hand
@@ -80,9 +80,9 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
 
 def test_weight_decay_makes_it_adamw(config):
     config = load_config(config, script.SECTIONS)
-    _, model = engine.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
-    assert type(engine.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
-    adamw = engine.make_optimizer(model, lr=1e-3, weight_decay=0.05)
+    _, model = training.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
+    assert type(training.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
+    adamw = training.make_optimizer(model, lr=1e-3, weight_decay=0.05)
     assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
 
 
@@ -103,7 +103,7 @@ def test_views_are_averaged(config, tmp_path):
     report = json.loads((run / 'evaluation.json').read_text())
     config = load_config(config, script.SECTIONS, views[1::2])
     clips = make_clips(config, 'val')
-    render, model = engine.make_model(script.ViViT, config, clips.num_joints, alone())
+    render, model = training.make_model(script.ViViT, config, clips.num_joints, alone())
     checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
     batches = [clips[0, b] for b in range(len(clips))]
     mean = np.mean(
@@ -122,8 +122,11 @@ def test_views_that_are_sure_have_finite_scores(config):
     config = load_config(config, script.SECTIONS, ['data.test_clips=2'])
     clips = make_clips(config, 'val')
     sure = tf.constant([300.0, 0, 0, 0])
-    logits = engine.predict(
-        lambda share: tf.tile(sure[None], (len(share['score']), 1)), clips, engine.TrainOptions(**config.train), alone()
+    logits = training.predict(
+        lambda share: tf.tile(sure[None], (len(share['score']), 1)),
+        clips,
+        training.TrainOptions(**config.train),
+        alone(),
     )
     np.testing.assert_allclose(mean_over_views(logits)[0], [0, -300, -300, -300], atol=1e-4)
 
@@ -134,17 +137,17 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_p
     pickle_path = write_pickle(make_annotations([60, 120, 300], persons=[1, 2, 2]))
     overrides = [f'data.ann_file={pickle_path}', 'data.batch_size=2']
     config = load_config(path, script.SECTIONS, overrides)
-    options, world = engine.TrainOptions(**config.train), alone()
+    options, world = training.TrainOptions(**config.train), alone()
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = engine.make_model(script.ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)
     if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
         assert model.count_params() == int(parameters[1].replace(',', ''))
-    optimizer = engine.make_optimizer(model, **config.optimizer)
-    train_step = engine.make_train_step(render, model, optimizer, options, world)
-    predict_step = engine.make_predict_step(render, model, options, world)
+    optimizer = training.make_optimizer(model, **config.optimizer)
+    train_step = training.make_train_step(render, model, optimizer, options, world)
+    predict_step = training.make_predict_step(render, model, options, world)
     before = checkpoint.values(model.trainable_variables)
 
-    _, shares = next(engine.load_batches(train_clips, 0, options, world))
+    _, shares = next(training.load_batches(train_clips, 0, options, world))
     loss, _ = train_step(world.distribute(shares))
     assert float(loss) == pytest.approx(np.log(60), abs=1e-3)
     after = checkpoint.values(model.trainable_variables)
@@ -154,4 +157,4 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_p
     again = checkpoint.values(model.trainable_variables)
     # The bias of keys shifts all scores of a query alike, and the softmax takes that away: its gradient is rounding.
     assert {name for name in again if (again[name] == before[name]).all()} <= {n for n in again if 'key/bias' in n}
-    assert engine.predict(predict_step, val_clips, options, world).shape == (1, 1, 60)
+    assert training.predict(predict_step, val_clips, options, world).shape == (1, 1, 60)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lib.config import plain, resolve_config
+from lib.data.batches import make_clips
 from lib.run import FORMAT
 from lib.tools import export
 from lib.tools.checkpoints import open_checkpoint
-from lib.training import make_clips
 from tests import tiny
 
 # For each format: the model, and the changes to its tiny config.
@@ -33,8 +33,8 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
             content[section] |= keys
     script, random = tiny.SCRIPTS[kind], np.random.default_rng(0)
     config = resolve_config(content, script.SECTIONS, (), 'tiny')
-    clips, world = make_clips(config, 'val'), script.engine.distributed.init()
-    _, model = script.engine.make_model(
+    clips, world = make_clips(config, 'val'), script.training.distributed.init()
+    _, model = script.training.make_model(
         script.SECTIONS['model'], config, clips.num_joints, world.device if kind != 'vivit' else world
     )
     if kind == 'vivit':

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> dict:
     Splits are timed on one core, loader threads on all. private: what opening and one epoch's shuffle leave.
     8 processes: the private memory of each of them while all have the store open and have read batches.
     """
+    from lib.data.batches import prefetch
     from lib.data.clips import Clips
     from lib.data.store import open_store
-    from lib.training import prefetch
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         ann_file = os.path.join(folder, 'benchmark.pkl')

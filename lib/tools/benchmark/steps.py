@@ -114,15 +114,15 @@ def make_batch(args: argparse.Namespace) -> tuple:
 
 
 def make_step(name: str, model, draw, args: argparse.Namespace) -> Callable[[], float]:
-    """A function that trains `model`, which it may change, by one step and returns the loss; 'ours' as engine does."""
+    """A function that trains `model`, which it may change, by one step and returns the loss; 'ours' as the scripts."""
     import torch
     import torch.nn.functional as F
 
-    from lib.pytorch import engine
+    from lib.pytorch import training
 
     bf16 = args.precision == 'bf16'
     if name == 'ours':
-        optimizer = engine.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-4, weight_decay=0.01)
+        optimizer = training.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-4, weight_decay=0.01)
         dtype = torch.bfloat16 if bf16 else torch.float32
     else:
         make_straightforward(model)
@@ -191,7 +191,7 @@ def peak_memory(name: str, args: argparse.Namespace) -> int:
     """Bytes that two steps take at their peak, model included. 0 where the system does not tell."""
     import torch
 
-    from lib.pytorch import engine  # noqa: F401  what is imported does not count
+    from lib.pytorch import training  # noqa: F401  what is imported does not count
 
     if torch.device(args.device).type == 'cuda':
         model, draw = make_parts(args)

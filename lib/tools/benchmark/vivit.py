@@ -78,14 +78,14 @@ def ours(dropout: float, args: argparse.Namespace) -> Callable[[], None]:
     """A function that trains the row's model by `args.steps` steps, as the script does."""
     import tensorflow as tf
 
-    from lib.tensorflow import distributed, engine
+    from lib.tensorflow import distributed, training
     from lib.tensorflow.heatmap import HeatmapRenderer
     from lib.tensorflow.vivit import ViViT
 
     world, model = distributed.World(tf.distribute.get_strategy()), ViViT(attn_drop_rate=dropout)
-    optimizer = engine.make_optimizer(model, lr=1e-4, weight_decay=0.0)
+    optimizer = training.make_optimizer(model, lr=1e-4, weight_decay=0.0)
     render = HeatmapRenderer(size=SIZE, sigma=SIGMA)
-    train = engine.make_train_step(render, model, optimizer, engine.TrainOptions(epochs=1), world)
+    train = training.make_train_step(render, model, optimizer, training.TrainOptions(epochs=1), world)
     keypoint, score = walking_skeletons(args.batch, 2, FRAMES)
     batch = {
         'keypoint': keypoint,

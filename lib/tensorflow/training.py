@@ -12,14 +12,15 @@ import tensorflow as tf
 from easydict import EasyDict
 
 from lib.config import Sections
+from lib.data.batches import pad_batch, prefetch
 from lib.data.clips import Clips
 from lib.errors import UserError
+from lib.evaluation import scores_of
 from lib.log import Log
 from lib.pictures import draw_clip
-from lib.recipe import Recipe, cpu_has_bf16
+from lib.recipe import Recipe, cpu_has_bf16, step_seed
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.heatmap import HeatmapRenderer
-from lib.training import pad_batch, prefetch, scores_of, step_seed
 
 
 @dataclass(kw_only=True)
@@ -252,7 +253,7 @@ def load_model(
 def classify(
     render: HeatmapRenderer, model: keras.Model, config: EasyDict, clips: Clips, world: distributed.World
 ) -> np.ndarray:
-    """Scores (N, K) of all clips of a split (see lib.training.scores_of)."""
+    """Scores (N, K) of all clips of a split (see lib.evaluation.scores_of)."""
     options = TrainOptions(**config.train)
     clips = clips.shared(0, world.num_replicas)
     return scores_of(predict(make_predict_step(render, model, options, world), clips, options, world), clips)

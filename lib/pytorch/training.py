@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from lib.config import Sections
+from lib.data.batches import pad_batch, prefetch
 from lib.data.clips import Clips
 from lib.errors import UserError
+from lib.evaluation import scores_of
 from lib.log import Log
 from lib.pictures import draw_clip
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
 from lib.recipe import Recipe, cpu_has_bf16
-from lib.training import pad_batch, prefetch, scores_of
 
 # Repeated in backward() instead of kept, with train.activation_checkpointing.
 CHECKPOINTED = (dstformer.Block, vanilla.Block)
@@ -288,7 +289,7 @@ def load_model(
 def classify(
     render: HeatmapRenderer | None, model: nn.Module, config: EasyDict, clips: Clips, world: distributed.World
 ) -> np.ndarray:
-    """Scores (N, K) of all clips of a split (see lib.training.scores_of)."""
+    """Scores (N, K) of all clips of a split (see lib.evaluation.scores_of)."""
     options = TrainOptions(**config.train)
     forward = make_forward(render, model, options, world)
     return scores_of(predict(forward, model, clips.shared(world.rank, world.size), options, world), clips)

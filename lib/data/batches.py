@@ -1,0 +1,37 @@
+"""Batches on their way to a model, whatever the framework: clips of a config, prepared ahead, padded."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from easydict import EasyDict
+
+from lib.data.classes import class_names
+from lib.data.clips import Clips
+
+
+def make_clips(config: EasyDict, split: str) -> Clips:
+    """The clips of a split. Raises UserError if they, their class names or their labels do not fit the config."""
+    size = {'size': config.heatmap.size} if 'heatmap' in config else {}
+    class_names(config)  # needed only at the end, checked at the start
+    clips = Clips(split, **size, **config.data)
+    clips.check_labels(config.model.num_classes)
+    return clips
+
+
+def prefetch(load: Callable[[int], Any], numbers: Sequence[int], num_workers: int) -> Iterator[Any]:
+    """Yields load(number) for each number, in this order, computed ahead by threads: NumPy releases the GIL."""
+    with ThreadPoolExecutor(num_workers) as loader:
+        ahead = deque(loader.submit(load, number) for number in numbers[: num_workers + 1])
+        for i in range(len(numbers)):
+            batch = ahead.popleft().result()
+            ahead.extend(loader.submit(load, number) for number in numbers[i + num_workers + 1 :][:1])
+            yield batch
+
+
+def pad_batch(batch: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """A batch with clips of zeros appended up to `count` clips: compiled graphs want one shape."""
+    missing = max(0, count - len(batch['label']))
+    return {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
