@@ -37,18 +37,6 @@ def test_numbers_of_joints():
     assert (LAYOUTS['coco17'], LAYOUTS['ntu25'], LAYOUTS['h36m17']) == (COCO17.joints, NTU25.joints, H36M17.joints)
 
 
-def test_whole_bodies_begin_with_the_body_and_end_with_the_right_hand():
-    assert LAYOUTS['wholebody133'][:17] == LAYOUTS['halpe136'][:17] == COCO17.joints
-    assert LAYOUTS['halpe136'][:26] == LAYOUTS['halpe26']
-    # The first of each part: feet, face, left hand, right hand.
-    assert [LAYOUTS['wholebody133'][i] for i in (17, 22, 23, 90, 91, 112, 132)] == [
-        'left_big_toe', 'right_heel', 'face_0', 'face_67', 'left_hand_0', 'right_hand_0', 'right_hand_20'
-    ]  # fmt: skip
-    assert [LAYOUTS['halpe136'][i] for i in (26, 93, 94, 115, 135)] == [
-        'face_0', 'face_67', 'left_hand_0', 'right_hand_0', 'right_hand_20'
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize('source', LAYOUTS)
 @pytest.mark.parametrize('target', ['coco17', 'body25', 'halpe136'])
 def test_conversion_keeps_shared_joints_and_zeroes_the_others(source, target):

@@ -72,12 +72,6 @@ def test_a_person_who_returns_elsewhere_is_the_same(speed, away, back):
     assert keeps_identities(keypoint, np.ones(keypoint.shape[:3], np.float32), present, np.random.default_rng(0))
 
 
-def test_a_person_elsewhere_is_not_the_one_who_left():
-    keypoint = np.stack([walking(60, 0, 0), walking(60, 300, 0)]).astype(np.float32)
-    present = np.stack([np.arange(60) < 20, np.arange(60) >= 45])
-    assert keeps_identities(keypoint, np.ones(keypoint.shape[:3], np.float32), present, np.random.default_rng(0))
-
-
 def test_a_person_detected_twice_has_the_better_pose():
     keypoint = walking(20, 100, 3).astype(np.float32)
     other = keypoint + RANDOM.normal(0, 4, keypoint.shape).astype(np.float32)

@@ -200,12 +200,6 @@ def test_a_file_that_cannot_be_read_is_code_2(tmp_path, capsys, content):
     assert err.startswith(f'error: {path}')
 
 
-def test_a_config_that_cannot_be_read_is_code_2(good, check):
-    code, text, _ = check(good, {'data': CONFIG['data'] | {'clip_length': 3}})
-    assert code == 2
-    assert 'data.clip_length is not a known key' in text
-
-
 def test_all_faults_are_reported_at_once_in_printable_characters(good, check):
     data = copy.deepcopy(good)
     data['annotations'][0]['total_frames'] = 3

@@ -1,4 +1,3 @@
-import re
 import signal
 import struct
 
@@ -121,19 +120,6 @@ def test_videos_of_a_rotated_camera_are_set_upright(seer, tmp_path, matrix, turn
     annotation = load_annotations(tmp_path / 'out.pkl')['annotations'][0]
     assert annotation['img_shape'] == (HEIGHT, WIDTH)
     np.testing.assert_array_equal(annotation['keypoint'], keypoint)
-
-
-def test_a_damaged_video_is_read_up_to_the_damage(seer, tmp_path, capsys):
-    keypoint = dancing(20, 80)[None]
-    path = tmp_path / 'damaged.mov'
-    write_video(path, drawn(keypoint))
-    content = path.read_bytes()
-    start = [found.start() for found in re.finditer(b'\x89PNG', content)][12]
-    path.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
-    assert extract_keypoints.main([str(path), '--out', str(tmp_path / 'out.pkl')]) == 0
-    assert 'damaged.mov' in capsys.readouterr().err
-    annotation = load_annotations(tmp_path / 'out.pkl')['annotations'][0]
-    np.testing.assert_array_equal(annotation['keypoint'], keypoint[:, :12])
 
 
 def test_mistakes_are_reported_before_any_work(seer, tmp_path, capsys):

@@ -134,16 +134,6 @@ def test_frames_and_clips_without_persons(run, tmp_path, write_pickle):
     assert 'timeline' not in nobody
 
 
-def test_labels_in_the_pickle_do_not_matter_and_classes_can_be_named(run, tmp_path, write_pickle):
-    data = make_annotations([20])
-    data['annotations'][0]['label'] = 99
-    (tmp_path / 'names.txt').write_text('run\nwalk\nsit\nsnooze\n')
-    names = f'data.class_names={tmp_path}/names.txt'
-    (entry,) = predicted(tmp_path / 'out', run, write_pickle(data), '--set', names)
-    found = {action['class']: action['name'] for action in entry['windows'][0]['top5']}
-    assert found == dict(enumerate(['run', 'walk', 'sit', 'snooze']))
-
-
 def test_a_model_of_3d_keypoints_takes_those_alone(tmp_path, write_pickle, capsys):
     content = tiny_content('vanilla', tmp_path)
     del content['heatmap']
