@@ -19,11 +19,11 @@ def parse_args(
     """Flags as MotionBERT's users know them; `doc` is the script's docstring, `finetunes` whether it can fine-tune."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
-    parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there goes on')
-    parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to go on from, into an empty folder')
+    parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there is resumed')
+    parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to resume from, for an empty folder')
     parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint to evaluate, instead of training')
     if finetunes:
-        parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='weights to begin with (train.finetune true)')
+        parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='weights to start from (train.finetune true)')
         parser.add_argument(
             '-ms',
             '--selection',
