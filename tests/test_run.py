@@ -1,4 +1,4 @@
-"""The progress and the saves of a run by itself; tests/test_resume.py and tests/test_kills.py have those of trainings."""
+"""The progress and the saves of a run by itself; tests/test_resume.py and tests/test_kills.py train."""
 
 import threading
 from concurrent.futures import wait
