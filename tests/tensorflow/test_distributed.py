@@ -22,7 +22,6 @@ from lib.config import load_config
 from lib.data.batches import make_clips
 from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
-from tests.annotations import make_annotations
 from tests.tiny import lines
 
 ROOT = Path(script.__file__).parent
@@ -38,10 +37,9 @@ from lib import cli
 
 
 @pytest.fixture
-def config(tmp_path, write_pickle):
-    """A config file for a tiny model without dropout; 21 training clips, the last batch short, and 11 test clips."""
+def config(tmp_path):
+    """A config file for a tiny model without dropout, on 20 training clips, the last batch short, and 10 test clips."""
     content = tiny.content('vivit', tmp_path)
-    write_pickle(make_annotations([5, 12] * 16, persons=[1, 2] * 16), 'made_up.pkl')
     content['model'] |= {'attn_drop_rate': 0.0, 'drop_path_rate': 0.0}
     content |= {'optimizer': {'lr': 1e-2, 'weight_decay': 0.01}, 'train': {'epochs': 1, 'max_grad_norm': 0.1}}
     path = tmp_path / 'tiny.yaml'
@@ -95,7 +93,7 @@ def test_workers_train_as_one_process_and_resume_each_other(config, tmp_path):
     whole, run = tmp_path / 'whole', tmp_path / 'run'
     assert call('--config', config, '-c', whole, '--set', 'train.epochs=3') == 0
     expected = lines(whole)
-    assert abs(expected[-1]['train']['loss'] - expected[0]['train']['loss']) > 5e-3  # weights change and count
+    assert np.ptp([line['train']['loss'] for line in expected]) > 5e-3  # the weights change and matter
 
     _, other = run_workers(2, '--config', config, '-c', run)
     assert other == ''
@@ -130,7 +128,7 @@ def test_workers_evaluate_every_clip_once(config, tmp_path):
     together = json.loads((tmp_path / 'report' / 'evaluation.json').read_text())
     assert 'Acc@1' in main
     assert other == ''
-    assert (together.pop('num_clips'), together.pop('views')) == (11, 4)
+    assert (together.pop('num_clips'), together.pop('views')) == (10, 4)
     for name in ('loss', 'top1', 'top5', 'mean_class'):
         assert together[name] == pytest.approx(alone[name], abs=1e-5)
     assert together['per_class'] == alone['per_class']
