@@ -94,6 +94,14 @@ def test_epochs_can_be_raised_and_a_file_resumed_in_another_folder(call, config,
 
 
 @pytest.mark.parametrize('kind', ['mbert', 'vanilla'])
+def test_every_step_has_its_own_dropout(call, config, tmp_path, monkeypatch):
+    manual_seed, seeds = torch.manual_seed, []
+    monkeypatch.setattr(torch, 'manual_seed', lambda seed: seeds.append(seed) or manual_seed(seed))
+    assert call('--config', config, '-c', tmp_path / 'run') == 0
+    assert len(set(seeds)) == len(seeds) == 1 + 2 * 3  # the first weights, then the steps
+
+
+@pytest.mark.parametrize('kind', ['mbert', 'vanilla'])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(call, config, tmp_path, capsys):
     run = tmp_path / 'run'
     assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
