@@ -25,7 +25,7 @@ LONG = (
 )  # fmt: skip
 
 settings.register_profile('quick', max_examples=30, deadline=None, derandomize=True)
-settings.register_profile('thorough', max_examples=500, deadline=None)
+settings.register_profile('thorough', max_examples=500, deadline=None, derandomize=True)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'quick'))
 
 
