@@ -20,8 +20,8 @@ from hypothesis import settings
 GOLDENS = Path(__file__).parent / 'goldens'
 # The longest files start first: otherwise one worker would still be busy with them when the other is done.
 LONG = (
-    'test_kills.py', 'test_resume.py', 'test_train_action.py', 'test_train_action_vivit.py', 'test_readme.py',
-    'test_vivit.py', 'test_export.py', 'test_distributed.py', 'test_heatmap.py',
+    'test_kills.py', 'test_resume.py', 'test_train_action.py', 'test_cluster.py', 'test_readme.py', 'test_training.py',
+    'test_compile.py', 'test_vivit.py', 'test_export.py', 'test_distributed.py', 'test_heatmap.py',
 )  # fmt: skip
 
 settings.register_profile('quick', max_examples=30, deadline=None, derandomize=True)
