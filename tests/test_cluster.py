@@ -67,13 +67,17 @@ def slurm(tmp_path):
     return start
 
 
-@pytest.mark.parametrize(('script', 'nodes', 'gpus'), [('one_node.sbatch', 1, 2), ('many_nodes.sbatch', 2, 1)])
+@pytest.mark.parametrize(
+    ('script', 'nodes', 'gpus'),
+    [('one_node.sbatch', 1, 2), pytest.param('many_nodes.sbatch', 2, 1, marks=pytest.mark.slow)],
+)
 def test_a_job_trains_on_all_its_processes(slurm, script, nodes, gpus):
     told, _ = slurm(script, nodes, gpus).communicate(timeout=120)
     assert 'on 2 x cpu' in told
     assert told.count('done: best top1') == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('script', 'nodes', 'gpus', 'kind'),
     [('one_node.sbatch', 1, 2, 'vanilla'), ('many_nodes.sbatch', 2, 1, 'vanilla'), ('one_node.sbatch', 1, 1, 'vivit')],
@@ -92,6 +96,7 @@ def test_a_job_whose_time_is_nearly_over_saves_and_queues_again(slurm, tmp_path,
     assert (saved['epoch'], saved['step']) > (1, 0)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_done_or_fails_does_not_queue_again(slurm):
     for arguments, code in (('--set train.epochs=1', 0), ('--set model.depth=none', 1)):
         job = slurm('one_node.sbatch', 1, 1, arguments)
