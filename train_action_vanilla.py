@@ -10,8 +10,6 @@ A stopped run is resumed by the same command. The device is a GPU if there is on
 import argparse
 import sys
 
-import torch
-
 from lib import cli
 from lib.config import load_config
 from lib.data.batches import make_clips
@@ -62,8 +60,8 @@ def train(args: argparse.Namespace) -> None:
             batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
             for step, batch in log.progress(batches, train_clips):
                 training.set_learning_rates(optimizer, options, run.epoch, step, len(train_clips))
-                torch.manual_seed(step_seed(options.seed, run.epoch, step, world.rank))  # of the dropout
-                results.append(training.train_step(forward, optimizer, batch, options, share))
+                seed = step_seed(options.seed, run.epoch, step, world.rank)  # of the dropout
+                results.append(training.train_step(forward, optimizer, batch, options, share, seed))
 
                 to_report, to_save = log.is_due(step, steps), options.saves_after(step)
                 if to_report or to_save or (stop.requested and world.is_alone):

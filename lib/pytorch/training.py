@@ -170,13 +170,19 @@ def on_host(batch: Mapping[str, np.ndarray], world: distributed.World) -> dict[s
 
 
 def train_step(
-    forward: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], options: TrainOptions, size: int
+    forward: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    options: TrainOptions,
+    size: int,
+    seed: int,
 ) -> Tensor:
     """Trains on this process's share of a batch; returns [mean loss, correct clips], still on the device.
 
     size: clips of a full share, which is worked on in `options.accumulation_steps` parts; of a short one fewer, so that
-    no part gets too small for batch norm.
+    no part gets too small for batch norm. seed: of the dropout.
     """
+    torch.manual_seed(seed)
     optimizer.zero_grad()
     num_clips = len(batch['label'])
     parts = micro_batches(batch, max(1, num_clips * options.accumulation_steps // size))

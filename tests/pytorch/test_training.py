@@ -83,7 +83,7 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(full_size_pickles
     forward = training.make_forward(render, model, options, ALONE)
     (_, batch), *_ = training.load_batches(train_clips, 0, options, ALONE)
     model.train()
-    loss, _ = training.train_step(forward, optimizer, batch, options, 2).tolist()
+    loss, _ = training.train_step(forward, optimizer, batch, options, 2, 0).tolist()
     assert 0 < loss < 10
     for name, p in model.named_parameters():
         assert p.requires_grad == (not name.startswith('backbone.head.'))
