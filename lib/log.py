@@ -42,7 +42,8 @@ class Log:
         write_text(run.folder / 'config.yaml', config)
         self._write_metrics()
         # A killed process may have saved its last epoch without logging it: it is logged again.
-        self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
+        with user_file(run.folder / 'logs', 'written'):
+            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
         if run.history:
             self._draw_curves(run.history[-1])
 

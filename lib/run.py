@@ -13,8 +13,8 @@ from easydict import EasyDict
 
 from lib.config import Sections, differences, load_config, plain, resolve_config
 from lib.data.clips import Clips
-from lib.errors import UserError
-from lib.files import check_writable, hold_lock, make_folder, replacing
+from lib.errors import UserError, user_file
+from lib.files import check_writable, hold_lock, make_folder, replacing, require_file
 from lib.stop import Stopped, StopSignal
 
 FORMAT = 1  # of checkpoints; raise it if their content changes its meaning
@@ -71,6 +71,8 @@ class Run:
         checkpoint can be read, or the model or the data of the run differ.
         """
         run = cls(Path(folder), kind, config, is_main)
+        if resume:
+            require_file(Path(resume))
         if is_main:
             check_writable(run.folder, 'Name another folder as --checkpoint.')
             if run.folder.is_dir():
@@ -201,16 +203,17 @@ class Run:
         self.messages += [f'changed: {key} was {before}, is {now}' for key, (before, now) in changed.items()]
 
     def _write(self, content: Mapping[str, Any], is_best: bool) -> None:
-        for path in self.damaged:
-            os.replace(path, path.with_name(f'{path.name}.damaged'))
-        self.damaged = []
         keep = self.config.train.keep
         older = [self.latest_path.with_stem(f'latest_epoch.{i}') for i in range(1, keep)]
-        # The best checkpoint first: a run killed in between repeats the end of this epoch and selects the same best.
-        with replacing(self.latest_path, older, self.best_path if is_best else None) as file:
-            self.write(file, content)
-        for path in self._checkpoints()[keep:]:
-            path.unlink()
+        with user_file(self.folder, 'written'):
+            for path in self.damaged:
+                os.replace(path, path.with_name(f'{path.name}.damaged'))
+            self.damaged = []
+            # The best checkpoint first: a run killed in between repeats the end of this epoch, and selects the same.
+            with replacing(self.latest_path, older, self.best_path if is_best else None) as file:
+                self.write(file, content)
+            for path in self._checkpoints()[keep:]:
+                path.unlink()
 
     def _checkpoints(self) -> list[Path]:
         """The existing latest checkpoints of the run, newest first."""

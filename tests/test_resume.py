@@ -359,6 +359,14 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(kind, call, command, whole, 
 
 
 @of_one
+def test_a_file_in_place_of_the_logs_is_named(kind, call, command, tmp_path, capsys):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'logs').write_text('notes')
+    assert call(*command) == 2
+    assert f'error: {tmp_path / "run" / "logs"} cannot be written' in capsys.readouterr().err
+
+
+@of_one
 def test_checkpoints_of_older_versions_are_refused(kind, call, command, whole, tmp_path, capsys):
     bad = tmp_path / latest_name(kind)
     content = tiny.latest(whole(kind))

@@ -6,6 +6,7 @@ from concurrent.futures import wait
 import pytest
 from easydict import EasyDict
 
+from lib.errors import UserError
 from lib.run import Run
 
 
@@ -72,6 +73,14 @@ def test_only_one_save_is_written_at_a_time(run):
     run.wait()
     assert most == [1, 1, 1]
     assert (run.folder / 'latest_epoch.bin').read_bytes() == b'saved'
+
+
+def test_a_folder_that_refuses_a_renaming_ends_the_run(run):
+    run.write = lambda file, content: None
+    run.damaged = [run.folder / 'gone.bin']
+    run.save()
+    with pytest.raises(UserError, match='cannot be written'):
+        run.wait()
 
 
 @pytest.mark.parametrize('notice', ['next save', 'next steps', 'exit'])

@@ -33,5 +33,7 @@ def prefetch(load: Callable[[int], Any], numbers: Sequence[int], num_workers: in
 
 def pad_batch(batch: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """A batch with clips of zeros appended up to `count` clips: compiled graphs want one shape."""
-    missing = max(0, count - len(batch['label']))
+    missing = count - len(batch['label'])
+    if missing <= 0:
+        return dict(batch)
     return {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}

@@ -270,8 +270,9 @@ class Clips:
 
     @property
     def num_steps(self) -> int:
-        """Training steps of an epoch: without a last batch of less than two clips for each of several processes."""
-        return len(self) - (self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size)
+        """Steps of an epoch. In training, without a last batch of less than two clips for each of several processes."""
+        is_short = self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size
+        return len(self) - (self.training and is_short)
 
     @cached_property
     def batch_sizes(self) -> list[int]:

@@ -71,7 +71,7 @@ def read_keypoint_file(
     if path.is_dir():
         return [_from_frames(_read_folder(path), path, layout, img_shape, max_persons)]
     require_file(path)
-    with path.open('rb') as file:
+    with user_file(path), path.open('rb') as file:
         start = file.read(2**10).removeprefix(b'\xef\xbb\xbf').lstrip()
     if start[:1] == b'\x80' or path.suffix in ('.pkl', '.pickle'):
         return [_in_layout(annotation, layout, path) for annotation in load_annotations(path)['annotations']]

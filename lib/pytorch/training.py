@@ -149,24 +149,20 @@ def make_forward(
 
 
 def load_batches(
-    clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0
+    clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0, pad_to: int = 0
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Yields the steps of an epoch from `first` on, and this process's share of each batch on its device.
 
-    Threads prepare the next batches meanwhile.
+    pad_to: clips that a share has at least, see pad_batch. Threads prepare the next batches meanwhile, in pinned memory
+    if a GPU will copy them.
     """
 
     def load(b: int) -> tuple[int, dict[str, Tensor]]:
-        return b, on_host(clips[epoch, b], world)
+        batch = {name: torch.from_numpy(array) for name, array in pad_batch(clips[epoch, b], pad_to).items()}
+        return b, {name: t.pin_memory() for name, t in batch.items()} if world.device.type == 'cuda' else batch
 
     for b, batch in prefetch(load, range(first, clips.num_steps), options.num_workers):
         yield b, {name: tensor.to(world.device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def on_host(batch: Mapping[str, np.ndarray], world: distributed.World) -> dict[str, Tensor]:
-    """A batch as tensors, in pinned memory if a GPU will copy it."""
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if world.device.type == 'cuda' else tensors
 
 
 def train_step(
@@ -237,10 +233,8 @@ def predict(
     model.eval()
     share_size = math.ceil(clips.batch_size / world.size)
     logits = []
-    for batch in prefetch(
-        lambda b: on_host(pad_batch(clips[0, b], share_size), world), range(len(clips)), options.num_workers
-    ):
-        batch = {name: tensor.to(world.device, non_blocking=True) for name, tensor in batch.items() if name != 'label'}
+    for _, batch in load_batches(clips, 0, options, world, pad_to=share_size):
+        del batch['label']
         if clips.num_views == 1:
             batch = {name: tensor[:, None] for name, tensor in batch.items()}
         # One view after the other: no more memory than one view takes.

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from lib.cli import DONE, USER_ERROR
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.skeletons import COCO17, LAYOUTS
-from lib.errors import UserError, shown, shown_text
+from lib.errors import UserError, shown, shown_text, user_file
 from lib.files import check_writable, make_folder, replacing, require_file, write_text
 from lib.tools.check_data import numbered, span
 
@@ -68,7 +68,7 @@ def read_table(path: Path, folder: Path) -> list[Row]:
         raise UserError(f'{path} has over {MOST_BYTES:,} bytes, which is no table of labels.')
     rows, mistakes, lines = [], [], {}
     try:
-        with path.open(encoding='utf-8-sig', newline='') as file:
+        with user_file(path), path.open(encoding='utf-8-sig', newline='') as file:
             reader = csv.DictReader(file, strict=True)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
                 raise UserError(
