@@ -2,52 +2,53 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from easydict import EasyDict
 
-from lib.config import Sections
+from lib.console import log_facts
 from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
 from lib.files import make_folder, read_arrays, replacing, write_text
-from lib.log import metrics_line, say, say_facts
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
+from lib.models import MODELS
 from lib.run import evaluation_config
 
+log = logging.getLogger(__name__)
 
-def evaluate_checkpoint(
-    args: argparse.Namespace, kind: str, sections: Sections, default_config: str, training: ModuleType
-) -> None:
+
+def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
 
-    training: lib.pytorch.training or lib.tensorflow.training. A checkpoint of this project is evaluated with its own
-    config, one of another project with the config that the command names.
+    script: its model in lib/models.py. A checkpoint of this project is evaluated with its own config, one of another
+    project with the config that the command names.
     """
-    path = Path(args.evaluate)
-    saved = training.checkpoint.load(path, kind)
+    path, model_of = Path(args.evaluate), MODELS[script]
+    training = model_of.training
+    saved = training.checkpoint.load(path, script)
     is_ours = saved['config'] is not None
-    named = args.config if is_ours else args.config or default_config
-    config, world = evaluation_config(path, saved['config'], sections, args.set, named), training.distributed.init()
+    named = args.config if is_ours else args.config or model_of.default_config
+    config, world = evaluation_config(path, saved['config'], args.set, named, script), training.distributed.init()
     clips = make_clips(config, 'val')
-    render, model = training.load_model(sections, config, clips.num_joints, saved['model'], path, world)
+    render, model = training.load_model(config, clips.num_joints, saved['model'], path, world)
     origin = f'epoch {saved["epoch"]}' if is_ours else f'not of this project; config {named}'
-    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
+    log_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
     scores = training.classify(render, model, config, clips, world)
     if world.is_main:
         count = training.count_parameters(model)
-        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count, 'epoch': saved['epoch']}
-        report_evaluation(args.checkpoint or path.parent, about, config, clips, scores, clips.labels)
+        about = {'checkpoint': str(path), 'script': script, 'parameters': count, 'epoch': saved['epoch']}
+        report_evaluation(args.checkpoint or path.parent, about, config, clips, scores)
 
 
 def report_evaluation(
-    folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray, labels: np.ndarray
+    folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray
 ) -> None:
     """Prints the metrics of an evaluation and the ten most confused pairs, and writes into `folder`
 
@@ -57,22 +58,22 @@ def report_evaluation(
 
     Raises UserError where they cannot be written.
     """
-    folder = Path(folder)
+    folder, labels = Path(folder), clips.labels
     make_folder(folder)
     metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
     names, matrix = class_names(config), confusion_matrix(logits, labels)
-    say(metrics_line(metrics))
+    log.info(metrics_line(metrics))
     low, high = (100 * edge for edge in interval['top1'])
-    say(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
+    log.info(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
     for line in confused_lines(matrix, names):
-        say(line)
+        log.info(line)
 
     about = {**about, 'list': clips.list_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
     report = {**about, **metrics, 'interval': interval, 'class_names': names}
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
     write_predictions(folder / 'predictions.npz', [clips.store.name(clip) for clip in clips.clips], labels, logits)
     draw_confusion(matrix, names, folder / 'confusion_matrix.png')
-    say(f'written: evaluation.json, predictions.npz and confusion_matrix.png in {folder}')
+    log.info(f'written: evaluation.json, predictions.npz and confusion_matrix.png in {folder}')
 
 
 def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
@@ -164,3 +165,11 @@ def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
     metrics = classification_metrics(scores_of(logits, clips), clips.labels)
     del metrics['per_class']
     return metrics
+
+
+def metrics_line(metrics: Mapping[str, Any]) -> str:
+    """The metrics as an evaluation prints them."""
+    return (
+        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
+        f'MeanClass {100 * metrics["mean_class"]:.2f}'
+    )

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -17,10 +16,13 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from lib.config import plain
+from lib.console import log_facts
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
 from lib.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class Log:
@@ -59,7 +61,7 @@ class Log:
     def start(self, train_clips: Clips, val_clips: Clips, model: str, device: str, messages: Sequence[str]) -> None:
         """Prints what is about to run. model, device: descriptions. messages: further lines."""
         run = self.run
-        say_facts(
+        log_facts(
             {
                 'data': train_clips.description,
                 'train': train_clips.split_description,
@@ -71,7 +73,7 @@ class Log:
             }
         )
         for line in (*messages, *run.messages):
-            say(line)
+            log.info(line)
 
     def image(self, name: str, image: np.ndarray) -> None:
         """Adds an image (3, H, W), uint8, to TensorBoard."""
@@ -110,7 +112,7 @@ class Log:
         bar.set_postfix_str(f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}')
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
-            say(str(bar))
+            log.info(str(bar))
 
     def epoch(self) -> None:
         """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
@@ -137,7 +139,7 @@ class Log:
             speed = f'  {clips_per_second:.1f} clips/s'
         self._board.flush()
         train, val = line['train'], line['val']
-        say(
+        log.info(
             f'epoch {line["epoch"]}/{self.epochs}  train loss {train["loss"]:.4f} top1 {train["top1"]:6.2%}  '
             f'val loss {val["loss"]:.4f} top1 {val["top1"]:6.2%} top5 {val["top5"]:6.2%} '
             f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]}){speed}'
@@ -146,7 +148,7 @@ class Log:
     def end(self) -> None:
         """Prints the result of the run: the best epoch and the last."""
         best, last = self.run.best, self.run.history[-1]['val']['top1']
-        say(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
+        log.info(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
 
     def _draw_curves(self, line: dict[str, Any]) -> None:
         for part in ('train', 'val', 'lr'):
@@ -156,30 +158,3 @@ class Log:
     def _write_metrics(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in self.run.history)
         write_text(self.run.folder / 'metrics.jsonl', text)
-
-
-def say(text: str) -> None:
-    """Prints a line above a progress bar that may be running."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def silence() -> None:
-    """Silences this process: of several that train together only one prints. Errors are still printed."""
-    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
-    logging.disable()
-    warnings.simplefilter('ignore')
-
-
-def say_facts(facts: dict[str, str]) -> None:
-    """Prints names and values, one per line."""
-    for name, fact in facts.items():
-        say(f'{name:<12}{fact}')
-
-
-def metrics_line(metrics: dict[str, Any]) -> str:
-    """The line that an evaluation prints."""
-    return (
-        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
-        f'MeanClass {100 * metrics["mean_class"]:.2f}'
-    )

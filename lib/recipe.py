@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 
 
 @dataclass(kw_only=True)
@@ -45,19 +45,18 @@ class Recipe:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for sound, key, rule in (
-            (self.epochs >= 1, 'epochs', 'at least 1'),
-            (self.lr_decay > 0, 'lr_decay', 'above 0'),
-            (0 <= self.warmup_epochs < self.epochs, 'warmup_epochs', f'0 or more, and below the {self.epochs} epochs'),
-            (0 <= self.label_smoothing < 1, 'label_smoothing', 'at least 0 and below 1'),
-            (self.max_grad_norm is None or self.max_grad_norm > 0, 'max_grad_norm', 'above 0, or null'),
-            (self.accumulation_steps >= 1, 'accumulation_steps', 'at least 1'),
-            (self.num_workers >= 1, 'num_workers', 'at least 1'),
-            (self.save_every is None or self.save_every >= 1, 'save_every', 'at least 1, or null'),
-            (self.keep >= 1, 'keep', 'at least 1'),
-        ):
-            if not sound:
-                raise UserError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
+        rules = {
+            'epochs': (self.epochs >= 1, 'at least 1'),
+            'lr_decay': (self.lr_decay > 0, 'above 0'),
+            'warmup_epochs': (0 <= self.warmup_epochs < self.epochs, f'0 or more, and below the {self.epochs} epochs'),
+            'label_smoothing': (0 <= self.label_smoothing < 1, 'at least 0 and below 1'),
+            'max_grad_norm': (self.max_grad_norm is None or self.max_grad_norm > 0, 'above 0, or null'),
+            'accumulation_steps': (self.accumulation_steps >= 1, 'at least 1'),
+            'num_workers': (self.num_workers >= 1, 'at least 1'),
+            'save_every': (self.save_every is None or self.save_every >= 1, 'at least 1, or null'),
+            'keep': (self.keep >= 1, 'at least 1'),
+        }
+        check_values('train', vars(self), rules)
 
     def check_batch_size(self, batch_size: int, num_devices: int) -> None:
         """Raises UserError where the devices, and the parts of a batch, cannot have equal shares of it."""
@@ -72,11 +71,6 @@ class Recipe:
     def saves_after(self, step: int) -> bool:
         """Whether the run is saved after a step (from 0) of an epoch."""
         return self.save_every is not None and (step + 1) % self.save_every == 0
-
-    @staticmethod
-    def unused_keys(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
-        """The keys without effect beside the given ones, each with the reason."""
-        return {'lr_decay': 'train.lr_schedule cosine does not read it'} if lr_schedule == 'cosine' else {}
 
     def lr_factor(self, epoch: int, step: int, steps: int) -> float:
         """What the learning rates are multiplied with in a step (from 0) of the `steps` of an epoch (from 0)."""

@@ -5,11 +5,11 @@ import pytest
 
 from lib import pictures
 from lib.data.clips import Clips
-from lib.data.heatmap import joint_heatmaps, limb_heatmaps
 from lib.data.skeletons import COCO17
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.training import draw
 from tests.annotations import make_annotations
+from tests.oracle import joint_heatmaps, limb_heatmaps
 
 
 @pytest.mark.parametrize(('kind', 'maps'), [('joint', joint_heatmaps), ('limb', limb_heatmaps)])

@@ -3,13 +3,16 @@
 N clips, M persons, T frames, V joints, L tokens, C channels, H heads, D channels per head.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 
 
 class Linear(nn.Linear):
@@ -104,34 +107,31 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(rearrange(x, 'n h l d -> n l (h d)')))
 
 
-def check_sizes(**sizes: float) -> None:
-    """Raise ValueError naming the first key of the config's section `model` that is not positive."""
-    for key, size in sizes.items():
-        if not size > 0:
-            raise UserError(f'model.{key} is {size}, but must be positive')
+def check_model_keys(keys: Mapping[str, Any]) -> None:
+    """Raises UserError for the first key of section `model` out of range: sizes must be positive, rates in [0, 1)."""
+    numbers = {key: value for key, value in keys.items() if isinstance(value, int | float)}
+    rules = {key: (value > 0, 'above 0') for key, value in numbers.items()}
+    for rate in ('dropout_ratio', 'drop_path_rate'):
+        rules[rate] = (0 <= keys[rate] < 1, 'at least 0 and below 1')
+    check_values('model', keys, rules)
+    divides = keys['dim_feat'] % keys['num_heads'] == 0
+    check_values('model', keys, {'num_heads': (divides, f'a divisor of model.dim_feat {keys["dim_feat"]}')})
 
 
-def check_rates(**rates: float) -> None:
-    """Raise ValueError naming the first key of the config's section `model` that is no dropout rate."""
-    for key, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise UserError(f'model.{key} is {rate}, but must be at least 0 and below 1')
+def check_joints(model: nn.Module, num_joints: int, dim_in: int) -> None:
+    """Raises UserError, naming the keys, if the input does not have model.num_joints joints of model.dim_in numbers.
 
-
-def check_joints(model: nn.Module, num_joints: int, channels: int) -> None:
-    """Raise ValueError, naming the keys, where a clip's joints or channels are not those of model.num_joints, .dim_in.
-
-    num_joints: joints, or maps, per frame. channels: numbers of each, `heatmap.size` squared or those of a keypoint.
+    num_joints: joints or maps per frame. dim_in: pixels of a map, or coordinates of a keypoint.
     """
     if num_joints != model.num_joints:
         raise UserError(
             f'model.num_joints is {model.num_joints}, but the input has {num_joints} joints or maps per frame '
             f'(data.ann_file, data.input and heatmap.kind decide): set model.num_joints to {num_joints}'
         )
-    if channels != model.dim_in:
+    if dim_in != model.dim_in:
         raise UserError(
-            f'model.dim_in is {model.dim_in}, but the input has {channels} numbers per joint and frame (heatmap.size '
-            f'squared, or 3 for keypoints): set model.dim_in to {channels}'
+            f'model.dim_in is {model.dim_in}, but the input has {dim_in} numbers per joint and frame (heatmap.size '
+            f'squared, or 3 for keypoints): set model.dim_in to {dim_in}'
         )
 
 

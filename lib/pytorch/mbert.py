@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.pytorch.dstformer import DSTformer
-from lib.pytorch.layers import as_keypoints, check_joints, check_rates, check_sizes
+from lib.pytorch.layers import as_keypoints, check_joints, check_model_keys
 
 
 def pool(features: Tensor) -> Tensor:
@@ -121,20 +121,7 @@ class MotionBERT(ActionNet):
         drop_path_rate: float = 0.0,
         num_classes: int = 60,
     ) -> None:
-        check_sizes(
-            num_joints=num_joints,
-            maxlen=maxlen,
-            dim_in=dim_in,
-            dim_feat=dim_feat,
-            dim_rep=dim_rep,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            num_classes=num_classes,
-        )
-        check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
-        if dim_feat % num_heads:
-            raise UserError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+        check_model_keys(locals())
         backbone = DSTformer(
             dim_in=dim_in,
             dim_out=dim_in,
@@ -152,14 +139,14 @@ class MotionBERT(ActionNet):
         self.maxlen = maxlen
         self.dim_in = dim_in
 
-    def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
+    def check_input(self, *, clip_len: int, num_joints: int, dim_in: int) -> None:
         """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
         if clip_len > self.maxlen:
             raise UserError(
                 f'data.clip_len {clip_len} is over model.maxlen {self.maxlen}: '
                 f'set data.clip_len to {self.maxlen} or less, or model.maxlen to {clip_len}'
             )
-        check_joints(self, num_joints, channels)
+        check_joints(self, num_joints, dim_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from lib.errors import UserError
-from lib.pytorch.layers import Attention, Mlp, as_keypoints, check_joints, check_rates, check_sizes, linear
+from lib.pytorch.layers import Attention, Mlp, as_keypoints, check_joints, check_model_keys, linear
 from lib.pytorch.mbert import ActionHeadClassification
 
 
@@ -204,24 +204,14 @@ class VanillaTransformer(Transformer):
         num_heads: int = 8,
         mlp_ratio: float = 4,
         protocol: Literal['linprobe', 'finetune'] = 'linprobe',
-        dropout_ratio: float = 0.3,
+        dropout_ratio: float | None = None,
         drop_path_rate: float = 0.0,
         num_classes: int = 60,
     ) -> None:
-        check_sizes(
-            num_joints=num_joints,
-            num_frames=num_frames,
-            t_patch_size=t_patch_size,
-            dim_in=dim_in,
-            dim_feat=dim_feat,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            num_classes=num_classes,
-        )
-        check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
-        if dim_feat % num_heads:
-            raise UserError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+        if protocol == 'linprobe' and dropout_ratio is not None:
+            raise UserError('model.dropout_ratio has no effect with model.protocol linprobe. Omit it.')
+        dropout_ratio = 0.3 if dropout_ratio is None else dropout_ratio
+        check_model_keys(locals())
         if num_frames % t_patch_size:
             raise UserError(
                 f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}: '
@@ -246,12 +236,7 @@ class VanillaTransformer(Transformer):
         self.t_patch_size = t_patch_size
         self.dim_in = dim_in
 
-    @staticmethod
-    def unused_keys(*, protocol: str = 'linprobe', **_: object) -> dict[str, str]:
-        """The keys without effect beside the given ones, each with the reason."""
-        return {'dropout_ratio': 'the head of model.protocol linprobe has no dropout'} if protocol == 'linprobe' else {}
-
-    def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
+    def check_input(self, *, clip_len: int, num_joints: int, dim_in: int) -> None:
         """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
         next_multiple = clip_len + -clip_len % self.t_patch_size
         if clip_len > self.num_frames:
@@ -264,7 +249,7 @@ class VanillaTransformer(Transformer):
                 f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}: '
                 f'set data.clip_len to {next_multiple}'
             )
-        check_joints(self, num_joints, channels)
+        check_joints(self, num_joints, dim_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).

@@ -41,7 +41,7 @@ def evaluate(args: argparse.Namespace) -> None:
     scores = checkpoint.training.classify(render, model, checkpoint.config, clips, world)
     about = {
         'checkpoint': str(checkpoint.path),
-        'kind': checkpoint.kind,
+        'script': checkpoint.script,
         'parameters': checkpoint.training.count_parameters(model),
         'epoch': checkpoint.epoch,
     }

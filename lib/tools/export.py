@@ -33,7 +33,7 @@ import numpy as np
 from lib.cli import DONE, FAILED, USER_ERROR
 from lib.config import plain
 from lib.data.classes import class_names
-from lib.data.heatmap import MIN_SCORE, num_channels
+from lib.data.heatmap import MIN_SCORE, num_maps
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.files import check_writable, make_folder, replacing
@@ -89,12 +89,12 @@ def export(path: Path, out: Path, overrides: list[str]) -> str:
     endings = ENDINGS[checkpoint.path.suffix]
     if out.suffix not in endings:
         known = [ending or 'no ending (a folder)' for ending in endings]
-        raise UserError(f'{out}: a checkpoint of {checkpoint.kind} becomes a file with {", ".join(known)}.')
+        raise UserError(f'{out}: a checkpoint of {checkpoint.script} becomes a file with {", ".join(known)}.')
     make_folder(out.parent)
     told = export_graph(checkpoint, out) if is_graph else export_weights(checkpoint, out)
     count = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob('*')) if file.is_file())
-    return f'{out}: {count:,} numbers of {checkpoint.kind} after epoch {checkpoint.epoch}, {size / 1e6:,.1f} MB{told}'
+    return f'{out}: {count:,} numbers of {checkpoint.script} after epoch {checkpoint.epoch}, {size / 1e6:,.1f} MB{told}'
 
 
 def require_onnx() -> None:
@@ -113,7 +113,7 @@ def export_weights(checkpoint: Checkpoint, out: Path) -> str:
     """Writes the weights with what an evaluation needs of the rest; returns what is to be said of the size."""
     content = {
         'format': FORMAT,
-        'kind': checkpoint.kind,
+        'script': checkpoint.script,
         'config': plain(checkpoint.config),
         'epoch': checkpoint.epoch,
         'model': checkpoint.weights,
@@ -127,7 +127,7 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> str:
     """Writes a graph from keypoints to logits; returns what is to be said of it."""
     shapes, names = input_shapes(checkpoint), class_names(checkpoint.config)
     about = {
-        'kind': checkpoint.kind,
+        'script': checkpoint.script,
         'epoch': checkpoint.epoch,
         'inputs': {name: {'shape': ['N', *shape], 'type': 'float32'} for name, shape in shapes.items()},
         'output': {'logits': {'shape': ['N', len(names)], 'type': 'float32'}},
@@ -155,7 +155,7 @@ def input_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     if data.input != 'heatmap':
         return {'keypoint': (data.max_persons, data.clip_len, num_joints, 3)}
     if (kind := checkpoint.config.heatmap.kind) != 'joint':  # there the model counts limbs
-        drawn = [v for v in PICKLE_SKELETONS if num_channels(kind, v) == num_joints]
+        drawn = [v for v in PICKLE_SKELETONS if num_maps(kind, v) == num_joints]
         if not drawn:
             raise UserError(f'{checkpoint.path}: no skeleton has {num_joints} maps (model.num_joints) of kind {kind}.')
         (num_joints,) = drawn

@@ -436,7 +436,7 @@ def predict(args: argparse.Namespace) -> None:
         for annotation in read_input(path, args.layout, args.img_shape and tuple(args.img_shape), args.list):
             check_suits(checkpoint, annotation, path)
             subjects += subjects_of(path, annotation, most, args.window, args.stride, args.per_person)
-    say(f'{checkpoint.path}: {checkpoint.kind}, epoch {checkpoint.epoch}, {len(names)} classes')
+    say(f'{checkpoint.path}: {checkpoint.script}, epoch {checkpoint.epoch}, {len(names)} classes')
     logging.getLogger('lib.data.store').setLevel(logging.WARNING)  # where it packs is a folder that is gone at once
     predicted = predict_subjects(checkpoint, subjects)
     if args.out:  # before a pipe that may be closed
@@ -471,7 +471,7 @@ def write(
             file = 'timeline.png' if len(subjects) == 1 else f'timeline_{number}_{name}.png'
             draw_timeline(subject.windows, found, names, subject.title, out / file)
             inputs[-1]['timeline'] = file
-    about = {'checkpoint': str(checkpoint.path), 'kind': checkpoint.kind, 'epoch': checkpoint.epoch}
+    about = {'checkpoint': str(checkpoint.path), 'script': checkpoint.script, 'epoch': checkpoint.epoch}
     write_text(out / 'predictions.json', json.dumps({**about, 'inputs': inputs}, indent=2) + '\n')
     drawn = sum('timeline' in entry for entry in inputs)
     return 'predictions.json' + (f' and {numbered(drawn, "timeline")}' if drawn else '')

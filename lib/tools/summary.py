@@ -32,7 +32,7 @@ from easydict import EasyDict
 from lib.cli import DONE, USER_ERROR
 from lib.config import differences, read_config
 from lib.data.batches import make_clips
-from lib.data.heatmap import num_channels
+from lib.data.heatmap import num_maps
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
@@ -164,7 +164,7 @@ def joints_of(config: EasyDict) -> int:
     if config.data.input != 'heatmap':
         return {'keypoint_2d': 17, 'keypoint_3d': 25}[config.data.input]
     named = NTU60_JOINTS.get(Path(config.data.ann_file).name)
-    taken = [v for v in PICKLE_SKELETONS if num_channels(config.heatmap.kind, v) == config.model.num_joints]
+    taken = [v for v in PICKLE_SKELETONS if num_maps(config.heatmap.kind, v) == config.model.num_joints]
     return named or [*taken, *PICKLE_SKELETONS][0]
 
 
@@ -431,8 +431,8 @@ def of_drawing(config: EasyDict, num_joints: int) -> str:
     if 'heatmap' not in config:
         return 'none: the model is given keypoints'
     size, frames = config.heatmap.size, config.data.clip_len
-    maps = num_channels(config.heatmap.kind, num_joints)
-    limbs = 0 if config.heatmap.kind == 'joint' else num_channels('limb', num_joints)
+    maps = num_maps(config.heatmap.kind, num_joints)
+    limbs = 0 if config.heatmap.kind == 'joint' else num_maps('limb', num_joints)
     reach = min(int(6 * config.heatmap.sigma) + 2, size)  # pixels of a joint's window along an axis, at most
     values = config.data.max_persons * frames * ((maps - limbs) * reach**2 + limbs * size**2)
     return (

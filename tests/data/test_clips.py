@@ -3,12 +3,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from lib.data.augmentation import Augmentation
 from lib.data.clips import Clips
-from lib.data.heatmap import joint_heatmaps
 from lib.data.sampling import evaluation_frames
 from lib.data.skeletons import COCO17
 from lib.tools.benchmark.data import write_sparse_store
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.oracle import joint_heatmaps
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
 STILL = {'crop_area': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip_ratio': 0.0}
@@ -16,7 +17,9 @@ AUG = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}
 
 
 def clips(split, path, size=56, **changes):
-    return Clips(split, size, ann_file=str(path), **{**OPTIONS, **changes})
+    """changes: keys of the sections data and augmentation."""
+    augmentation = {name: changes.pop(name) for name in vars(Augmentation()) if name in changes}
+    return Clips(split, Augmentation(**augmentation), size, ann_file=str(path), **{**OPTIONS, **changes})
 
 
 def whole_split(loaded, epoch=0):
@@ -92,7 +95,9 @@ def test_replays_the_train_pipeline_of_pyskl(golden, write_pickle, monkeypatch, 
     g = {key.removeprefix(f'{case}_'): value for key, value in golden('end_to_end').items()}
     loaded = clips('train', write_pickle(data), clip_len=48, flip_ratio=float(g['flip']))
     monkeypatch.setattr(Clips, '_frames', lambda self, clip, random: np.tile(g['frame_inds'], (len(clip), 1)))
-    monkeypatch.setattr('lib.data.clips.random_crop_box', lambda shape, *_: np.tile(g['crop_box'], (len(shape), 1)))
+    monkeypatch.setattr(
+        'lib.data.augmentation.random_crop_box', lambda shape, *_: np.tile(g['crop_box'], (len(shape), 1))
+    )
     batch, persons = loaded[0, 0], len(g['kp56'])
     np.testing.assert_allclose(batch['keypoint'][0, :persons], g['kp56'], rtol=1e-6, atol=1e-3)
     np.testing.assert_array_equal(batch['score'][0, :persons], g['score56'])
@@ -196,7 +201,7 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
     ],
 )
 def test_invalid_values_are_refused(mixed, changes):
-    with pytest.raises(ValueError, match=rf'data\.{next(iter(changes))}'):
+    with pytest.raises(ValueError, match=rf'(data|augmentation)\.{next(iter(changes))}'):
         clips('val', mixed, **changes)
 
 

@@ -18,8 +18,8 @@ import tensorflow as tf
 import yaml
 
 import train_action_vivit as script
-from lib.config import load_config
 from lib.data.batches import make_clips
+from lib.models import load_config
 from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
 from tests.tiny import lines
@@ -185,7 +185,7 @@ def test_replicas_and_steps_have_their_own_dropout(config):
     """The loss of a batch is the sum of the replicas' parts; every part depends on its own seed alone."""
     code = """
 import numpy as np
-from lib.config import load_config
+from lib.models import load_config
 from lib.data.batches import make_clips
 from lib.tensorflow import distributed, training
 options = ['model.attn_drop_rate=0.5', 'model.drop_path_rate=0.2', 'optimizer.lr=0.0', 'optimizer.weight_decay=0.0']
@@ -213,7 +213,7 @@ for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
 
 @pytest.mark.parametrize('compile', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_are_traced_once(config, tmp_path, compile):
-    config = load_config(config, script.SECTIONS, [f'train.compile={compile}', 'train.accumulation_steps=1'])
+    config = load_config(config, [f'train.compile={compile}', 'train.accumulation_steps=1'])
     options, world = training.TrainOptions(**config.train), distributed.World(tf.distribute.get_strategy())
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
     render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import train_action_vivit as script
-from lib.config import load_config
 from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
+from lib.models import load_config
 from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
 from tests.annotations import make_annotations
@@ -34,7 +34,7 @@ def alone() -> distributed.World:
 
 
 def test_the_first_loss_is_that_of_guessing(config, tmp_path):
-    config = load_config(config, script.SECTIONS)
+    config = load_config(config)
     clips = make_clips(config, 'train')
     options, world = training.TrainOptions(**config.train), alone()
     render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
@@ -48,7 +48,7 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
 
 def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     options = ['lr_schedule=cosine', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.01']
-    config = load_config(config, script.SECTIONS, [f'train.{option}' for option in options])
+    config = load_config(config, [f'train.{option}' for option in options])
     recipe = training.TrainOptions(**config.train)
     clips = make_clips(config, 'train')
     world = alone()
@@ -80,7 +80,7 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
 
 
 def test_weight_decay_makes_it_adamw(config):
-    config = load_config(config, script.SECTIONS)
+    config = load_config(config)
     _, model = training.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
     assert type(training.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
     adamw = training.make_optimizer(model, lr=1e-3, weight_decay=0.05)
@@ -102,7 +102,7 @@ def test_views_are_averaged(config, tmp_path):
     views = ['--set', 'data.test_clips=3', '--set', 'data.test_flip=true']
     assert call('-e', run / 'latest_epoch.npz', *views) == 0
     report = json.loads((run / 'evaluation.json').read_text())
-    config = load_config(config, script.SECTIONS, views[1::2])
+    config = load_config(config, views[1::2])
     clips = make_clips(config, 'val')
     render, model = training.make_model(script.ViViT, config, clips.num_joints, alone())
     checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
@@ -120,7 +120,7 @@ def test_views_are_averaged(config, tmp_path):
 
 
 def test_views_that_are_sure_have_finite_scores(config):
-    config = load_config(config, script.SECTIONS, ['data.test_clips=2'])
+    config = load_config(config, ['data.test_clips=2'])
     clips = make_clips(config, 'val')
     sure = tf.constant([300.0, 0, 0, 0])
     logits = training.predict(
@@ -137,7 +137,7 @@ def test_views_that_are_sure_have_finite_scores(config):
 def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_pickle, path):
     pickle_path = write_pickle(make_annotations([60, 120, 300], persons=[1, 2, 2]))
     overrides = [f'data.ann_file={pickle_path}', 'data.batch_size=2']
-    config = load_config(path, script.SECTIONS, overrides)
+    config = load_config(path, overrides)
     options, world = training.TrainOptions(**config.train), alone()
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
     render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)

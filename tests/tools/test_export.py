@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config import plain, resolve_config
+from lib.config import plain
 from lib.data.batches import make_clips
+from lib.models import MODELS, resolve_config
 from lib.run import FORMAT
 from lib.tools import export
 from lib.tools.checkpoints import open_checkpoint
@@ -32,10 +33,10 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
         else:
             content[section] |= keys
     script, random = tiny.SCRIPTS[kind], np.random.default_rng(0)
-    config = resolve_config(content, script.SECTIONS, (), 'tiny')
+    config = resolve_config(content, (), 'tiny')
     clips, world = make_clips(config, 'val'), script.training.distributed.init()
     _, model = script.training.make_model(
-        script.SECTIONS['model'], config, clips.num_joints, world.device if kind != 'vivit' else world
+        MODELS[script.SCRIPT].load_classifier(), config, clips.num_joints, world.device if kind != 'vivit' else world
     )
     if kind == 'vivit':
         model.head.kernel.assign(random.normal(size=model.head.kernel.shape))
@@ -45,7 +46,7 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
             model.head.fc2.weight.copy_(torch.from_numpy(random.normal(size=model.head.fc2.weight.shape)))
         weights = model.state_dict()
     path = folder / ('fresh.npz' if kind == 'vivit' else 'fresh.bin')
-    content = {'format': FORMAT, 'kind': kind, 'config': plain(config), 'epoch': 0, 'model': weights}
+    content = {'format': FORMAT, 'config': plain(config), 'epoch': 0, 'model': weights}
     tiny.write_checkpoint(path, content)
     return path
 

@@ -7,11 +7,11 @@ from PIL import Image
 
 from lib import cli
 from lib.data.clips import Clips
-from lib.data.heatmap import joint_heatmaps, limb_heatmaps
 from lib.tools import preview
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.oracle import joint_heatmaps, limb_heatmaps
 
-AUGMENTED = ['data.rotation=0.3', 'data.joint_noise=0.01', 'data.temporal_shift=3']
+AUGMENTED = ['augmentation.rotation=0.3', 'augmentation.joint_noise=0.01', 'augmentation.temporal_shift=3']
 
 
 @pytest.fixture

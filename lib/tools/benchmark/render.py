@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> dict:
     inputs = torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)
     renderer = HeatmapRenderer(size=SIZE, sigma=SIGMA, kind=args.kind).to(device)
     compiled = torch.compile(renderer, fullgraph=True)
-    shape = (args.batch, FRAMES, renderer.num_channels(JOINTS), SIZE, SIZE)
+    shape = (args.batch, FRAMES, renderer.num_maps(JOINTS), SIZE, SIZE)
     draw_in_numpy = {'joint': [joint_heatmaps], 'limb': [limb_heatmaps], 'both': [joint_heatmaps, limb_heatmaps]}
 
     def oracle() -> None:
