@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 import yaml
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from lib.config import plain
@@ -41,6 +40,8 @@ class Log:
         config = yaml.safe_dump(plain(run.config), sort_keys=False, default_flow_style=None, width=120)
         write_text(run.folder / 'config.yaml', config)
         self._write_metrics()
+        from tensorboardX import SummaryWriter  # takes seconds: it imports torch
+
         # A killed process may have saved its last epoch without logging it: it is logged again.
         with user_file(run.folder / 'logs', 'written'):
             self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
