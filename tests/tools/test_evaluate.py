@@ -55,8 +55,9 @@ def test_processes_evaluate_together_and_one_reports(trained_once, tmp_path):
 
 
 def test_only_the_main_process_writes(trained_once, tmp_path, monkeypatch):
+    run = trained_once('vanilla') / 'run'
     monkeypatch.setattr(distributed, 'init', lambda: distributed.World(1, 1, torch.device('cpu')))
-    assert evaluate.main([str(trained_once('vanilla') / 'run'), '--out', str(tmp_path)]) == 0
+    assert evaluate.main([str(run), '--out', str(tmp_path)]) == 0
     assert not any(tmp_path.iterdir())
 
 
