@@ -143,12 +143,9 @@ def validation_batches(config: Mapping[str, Any]) -> list[Batch]:
 
 def meaning(config: Mapping[str, Any]) -> str:
     """The axes and units of the inputs."""
-    axes, prepared = (
-        'N clips, M persons, T frames, V joints',
-        (
-            'Missing persons and joints are zeros. Prepared by lib.data.clips.Clips for the validation split, one view at '
-            'a time.'
-        ),
+    axes = 'N clips, M persons, T frames, V joints'
+    prepared = (
+        'Missing persons and joints are zeros. Prepared by lib.data.clips.Clips as one view of a validation clip.'
     )
     if config.data.input == 'heatmap':
         return (

@@ -86,7 +86,7 @@ def run_tool(
     """
     args = parser.parse_args(argv)
     logger, handler = logging.getLogger('lib'), _Console()
-    level = logger.level
+    level, logger.propagate = logger.level, False  # TensorFlow gives the root logger a handler of its own
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -102,6 +102,7 @@ def run_tool(
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = True
 
 
 class _Console(logging.Handler):
