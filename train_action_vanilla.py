@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     run.begin(len(train_clips))
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        log.start(train_clips, val_clips, training.describe(model), world.description, messages)
+        log.start(train_clips, val_clips, training.describe(model), world, messages)
         training.log_heatmaps(log, render, val_clips, world)
         while run.epoch < options.epochs:
             model.train()

@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> None:
     run.begin(steps)
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        log.start(train_clips, val_clips, training.describe(model), world.description, [])
+        log.start(train_clips, val_clips, training.describe(model), world, [])
         training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
             results = []  # of steps, still on the devices

@@ -50,9 +50,8 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
 
     A UserError is one line and exit code 2. Any other error is a bug: it keeps its traceback, and the exit code is 1.
     """
-    console.set_up()
     try:
-        with interrupt_at_once():
+        with console.messages(), interrupt_at_once():
             main(args)
     except KeyboardInterrupt:  # Stopped is one
         print(f'\nstopped. {_what_next(args)}', file=sys.stderr)

@@ -16,7 +16,7 @@ from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.figures import INK, new_figure, save_figure
-from lib.files import make_folder, read_arrays, replacing, write_text
+from lib.files import make_folder, read_arrays, replacing, require_file, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 from lib.models import MODELS
 from lib.run import evaluation_config
@@ -24,27 +24,60 @@ from lib.run import evaluation_config
 log = logging.getLogger(__name__)
 
 
+# Files that an evaluation writes into its folder.
+WRITTEN = ('evaluation.json', 'predictions.npz', 'confusion_matrix.png')
+
+
+def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
+    """The checkpoint file `path`, or the best checkpoint in the folder of a run, else its latest.
+
+    suffixes: of checkpoint files. Raises UserError if there is none.
+    """
+    if path.is_dir():
+        names = [f'{stem}{suffix}' for stem in ('best_epoch', 'latest_epoch') for suffix in suffixes]
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise UserError(f'{path} holds no checkpoint ({", ".join(names)}). Name the folder of a run.')
+        return found[0]
+    require_file(path)
+    return path
+
+
 def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
-    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
+    """Evaluates the checkpoint `args.evaluate`, a file or the folder of a run (see evaluate_weights).
 
     script: its model in lib/models.py. A checkpoint of this project is evaluated with its own config, one of another
-    project with the config that the command names.
+    project with the config that the command names. Raises UserError naming the file.
     """
-    path, model_of = Path(args.evaluate), MODELS[script]
-    training = model_of.training
-    saved = training.checkpoint.load(path, script)
-    is_ours = saved['config'] is not None
-    named = args.config if is_ours else args.config or model_of.default_config
-    config, world = evaluation_config(path, saved['config'], args.set, named, script), training.distributed.init()
-    clips = make_clips(config, 'val')
-    render, model = training.load_model(config, clips.num_joints, saved['model'], path, world)
-    origin = f'epoch {saved["epoch"]}' if is_ours else f'not of this project; config {named}'
+    model = MODELS[script]
+    path = find_checkpoint(Path(args.evaluate), [model.suffix])
+    saved = model.training.checkpoint.load(path, script)
+    named = args.config if saved['config'] is not None else args.config or model.default_config
+    config = evaluation_config(path, saved['config'], args.set, named, script)
+    about = {'checkpoint': str(path), 'script': script, 'epoch': saved['epoch']}
+    if saved['config'] is None:
+        about['config'] = named
+    evaluate_weights(about, saved['model'], config, args.checkpoint or path.parent)
+
+
+def evaluate_weights(
+    about: Mapping[str, Any], weights: Mapping[str, Any], config: EasyDict, folder: str | Path
+) -> None:
+    """Classifies the validation clips of a config and, in the main process, reports the result in `folder`.
+
+    about: {'checkpoint': path of the weights, 'script', 'epoch', and 'config' if that is a file}. See
+    report_evaluation.
+    """
+    training = MODELS[config.script].training
+    world = training.distributed.init()
+    clips, path = make_clips(config, 'val'), Path(about['checkpoint'])
+    render, model = training.load_model(config, clips.num_joints, weights, path, world)
+    origin = f'config {about["config"]}' if 'config' in about else f'epoch {about["epoch"]}'
     log_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
     scores = training.classify(render, model, config, clips, world)
     if world.is_main:
-        count = training.count_parameters(model)
-        about = {'checkpoint': str(path), 'script': script, 'parameters': count, 'epoch': saved['epoch']}
-        report_evaluation(args.checkpoint or path.parent, about, config, clips, scores)
+        about = {**about, 'parameters': training.count_parameters(model)}
+        report_evaluation(folder, about, config, clips, scores)
 
 
 def report_evaluation(
@@ -73,7 +106,7 @@ def report_evaluation(
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
     write_predictions(folder / 'predictions.npz', [clips.store.name(clip) for clip in clips.clips], labels, logits)
     draw_confusion(matrix, names, folder / 'confusion_matrix.png')
-    log.info(f'written: evaluation.json, predictions.npz and confusion_matrix.png in {folder}')
+    log.info(f'written: {", ".join(WRITTEN)} in {folder}')
 
 
 def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:

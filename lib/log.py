@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import yaml
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from lib.config import plain
@@ -43,6 +42,8 @@ class Log:
         config = yaml.safe_dump(plain(run.config), sort_keys=False, default_flow_style=None, width=120)
         write_text(run.folder / 'config.yaml', config)
         self._write_metrics()
+        from tensorboardX import SummaryWriter  # takes seconds: it imports torch
+
         # A killed process may have saved its last epoch without logging it: it is logged again.
         with user_file(run.folder / 'logs', 'written'):
             self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
@@ -58,16 +59,16 @@ class Log:
         if self.run.is_main:
             self._board.close()
 
-    def start(self, train_clips: Clips, val_clips: Clips, model: str, device: str, messages: Sequence[str]) -> None:
-        """Prints what is about to run. model, device: descriptions. messages: further lines."""
-        run = self.run
+    def start(self, train_clips: Clips, val_clips: Clips, model: str, world: Any, messages: Sequence[str]) -> None:
+        """Prints what is about to run. model: a description. world: the devices. messages: further lines."""
+        run, self._world = self.run, world
         log_facts(
             {
                 'data': train_clips.description,
                 'train': train_clips.split_description,
                 'val': val_clips.split_description,
                 'model': model,
-                'run': f'{self.epochs} epochs, {run.epoch} done, {len(train_clips)} steps each, on {device}',
+                'run': f'{self.epochs} epochs, {run.epoch} done, {len(train_clips)} steps each, on {world.description}',
                 'output': f'{run.folder}: checkpoints, metrics.jsonl, config.yaml; '
                 f'tensorboard --logdir {run.folder / "logs"}',
             }
@@ -113,6 +114,9 @@ class Log:
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
             log.info(str(bar))
+        if self._world:  # the first report
+            log.info(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
+            self._world = None
 
     def epoch(self) -> None:
         """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
