@@ -14,12 +14,16 @@ from typing import Any, Self
 import numpy as np
 import yaml
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 from tqdm import tqdm
 
 from lib.config import plain
+from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
+from lib.metrics import confusion_matrix, mean_over_views
+from lib.plots import confusion_figure
 from lib.run import Run
 
 
@@ -44,8 +48,9 @@ class Log:
         # A killed process may have saved its last epoch without logging it: it is logged again.
         with user_file(run.folder / 'logs', 'written'):
             self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
+        self._add_hparams()
         if run.history:
-            self._draw_curves(run.history[-1])
+            self._add_scalars(run.history[-1])
 
     def __enter__(self) -> Self:
         return self
@@ -112,15 +117,22 @@ class Log:
         if not sys.stderr.isatty():
             say(str(bar))
 
-    def epoch(self) -> None:
-        """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
+    def epoch(self, logits: np.ndarray, val_clips: Clips) -> None:
+        """Logs the last epoch of the run's history; the speed is that of the steps done by this process.
+
+        logits: (N, views, K) of the validation clips, whose confusion matrix is drawn if the epoch is the best so far.
+        """
         if self._bar:
             self._bar.close()
         if not self.run.is_main:
             return
         line, best = self.run.history[-1], self.run.best
         self._write_metrics()
-        self._draw_curves(line)
+        self._add_scalars(line)
+        if best['epoch'] == line['epoch']:
+            matrix = confusion_matrix(mean_over_views(logits), val_clips.labels)
+            figure = confusion_figure(matrix, class_names(self.run.config))
+            self._board.add_figure('best/confusion_matrix', figure, line['epoch'])
         speed = ''
         if self._clips:
             clips_per_second = self._clips / self._seconds
@@ -148,10 +160,23 @@ class Log:
         best, last = self.run.best, self.run.history[-1]['val']['top1']
         say(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
 
-    def _draw_curves(self, line: dict[str, Any]) -> None:
+    def _add_hparams(self) -> None:
+        """Adds the config to TensorBoard's HParams tab, next to the last value of each scalar.
+
+        SummaryWriter.add_hparams would create a second run for it, and limit the tab to the keys of the first run.
+        """
+        config = {f'{section}.{key}': value for section, keys in self.run.config.items() for key, value in keys.items()}
+        simple = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()
+        }
+        _, session_start, _ = hparams(simple, {})
+        self._board.file_writer.add_summary(session_start)
+
+    def _add_scalars(self, line: dict[str, Any]) -> None:
         for part in ('train', 'val', 'lr'):
             for name, value in line[part].items():
                 self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+        self._board.add_scalar('best/top1', self.run.best['top1'], line['epoch'])
 
     def _write_metrics(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in self.run.history)

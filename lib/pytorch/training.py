@@ -22,7 +22,7 @@ from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import scores_of
 from lib.log import Log
-from lib.pictures import draw_clip
+from lib.plots import clip_image
 from lib.pytorch import checkpoint, distributed, dstformer, vanilla
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
@@ -260,7 +260,7 @@ def start_log(
     described = f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
     log.start(train_clips, val_clips, described, world.description, messages)
     if render is not None:
-        log.image(*draw_clip(val_clips, render.kind, partial(draw, render, world.device)))
+        log.image(*clip_image(val_clips, render.kind, partial(draw, render, world.device)))
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import scores_of
 from lib.log import Log
-from lib.pictures import draw_clip
+from lib.plots import clip_image
 from lib.recipe import Recipe, cpu_has_bf16, step_seed
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.heatmap import HeatmapRenderer
@@ -229,7 +229,7 @@ def start_log(
     """Logs what is about to run, and an image of a validation clip's heatmaps."""
     described = f'{type(model).__name__}, {model.count_params():,} parameters'
     log.start(train_clips, val_clips, described, world.description, [])
-    log.image(*draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
+    log.image(*clip_image(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
 
 
 def load_model(
