@@ -13,8 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 import yaml
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
 from tqdm import tqdm
 
 from lib.config import plain
@@ -45,6 +43,8 @@ class Log:
         config = yaml.safe_dump(plain(run.config), sort_keys=False, default_flow_style=None, width=120)
         write_text(run.folder / 'config.yaml', config)
         self._write_metrics()
+        from tensorboardX import SummaryWriter  # takes seconds: it imports torch
+
         # A killed process may have saved its last epoch without logging it: it is logged again.
         with user_file(run.folder / 'logs', 'written'):
             self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
@@ -161,15 +161,15 @@ class Log:
         say(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
 
     def _add_hparams(self) -> None:
-        """Adds the config to TensorBoard's HParams tab, next to the last value of each scalar.
+        """Adds the config to TensorBoard's HParams tab, which shows it next to the last value of each scalar.
 
-        SummaryWriter.add_hparams would create a second run for it, and limit the tab to the keys of the first run.
+        SummaryWriter.add_hparams would write a second run for it, and limit the tab to the config keys of one model.
         """
+        from tensorboardX.summary import hparams
+
         config = {f'{section}.{key}': value for section, keys in self.run.config.items() for key, value in keys.items()}
-        simple = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()
-        }
-        _, session_start, _ = hparams(simple, {})
+        values = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in config.items()}
+        _, session_start, _ = hparams(values, {})
         self._board.file_writer.add_summary(session_start)
 
     def _add_scalars(self, line: dict[str, Any]) -> None:

@@ -1,0 +1,122 @@
+"""How a tool is written: parser, shared arguments, exit codes, output and progress.
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        parser = make_parser(__doc__, 'example')
+        add_set(parser)
+        add_out(parser, 'FILE')
+        return run_tool(example, parser, argv)
+
+    def example(args: argparse.Namespace) -> None:
+        check_new(args.out)
+        ...
+        log.info('a line of output')
+
+Frameworks are imported inside functions, so that --help is fast.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lib.cli import DONE, FAILED, USER_ERROR
+from lib.errors import UserError, shown_text
+from lib.files import check_writable
+from lib.stop import STOPPED, interrupt_at_once
+
+log = logging.getLogger('lib.tools')
+
+
+def make_parser(doc: str, name: str) -> argparse.ArgumentParser:
+    """The parser of lib.tools.`name`. doc: the module's docstring, one example and at most ten lines."""
+    return argparse.ArgumentParser(
+        prog=f'python -m lib.tools.{name}',
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument CHECKPOINT, a Path `checkpoint`."""
+    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='folder of a run, or a checkpoint file')
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Adds --set, a list of overrides `set`."""
+    parser.add_argument(
+        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key; repeatable'
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, kind: str, *, text: str = '', required: bool = False) -> None:
+    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. The tool calls check_new before it starts to work."""
+    parser.add_argument('--out', type=Path, metavar=kind, required=required, help=text or f'new {kind.lower()}')
+
+
+def check_new(out: Path, *names: str) -> None:
+    """Raises UserError if writing `out` would overwrite something, or is impossible.
+
+    names: glob patterns of the files written into the folder `out`, which may exist; without any, `out` itself must
+    not exist.
+    """
+    there = sorted(path for name in names for path in out.glob(name)) if names else [out] * out.exists()
+    if there:
+        raise UserError(f'{there[0]} exists and is not overwritten. Name another --out, or remove it.')
+    check_writable(out if names else out.parent, 'Name another --out.')
+
+
+def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str = '', unit: str = 'clip') -> tqdm:
+    """A progress bar on a terminal, nothing elsewhere: iterate over it, or pass items=None and call update()."""
+    return tqdm(items, total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, disable=None)
+
+
+def run_tool(
+    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> int:
+    """Parses the command line, calls main(args) and returns the exit code.
+
+    0, or what main returns. A UserError is one line and 2; a signal is 75; a FloatingPointError (results that are not
+    finite or not equal) is one line and 1. Any other exception is a bug and keeps its traceback.
+    """
+    args = parser.parse_args(argv)
+    logger, handler = logging.getLogger('lib'), _Console()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings(), interrupt_at_once():
+            warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+            return main(args) or DONE
+    except KeyboardInterrupt:
+        print('\nstopped before the end.', file=sys.stderr)
+        return STOPPED
+    except (UserError, FloatingPointError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return USER_ERROR if isinstance(error, UserError) else FAILED
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Console(logging.Handler):
+    """Prints messages above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def numbered(count: int, noun: str) -> str:
+    """'1 clip', '2,000 clips'."""
+    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, with an ellipsis if there are more."""
+    return ', '.join(map(shown_text, names[:most])) + (', ...' if len(names) > most else '')
