@@ -45,12 +45,9 @@ class Log:
         self._write_metrics()
         from tensorboardX import SummaryWriter  # takes seconds: it imports torch
 
-        # A killed process may have saved its last epoch without logging it: it is logged again.
-        with user_file(run.folder / 'logs', 'written'):
-            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
+        with user_file(run.folder / 'logs', 'written'):  # epochs logged but not saved are hidden
+            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history) + 1)
         self._add_hparams()
-        if run.history:
-            self._add_scalars(run.history[-1])
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +125,10 @@ class Log:
             return
         line, best = self.run.history[-1], self.run.best
         self._write_metrics()
-        self._add_scalars(line)
+        for part in ('train', 'val', 'lr'):
+            for name, value in line[part].items():
+                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+        self._board.add_scalar('best/top1', best['top1'], line['epoch'])
         if best['epoch'] == line['epoch']:
             matrix = confusion_matrix(mean_over_views(logits), val_clips.labels)
             figure = confusion_figure(matrix, class_names(self.run.config))
@@ -171,12 +171,6 @@ class Log:
         values = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in config.items()}
         _, session_start, _ = hparams(values, {})
         self._board.file_writer.add_summary(session_start)
-
-    def _add_scalars(self, line: dict[str, Any]) -> None:
-        for part in ('train', 'val', 'lr'):
-            for name, value in line[part].items():
-                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
-        self._board.add_scalar('best/top1', self.run.best['top1'], line['epoch'])
 
     def _write_metrics(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in self.run.history)
