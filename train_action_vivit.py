@@ -64,7 +64,7 @@ def train(args: argparse.Namespace) -> None:
 
             logits = training.predict(predict_step, val_clips, options, world, lambda: run.exit_if(stop, world))
             run.finish_epoch(validation_metrics(logits, val_clips))
-            log.epoch()
+            log.epoch(logits, val_clips)
         run.wait()
         log.end()
 

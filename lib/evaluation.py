@@ -15,10 +15,10 @@ from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.figures import INK, new_figure, save_figure
 from lib.files import make_folder, read_arrays, replacing, require_file, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 from lib.models import MODELS
+from lib.plots import confusion_figure, save_figure
 from lib.run import evaluation_config
 
 log = logging.getLogger(__name__)
@@ -101,11 +101,11 @@ def report_evaluation(
     for line in confused_lines(matrix, names):
         log.info(line)
 
-    about = {**about, 'list': clips.list_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
+    about = {**about, 'split': clips.split_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
     report = {**about, **metrics, 'interval': interval, 'class_names': names}
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
-    write_predictions(folder / 'predictions.npz', [clips.store.name(clip) for clip in clips.clips], labels, logits)
-    draw_confusion(matrix, names, folder / 'confusion_matrix.png')
+    write_predictions(folder / 'predictions.npz', [clips.store.name(i) for i in clips.indices], labels, logits)
+    save_figure(confusion_figure(matrix, names), folder / 'confusion_matrix.png')
     log.info(f'written: {", ".join(WRITTEN)} in {folder}')
 
 
@@ -147,40 +147,6 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, labels, logits
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """A confusion matrix (K, K) as a PNG: shares of each class in %, for the classes that occur."""
-    from matplotlib.colors import PowerNorm
-
-    shown = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    matrix, names = matrix[np.ix_(shown, shown)], [names[number] for number in shown]
-    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    cell, size = (0.55, 9) if len(shown) <= 20 else (0.2, 6.5)  # inches and points
-    edge = cell * len(shown) + 0.09 * max(map(len, names)) + 0.8
-    figure = new_figure(edge + 0.5, edge)
-    axis = figure.subplots()
-    image = axis.imshow(share, cmap='Blues', norm=PowerNorm(0.5, 0, 100))  # so that 5 % can be told from nothing
-    least = 0.5 if len(shown) <= 20 else 4.5  # what is less is not legible, and is told by the colour
-    for true, taken in zip(*np.nonzero(share >= least), strict=True):
-        value = share[true, taken]
-        colour = 'white' if value > 35 else INK
-        axis.text(taken, true, f'{value:.0f}', ha='center', va='center', color=colour, fontsize=size - (size < 7))
-    ticks = range(len(shown))
-    axis.set_xticks(ticks, names, rotation=90, fontsize=size)
-    axis.set_yticks(ticks, names, fontsize=size)
-    axis.set_xticks(np.arange(len(shown) + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
-    axis.grid(which='minor', color='#eeeeee', linewidth=0.5)
-    axis.tick_params(which='both', length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_xlabel('taken for', fontsize=size + 2)
-    axis.set_ylabel('class', fontsize=size + 2)
-    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02, ticks=(0, 5, 20, 40, 60, 80, 100))
-    bar.set_label('% of the class', fontsize=size + 1)
-    bar.ax.tick_params(labelsize=size)
-    bar.outline.set_visible(False)
-    save_figure(figure, path)
-
-
 def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
     """Logits (N, views, K) of a split -> scores (N, K), see mean_over_views.
 
@@ -188,8 +154,8 @@ def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
     """
     bad = (~np.isfinite(logits)).any(axis=(1, 2))
     if bad.any():
-        name = clips.store.name(clips.clips[bad.argmax()])
-        raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+        name = clips.store.name(clips.indices[bad.argmax()])
+        raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.split_name} are not finite, first {name}.')
     return mean_over_views(logits)
 
 

@@ -14,11 +14,14 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from lib.config import plain
+from lib.config import flat, plain
 from lib.console import log_facts
+from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
+from lib.metrics import confusion_matrix, mean_over_views
+from lib.plots import confusion_figure
 from lib.run import Run
 
 log = logging.getLogger(__name__)
@@ -44,11 +47,9 @@ class Log:
         self._write_metrics()
         from tensorboardX import SummaryWriter  # takes seconds: it imports torch
 
-        # A killed process may have saved its last epoch without logging it: it is logged again.
-        with user_file(run.folder / 'logs', 'written'):
-            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
-        if run.history:
-            self._draw_curves(run.history[-1])
+        with user_file(run.folder / 'logs', 'written'):  # epochs logged but not saved are hidden
+            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history) + 1)
+        self._add_hparams()
 
     def __enter__(self) -> Self:
         return self
@@ -118,15 +119,25 @@ class Log:
             log.info(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
             self._world = None
 
-    def epoch(self) -> None:
-        """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
+    def epoch(self, logits: np.ndarray, val_clips: Clips) -> None:
+        """Logs the last epoch of the run's history; the speed is that of the steps done by this process.
+
+        logits: (N, views, K) of the validation clips, whose confusion matrix is drawn if the epoch is the best so far.
+        """
         if self._bar:
             self._bar.close()
         if not self.run.is_main:
             return
         line, best = self.run.history[-1], self.run.best
         self._write_metrics()
-        self._draw_curves(line)
+        for part in ('train', 'val', 'lr'):
+            for name, value in line[part].items():
+                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+        self._board.add_scalar('best/top1', best['top1'], line['epoch'])
+        if best['epoch'] == line['epoch']:
+            matrix = confusion_matrix(mean_over_views(logits), val_clips.labels)
+            figure = confusion_figure(matrix, class_names(self.run.config))
+            self._board.add_figure('best/confusion_matrix', figure, line['epoch'])
         speed = ''
         if self._clips:
             clips_per_second = self._clips / self._seconds
@@ -154,10 +165,17 @@ class Log:
         best, last = self.run.best, self.run.history[-1]['val']['top1']
         log.info(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
 
-    def _draw_curves(self, line: dict[str, Any]) -> None:
-        for part in ('train', 'val', 'lr'):
-            for name, value in line[part].items():
-                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+    def _add_hparams(self) -> None:
+        """Adds the config to TensorBoard's HParams tab, which shows it next to the last value of each scalar.
+
+        SummaryWriter.add_hparams would write a second run for it, and limit the tab to the config keys of one model.
+        """
+        from tensorboardX.summary import hparams
+
+        config = flat(self.run.config)
+        values = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in config.items()}
+        _, session_start, _ = hparams(values, {})
+        self._board.file_writer.add_summary(session_start)
 
     def _write_metrics(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in self.run.history)

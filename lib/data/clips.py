@@ -93,35 +93,35 @@ class Clips:
         self.augmentation.check_input(input)
 
         self.store = open_store(ann_file, store_dir)
-        self.list_name = f'{benchmark}_{split}' if isinstance(benchmark, str) else benchmark[not self.training]
-        if self.list_name not in self.store.splits:
+        self.split_name = f'{benchmark}_{split}' if isinstance(benchmark, str) else benchmark[not self.training]
+        if self.split_name not in self.store.splits:
             raise UserError(
-                f'{ann_file} has no list {self.list_name!r} (data.benchmark is {benchmark!r}). Its lists are '
-                f'{", ".join(self.store.splits)}; give a benchmark as xsub, or two names as [train1, test1].'
+                f'{ann_file} has no split {self.split_name!r} (data.benchmark is {benchmark!r}). Its splits are '
+                f'{", ".join(self.store.splits)}: set data.benchmark to xsub, ..., or to two names, [train1, test1].'
             )
-        self.clips = self.store.splits[self.list_name]
-        if len(self.clips) <= self.training:
-            raise UserError(f'{ann_file}: the list {self.list_name} has {len(self.clips)} clips; that is too few.')
+        self.indices = self.store.splits[self.split_name]
+        if len(self.indices) <= self.training:
+            raise UserError(f'{ann_file}: split {self.split_name} has {len(self.indices)} clips, which is too few.')
         self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton()
-        # An epoch, and the places in the list that its clips are taken from, in turn. All shares have this one list.
-        self._order = [-1, self.clips]
+        # The last epoch asked for and its order, shared by all ranks and loader threads.
+        self._order = [-1, self.indices]
         self._ordering = threading.Lock()
         self._rank, self._world_size = 0, 1
 
     def _skeleton(self) -> Skeleton:
-        """The joints that a batch holds. Raises UserError where the pickle does not suit the input."""
+        """The skeleton in a batch. Raises UserError if the pickle does not fit the input."""
         skeleton = skeleton_of(self.store.num_joints)
         if self.input == 'keypoint_2d':
             if self.is_3d or skeleton is not COCO17:
                 raise UserError(
-                    f'{self.store.ann_file} holds {"3D" if self.is_3d else "2D"} keypoints of {skeleton.name}, and '
-                    'data.input keypoint_2d takes 2D ones of COCO-17: name the 2D pickle (_hrnet.pkl).'
+                    f'{self.store.ann_file} has {"3D" if self.is_3d else "2D"} keypoints of {skeleton.name}, but '
+                    'data.input keypoint_2d needs 2D ones of COCO-17: name the 2D pickle (_hrnet.pkl).'
                 )
             return H36M17
         if self.input == 'keypoint_3d' and not self.is_3d:
             raise UserError(
-                f'{self.store.ann_file} holds 2D keypoints, and data.input is keypoint_3d: name the 3D pickle '
+                f'{self.store.ann_file} has 2D keypoints, but data.input keypoint_3d needs 3D ones: name the 3D pickle '
                 '(_3danno.pkl).'
             )
         return skeleton
@@ -139,12 +139,12 @@ class Clips:
     @property
     def num_clips(self) -> int:
         """Clips of the split."""
-        return len(self.clips)
+        return len(self.indices)
 
     @property
     def labels(self) -> np.ndarray:
         """The label of each clip of the split, (num_clips,) int64."""
-        return self.store.label[self.clips]
+        return self.store.label[self.indices]
 
     @property
     def clips_per_epoch(self) -> int:
@@ -153,12 +153,12 @@ class Clips:
 
     @property
     def classes(self) -> np.ndarray:
-        """The labels that occur in the split, rising."""
-        return np.unique(np.concatenate([np.unique(self.store.label[clips]) for clips in self._pieces()]))
+        """The labels that occur in the split, sorted."""
+        return np.unique(np.concatenate([np.unique(self.store.label[index]) for index in self._pieces()]))
 
     @property
     def description(self) -> str:
-        """Which set this is and what is made of it, for the log."""
+        """The dataset and the model's input, for the log."""
         form = {
             'heatmap': f'of {self.size}x{self.size} px',
             'keypoint_2d': '(x, y, score)',
@@ -169,26 +169,26 @@ class Clips:
 
     @property
     def split_description(self) -> str:
-        """Which list of the set this is, for the log."""
+        """Name and size of the split, for the log."""
         count = len(self.classes)
-        crowded = sum(int((self.store.num_persons[clips] > self.max_persons).sum()) for clips in self._pieces())
-        left_out = f'; {crowded:,} have over {self.max_persons} persons, of whom the first are taken' if crowded else ''
-        return f'{self.list_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){left_out}'
+        crowded = sum(int((self.store.num_persons[index] > self.max_persons).sum()) for index in self._pieces())
+        left_out = f'; {crowded:,} have more than {self.max_persons} persons: the first are used' if crowded else ''
+        return f'{self.split_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){left_out}'
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises UserError, naming the clip, for a label that a model of `num_classes` cannot learn."""
+        """Raises UserError, naming a clip, if a label is not below `num_classes`."""
         highest = self.classes[-1]
         if highest >= num_classes:
-            clip = next(clip for clips in self._pieces() for clip in clips[self.store.label[clips] == highest])
+            first = next(i for index in self._pieces() for i in index[self.store.label[index] == highest])
             raise UserError(
-                f'{self.store.ann_file}: clip {self.store.name(clip)} has label {highest}, but model.num_classes is '
+                f'{self.store.ann_file}: clip {self.store.name(first)} has label {highest}, but model.num_classes is '
                 f'{num_classes}; it must be {highest + 1} or more.'
             )
 
     def _pieces(self) -> Iterator[np.ndarray]:
-        """The split's clips, some at a time: what is looked up of all of them at once may not fit in memory."""
+        """The indices of the split in pieces, for lookups that may not fit in memory at once."""
         for start in range(0, self.num_clips, PIECE):
-            yield self.clips[start : start + PIECE]
+            yield self.indices[start : start + PIECE]
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_clips, self.batch_size)
@@ -208,53 +208,53 @@ class Clips:
             last -= last % self._world_size
         return [self.batch_size] * (len(self) - 1) + [last]
 
-    def batch_clips(self, epoch: int, b: int) -> np.ndarray:
-        """Which clips of the store make up batch b of an epoch, (N,) int."""
+    def batch_indices(self, epoch: int, b: int) -> np.ndarray:
+        """The clips in batch b of an epoch, (N,) int."""
         if not 0 <= b < len(self):
             raise IndexError(b)
         batch = slice(b * self.batch_size, (b + 1) * self.batch_size)
         if not self.training:
-            return self.clips[batch]
+            return self.indices[batch]
         with self._ordering:  # one loader thread shuffles, the others wait
             if self._order[0] != epoch:
                 self._order[:] = epoch, epoch_order(self.seed, epoch, self.num_clips)
-            return self.clips[self._order[1][batch]]
+            return self.indices[self._order[1][batch]]
 
     def names(self, epoch: int, b: int) -> list[str]:
-        """frame_dir of each clip of a batch."""
-        return [self.store.name(clip) for clip in self.batch_clips(epoch, b)]
+        """frame_dir of each clip in a batch."""
+        return [self.store.name(i) for i in self.batch_indices(epoch, b)]
 
-    def of_clip(self, clip: int, epoch: int) -> dict[str, np.ndarray]:
-        """What the batch of an epoch holds of one clip of the store, N = 1."""
-        return self._batch(np.array([clip]), epoch)
+    def single(self, index: int, epoch: int) -> dict[str, np.ndarray]:
+        """One clip as a batch of an epoch, N = 1."""
+        return self._batch(np.array([index]), epoch)
 
     def shared(self, rank: int, world_size: int) -> Self:
-        """The same clips for one of several processes: `clips[epoch, b]` is its share, one clip in `world_size`.
+        """The same clips for one of several processes: `clips[epoch, b]` is its share, every `world_size`-th clip.
 
         A short training batch is trimmed to a multiple of `world_size`. Shares may be empty. Raises UserError if no
-        training batch has two clips for each process.
+        training batch has two clips per process.
         """
         shared = copy.copy(self)
         shared.__dict__.pop('batch_sizes', None)  # computed for another number of processes
         shared._rank, shared._world_size = rank, world_size
         if self.training and not shared.num_steps:
             raise UserError(
-                f'{self.store.ann_file}: the list {self.list_name} has {self.num_clips} clips, too few for two in each '
-                f'of {world_size} processes. Start fewer processes.'
+                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, less than two for each of '
+                f'{world_size} processes. Start fewer processes.'
             )
         return shared
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        whole = self.batch_clips(*key)
-        clip = whole[: self.batch_sizes[key[1]]][self._rank :: self._world_size]
-        if not len(clip):
+        whole = self.batch_indices(*key)
+        index = whole[: self.batch_sizes[key[1]]][self._rank :: self._world_size]
+        if not len(index):
             return {name: array[:0] for name, array in self._batch(whole[:1], key[0]).items()}
-        return self._batch(clip, key[0])
+        return self._batch(index, key[0])
 
-    def _batch(self, clip: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-        random = ClipRandom(self.seed, epoch, clip) if self.training else None
+    def _batch(self, index: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+        random = ClipRandom(self.seed, epoch, index) if self.training else None
         make = {'heatmap': self._heatmap, 'keypoint_2d': self._keypoint_2d, 'keypoint_3d': self._keypoint_3d}
-        return make[self.input](clip, random) | {'label': self.store.label[clip]}
+        return make[self.input](index, random) | {'label': self.store.label[index]}
 
     def _heatmap(self, index: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
         keypoint, score, present = self._read(index, self._frames(index, random))

@@ -67,7 +67,7 @@ def load(path: Path, script: str) -> dict[str, Any]:
     script: the model it must be of. Raises UserError naming the file.
     """
     content = read(path)
-    if isinstance(content, dict) and 'format' in content:
+    if isinstance(content, dict) and 'config' in content:
         return run.check_checkpoint(content, script, path)
     return {'config': None, 'epoch': None, 'model': weights_of(content, path)}
 

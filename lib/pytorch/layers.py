@@ -1,4 +1,4 @@
-"""Layers, and checks of arguments and inputs, that DSTformer and the vanilla transformer share.
+"""Layers and argument checks shared by DSTformer and the vanilla transformer.
 
 N clips, M persons, T frames, V joints, L tokens, C channels, H heads, D channels per head.
 """
@@ -16,16 +16,16 @@ from lib.errors import UserError, check_values
 
 
 class Linear(nn.Linear):
-    """nn.Linear by `linear`: (..., in_features) -> (..., out_features)."""
+    """nn.Linear computed by `linear`: (..., in_features) -> (..., out_features)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x weight^T + bias, as F.linear; on a CPU in float32 by oneDNN.
+    """F.linear, but by oneDNN in float32 on CPUs.
 
-    F.linear goes to MKL there, which on AMD's processors leaves AVX-512 unused: half the speed.
+    F.linear uses MKL there, which does not use AVX-512 on AMD processors and reaches half the speed.
     """
     by_onednn = (
         x.device.type == 'cpu'
@@ -63,7 +63,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with one exact GELU between them: (..., C) -> (..., C)."""
+    """Two linear layers with an exact GELU in between: (..., C) -> (..., C)."""
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
@@ -77,9 +77,9 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among the tokens of each row: (N,L,C) -> (N,L,C).
+    """Multi-head self-attention: (N,L,C) -> (N,L,C).
 
-    qk_scale: factor on the products of queries and keys, D**-0.5 where it is None.
+    qk_scale: factor on the products of queries and keys; None: D**-0.5.
     """
 
     def __init__(
@@ -138,9 +138,8 @@ def check_joints(model: nn.Module, num_joints: int, dim_in: int) -> None:
 def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
     """A volume (N,T,V,H,W), or keypoints (N,M,T,V,C), as keypoints (N,M,T,V,C) with C = dim_in.
 
-    Keypoints if the last axis is dim_in long, a volume if the last two together are. The rule cannot tell the two apart
-    in maps one pixel high, which the renderer's square maps are only for dim_in 1: these count as keypoints.
-    Raises UserError for any other shape.
+    Keypoints if the last axis has dim_in elements, a volume if the last two together have. Raises UserError for any
+    other shape.
     """
     if x.ndim != 5:
         raise UserError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
@@ -150,6 +149,6 @@ def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
     if height * width == dim_in:
         return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # the map has merged the persons, so that M = 1
     raise UserError(
-        f'the input is {tuple(x.shape)}: neither its last axis, of keypoints, nor its last two together, of a volume, '
-        f'make model.dim_in {dim_in}'
+        f'the input is {tuple(x.shape)}: neither the last axis (keypoints) nor the product of the last two (a volume) '
+        f'is model.dim_in {dim_in}'
     )

@@ -22,7 +22,7 @@ from lib.errors import UserError
 from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
-from lib.pictures import draw_clip
+from lib.plots import clip_image
 from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
@@ -253,7 +253,7 @@ def describe(model: nn.Module) -> str:
 def log_heatmaps(log: Log, render: HeatmapRenderer | None, clips: Clips, world: distributed.World) -> None:
     """Logs an image of the first clip's heatmaps, if the model sees heatmaps."""
     if render is not None:
-        log.image(*draw_clip(clips, render.kind, partial(draw, render, world.device)))
+        log.image(*clip_image(clips, render.kind, partial(draw, render, world.device)))
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from lib.errors import UserError
 from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
-from lib.pictures import draw_clip
+from lib.plots import clip_image
 from lib.recipe import Recipe, cpu_has_bf16, step_seed
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.heatmap import HeatmapRenderer
@@ -225,7 +225,7 @@ def describe(model: keras.Model) -> str:
 
 def log_heatmaps(log: Log, render: HeatmapRenderer, clips: Clips) -> None:
     """Logs an image of the first clip's heatmaps."""
-    log.image(*draw_clip(clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
+    log.image(*clip_image(clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
 
 
 def load_model(

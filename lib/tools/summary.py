@@ -35,8 +35,8 @@ from lib.data.batches import make_clips
 from lib.data.heatmap import num_maps
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
-from lib.figures import BLUE, GRID, INK, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder
+from lib.plots import BLUE, GRID, INK, VERMILION, new_figure, save_figure
 from lib.recipe import Recipe
 from lib.tools.checkpoints import kind_of, load_config_file, script_of
 

@@ -297,7 +297,7 @@ def test_batch_norm_asks_for_two_clips_at_once(script, call, config, tmp_path, c
 
 @pytest.mark.parametrize('script', ['vanilla'], indirect=True)  # without batch norm, which sees one part at a time
 def test_parts_of_a_batch_add_up_to_it(call, config, tmp_path, monkeypatch):
-    command = ['--config', config, '--set', 'model.protocol=linprobe']
+    command = ['--config', config, '--set', 'model.protocol=linprobe', '--set', 'model.dropout_ratio=null']
     sizes = []
     micro_batches = training.micro_batches
     monkeypatch.setattr(

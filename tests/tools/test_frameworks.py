@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if 'def main(' in path.read_text()] + ['benchmark']
+TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if '\ndef main(' in path.read_text()] + [
+    'benchmark'
+]
 HELP = """
 import importlib, sys, types
 sys.modules['tensorboardX'] = types.SimpleNamespace(SummaryWriter=None)  # it imports torch
@@ -26,7 +28,7 @@ if other == 'torch':
     sys.modules[other] = None  # tensorboardX imports it where it can
 from lib.tools import predict, preview
 assert predict.main([f'{folder}/run', f'{folder}/made_up.pkl']) == 0
-assert preview.main([f'{folder}/made_up.pkl', '--checkpoint', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
+assert preview.main([f'{folder}/made_up.pkl', '--config', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
 assert sys.modules.get(other) is None
 """
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict:
             opening.append(time.perf_counter() - start)
         options = {'ann_file': ann_file, 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': args.batch, 'seed': 0}
         clips = {split: Clips(split, **options) for split in ('train', 'val')}
-        clips['train'].batch_clips(0, 0)
+        clips['train'].batch_indices(0, 0)
         private = private_bytes() - before
         clips['train with Aug'] = Clips('train', **options, **AUGMENTATION)
         batches = min(64, *(part.num_clips // args.batch for part in clips.values()))
