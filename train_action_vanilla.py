@@ -16,11 +16,10 @@ from lib.evaluation import evaluate_checkpoint, validation_metrics
 from lib.log import Log
 from lib.models import load_config
 from lib.pytorch import checkpoint, distributed, training
-from lib.pytorch.vanilla import VanillaTransformer
 from lib.recipe import step_seed
 from lib.stop import StopSignal
 
-SCRIPT = 'vanilla'  # in the table of models, lib/models.py
+SCRIPT = 'vanilla'  # its row in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:
@@ -32,7 +31,7 @@ def train(args: argparse.Namespace) -> None:
 
     train_clips, val_clips = (make_clips(config, split).shared(world.rank, world.size) for split in ('train', 'val'))
     share, steps = config.data.batch_size // world.size, train_clips.num_steps
-    render, model = training.make_model(VanillaTransformer, config, train_clips.num_joints, world.device)
+    render, model = training.make_model(config, train_clips.num_joints, world.device)
     training.check_batch_norm(model, options, config.data.batch_size, world)
     messages = training.load_pretrained(model, options, args, run)
     optimizer = training.make_optimizer(model, **config.optimizer)

@@ -17,9 +17,8 @@ from lib.log import Log
 from lib.models import load_config
 from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, training
-from lib.tensorflow.vivit import ViViT
 
-SCRIPT = 'vivit'  # in the table of models, lib/models.py
+SCRIPT = 'vivit'  # its row in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:
@@ -31,7 +30,7 @@ def train(args: argparse.Namespace) -> None:
 
     train_clips, val_clips = (make_clips(config, split).shared(0, world.num_replicas) for split in ('train', 'val'))
     steps = len(train_clips)
-    render, model = training.make_model(ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(config, train_clips.num_joints, world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)

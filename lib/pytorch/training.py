@@ -56,16 +56,14 @@ class TrainOptions(Recipe):
             )
 
 
-def make_model(
-    make: Callable[..., nn.Module], config: EasyDict, num_joints: int, device: torch.device
-) -> tuple[HeatmapRenderer | None, nn.Module]:
-    """The renderer, None for keypoint inputs, and the model with its initial weights, on the device.
+def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple[HeatmapRenderer | None, nn.Module]:
+    """The renderer, None for keypoint inputs, and the model of config.script with its initial weights, on the device.
 
-    make: the class of the model. num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
+    num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
     model does not fit the input.
     """
     torch.manual_seed(config.train.seed)
-    model = make(**config.model)
+    model = MODELS[config.script].load_classifier()(**config.model)
     render = HeatmapRenderer(**config.heatmap).to(device) if 'heatmap' in config else None
     if render is None:
         model.check_input(clip_len=config.data.clip_len, num_joints=num_joints, dim_in=3)
@@ -273,7 +271,7 @@ def load_model(
     Raises UserError if the device does not support the precision, or the weights or the joints do not fit the model.
     """
     TrainOptions(**config.train).check_device(world.device)
-    render, model = make_model(MODELS[config.script].load_classifier(), config, num_joints, world.device)
+    render, model = make_model(config, num_joints, world.device)
     checkpoint.load_weights(model, weights, path)
     return render, model.eval()
 

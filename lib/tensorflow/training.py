@@ -42,12 +42,10 @@ class TrainOptions(Recipe):
             )
 
 
-def make_model(
-    make: Callable[..., keras.Model], config: EasyDict, num_joints: int, world: distributed.World
-) -> tuple[HeatmapRenderer, keras.Model]:
-    """The renderer, and the model with its initial weights, on all devices of `world`.
+def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> tuple[HeatmapRenderer, keras.Model]:
+    """The renderer, and the model of config.script with its initial weights, on all devices of `world`.
 
-    make: the class of the model. num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
+    num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
     model does not fit the input.
     """
     if 'heatmap' not in config:
@@ -56,7 +54,7 @@ def make_model(
     # The policy is the process's, and a model keeps the one that it is made under.
     keras.config.set_dtype_policy('mixed_bfloat16' if config.train.precision == 'bf16' else 'float32')
     with world.strategy.scope():
-        model, render = make(**config.model), HeatmapRenderer(**config.heatmap)
+        model, render = MODELS[config.script].load_classifier()(**config.model), HeatmapRenderer(**config.heatmap)
     num_maps = render.num_maps(num_joints)
     model.check_input(clip_len=config.data.clip_len, size=config.heatmap.size, num_joints=num_maps)
     return render, model
@@ -240,7 +238,7 @@ def load_model(
     Raises UserError if a device does not support the precision, or the weights or the joints do not fit the model.
     """
     TrainOptions(**config.train).check_device()
-    render, model = make_model(MODELS[config.script].load_classifier(), config, num_joints, world)
+    render, model = make_model(config, num_joints, world)
     checkpoint.assign(model.variables, weights, path)
     return render, model
 

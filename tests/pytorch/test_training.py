@@ -19,7 +19,7 @@ import train_action_mbert
 import train_action_vanilla
 from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
-from lib.models import MODELS, load_config
+from lib.models import load_config
 from lib.pytorch import checkpoint, training
 from lib.pytorch.distributed import World
 from tests import tiny
@@ -34,7 +34,7 @@ ALONE = World(0, 1, torch.device('cpu'))
 
 
 def make_model(config, num_joints: int):
-    return training.make_model(MODELS[config.script].load_classifier(), config, num_joints, ALONE.device)
+    return training.make_model(config, num_joints, ALONE.device)
 
 
 @pytest.fixture(params=SCRIPTS)

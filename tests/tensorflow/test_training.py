@@ -37,7 +37,7 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
     config = load_config(config)
     clips = make_clips(config, 'train')
     options, world = training.TrainOptions(**config.train), alone()
-    render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+    render, model = training.make_model(config, clips.num_joints, world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
     batches = [shares for epoch in (0, 1) for _, shares in training.load_batches(clips, epoch, options, world)]
@@ -52,7 +52,7 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     recipe = training.TrainOptions(**config.train)
     clips = make_clips(config, 'train')
     world = alone()
-    render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+    render, model = training.make_model(config, clips.num_joints, world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     norms, apply = [], optimizer.apply
 
@@ -81,7 +81,7 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
 
 def test_weight_decay_makes_it_adamw(config):
     config = load_config(config)
-    _, model = training.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
+    _, model = training.make_model(config, make_clips(config, 'val').num_joints, alone())
     assert type(training.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
     adamw = training.make_optimizer(model, lr=1e-3, weight_decay=0.05)
     assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
@@ -104,7 +104,7 @@ def test_views_are_averaged(config, tmp_path):
     report = json.loads((run / 'evaluation.json').read_text())
     config = load_config(config, views[1::2])
     clips = make_clips(config, 'val')
-    render, model = training.make_model(script.ViViT, config, clips.num_joints, alone())
+    render, model = training.make_model(config, clips.num_joints, alone())
     checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
     batches = [clips[0, b] for b in range(len(clips))]
     mean = np.mean(
@@ -140,7 +140,7 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_p
     config = load_config(path, overrides)
     options, world = training.TrainOptions(**config.train), alone()
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(config, train_clips.num_joints, world)
     if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
         assert model.count_params() == int(parameters[1].replace(',', ''))
     optimizer = training.make_optimizer(model, **config.optimizer)

@@ -10,7 +10,7 @@ import torch
 
 from lib.config import plain
 from lib.data.batches import make_clips
-from lib.models import MODELS, resolve_config
+from lib.models import resolve_config
 from lib.run import FORMAT
 from lib.tools import export
 from lib.tools.checkpoints import open_checkpoint
@@ -35,9 +35,7 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
     script, random = tiny.SCRIPTS[kind], np.random.default_rng(0)
     config = resolve_config(content, (), 'tiny')
     clips, world = make_clips(config, 'val'), script.training.distributed.init()
-    _, model = script.training.make_model(
-        MODELS[script.SCRIPT].load_classifier(), config, clips.num_joints, world.device if kind != 'vivit' else world
-    )
+    _, model = script.training.make_model(config, clips.num_joints, world.device if kind != 'vivit' else world)
     if kind == 'vivit':
         model.head.kernel.assign(random.normal(size=model.head.kernel.shape))
         weights = script.checkpoint.values(model.variables)
@@ -103,7 +101,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
     logits = np.concatenate(logits)
     assert np.ptp(expected, axis=0).max() > 0.01  # else a graph that looks at nothing would pass
     assert np.abs(logits - expected).max() < 1e-4
-    assert about['kind'] == checkpoint.kind
+    assert about['script'] == checkpoint.kind
     assert about['config'] == plain(open_checkpoint(path, ['train.precision=fp32']).config)
     assert about['class_names'] == [f'class {i}' for i in range(4)]
     assert len(about['joints']) == 17
