@@ -15,35 +15,70 @@ from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.files import make_folder, read_arrays, replacing, write_text
+from lib.files import make_folder, read_arrays, replacing, require_file, write_text
 from lib.log import metrics_line, say, say_facts
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 from lib.plots import confusion_figure, save_figure
 from lib.run import evaluation_config
 
+# Files that an evaluation writes into its folder.
+WRITTEN = ('evaluation.json', 'predictions.npz', 'confusion_matrix.png')
+
+
+def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
+    """The checkpoint file `path`, or the best checkpoint in the folder of a run, else its latest.
+
+    suffixes: of checkpoint files. Raises UserError if there is none.
+    """
+    if path.is_dir():
+        names = [f'{stem}{suffix}' for stem in ('best_epoch', 'latest_epoch') for suffix in suffixes]
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise UserError(f'{path} holds no checkpoint ({", ".join(names)}). Name the folder of a run.')
+        return found[0]
+    require_file(path)
+    return path
+
 
 def evaluate_checkpoint(
     args: argparse.Namespace, kind: str, sections: Sections, default_config: str, training: ModuleType
 ) -> None:
-    """Evaluates the checkpoint `args.evaluate`, prints the metrics and writes what report_evaluation does.
+    """Evaluates the checkpoint `args.evaluate`, a file or the folder of a run (see evaluate_weights).
 
     training: lib.pytorch.training or lib.tensorflow.training. A checkpoint of this project is evaluated with its own
-    config, one of another project with the config that the command names.
+    config, one of another project with the config that the command names. Raises UserError naming the file.
     """
-    path = Path(args.evaluate)
+    path = find_checkpoint(Path(args.evaluate), [training.checkpoint.Run.SUFFIX])
     saved = training.checkpoint.load(path, kind)
-    is_ours = saved['config'] is not None
-    named = args.config if is_ours else args.config or default_config
-    config, world = evaluation_config(path, saved['config'], sections, args.set, named), training.distributed.init()
-    clips = make_clips(config, 'val')
-    render, model = training.load_model(sections, config, clips.num_joints, saved['model'], path, world)
-    origin = f'epoch {saved["epoch"]}' if is_ours else f'not of this project; config {named}'
+    named = args.config if saved['config'] is not None else args.config or default_config
+    config = evaluation_config(path, saved['config'], sections, args.set, named)
+    about = {'checkpoint': str(path), 'kind': kind, 'epoch': saved['epoch']}
+    if saved['config'] is None:
+        about['config'] = named
+    evaluate_weights(about, saved['model'], config, sections, training, args.checkpoint or path.parent)
+
+
+def evaluate_weights(
+    about: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    config: EasyDict,
+    sections: Sections,
+    training: ModuleType,
+    folder: str | Path,
+) -> None:
+    """Classifies the validation clips of a config and, in the main process, reports the result in `folder`.
+
+    about: {'checkpoint': path of the weights, 'kind', 'epoch', and 'config' if that is a file}. See report_evaluation.
+    """
+    world = training.distributed.init()
+    clips, path = make_clips(config, 'val'), Path(about['checkpoint'])
+    render, model = training.load_model(sections, config, clips.num_joints, weights, path, world)
+    origin = f'config {about["config"]}' if 'config' in about else f'epoch {about["epoch"]}'
     say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
     scores = training.classify(render, model, config, clips, world)
     if world.is_main:
-        count = training.count_parameters(model)
-        about = {'checkpoint': str(path), 'kind': kind, 'parameters': count, 'epoch': saved['epoch']}
-        report_evaluation(args.checkpoint or path.parent, about, config, clips, scores, clips.labels)
+        about = {**about, 'parameters': training.count_parameters(model)}
+        report_evaluation(folder, about, config, clips, scores, clips.labels)
 
 
 def report_evaluation(
@@ -72,17 +107,17 @@ def report_evaluation(
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
     write_predictions(folder / 'predictions.npz', [clips.store.name(clip) for clip in clips.clips], labels, logits)
     save_figure(confusion_figure(matrix, names), folder / 'confusion_matrix.png')
-    say(f'written: evaluation.json, predictions.npz and confusion_matrix.png in {folder}')
+    say(f'written: {", ".join(WRITTEN)} in {folder}')
 
 
 def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     """The ten most frequent mistakes of a confusion matrix (K, K), a line each."""
     pairs = most_confused(matrix)
     if not pairs:
-        return ['no clip was taken for another class']
+        return ['every clip was predicted correctly']
     width = max(len(names[true]) for true, _, _ in pairs)
     rows = [
-        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  taken for {names[taken]}'
+        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  predicted as {names[taken]}'
         for true, taken, count in pairs
     ]
     return ['most confused: clips, share of the class, class', *rows]

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import resource
 import shutil
 import sys
 import time
@@ -58,16 +59,16 @@ class Log:
         if self.run.is_main:
             self._board.close()
 
-    def start(self, train_clips: Clips, val_clips: Clips, model: str, device: str, messages: Sequence[str]) -> None:
-        """Prints what is about to run. model, device: descriptions. messages: further lines."""
-        run = self.run
+    def start(self, train_clips: Clips, val_clips: Clips, model: str, world: Any, messages: Sequence[str]) -> None:
+        """Prints what is about to run. model: a description. world: the devices. messages: further lines."""
+        run, self._world = self.run, world
         say_facts(
             {
                 'data': train_clips.description,
                 'train': train_clips.split_description,
                 'val': val_clips.split_description,
                 'model': model,
-                'run': f'{self.epochs} epochs, {run.epoch} done, {len(train_clips)} steps each, on {device}',
+                'run': f'{self.epochs} epochs, {run.epoch} done, {len(train_clips)} steps each, on {world.description}',
                 'output': f'{run.folder}: checkpoints, metrics.jsonl, config.yaml; '
                 f'tensorboard --logdir {run.folder / "logs"}',
             }
@@ -113,6 +114,9 @@ class Log:
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
             say(str(bar))
+        if self._world:  # the first report
+            say(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
+            self._world = None
 
     def epoch(self, logits: np.ndarray, val_clips: Clips) -> None:
         """Logs the last epoch of the run's history; the speed is that of the steps done by this process.
@@ -175,6 +179,11 @@ class Log:
     def _write_metrics(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in self.run.history)
         write_text(self.run.folder / 'metrics.jsonl', text)
+
+
+def peak_process_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def say(text: str) -> None:

@@ -51,7 +51,7 @@ def test_trains_and_evaluates(call, config, tmp_path, capsys, suffix):
     assert call('--config', config, '-c', run, '-freq', 2) == 0
     output = capsys.readouterr().out
     for part in ('made_up.pkl', 'xsub_train, 20 clips of 4 classes (chance 25.00%)', 'xsub_val, 10 clips', 'parameters',
-                 '2 epochs, 0 done, 3 steps each', str(run), 'clips/s', 'done: best top1'):  # fmt: skip
+                 '2 epochs, 0 done, 3 steps each', str(run), 'clips/s', 'peak memory ', 'done: best top1'):  # fmt: skip
         assert part in output, part
     written = {f'latest_epoch{suffix}', f'latest_epoch.1{suffix}', f'best_epoch{suffix}', 'logs', 'run.lock'}
     written |= {'config.yaml', 'metrics.jsonl', 'timing.jsonl'}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import UserError
-from lib.log import silence
+from lib.log import peak_process_memory, silence
 from lib.run import check_same
 
 TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processes minutes longer than others
@@ -46,6 +46,10 @@ class World:
         """What is computed on, for the log."""
         device = self.device.type
         return device if self.size == 1 else f'{self.size} x {device}'
+
+    def peak_memory(self) -> int:
+        """The largest memory so far in bytes: of the tensors on the GPU, or of this process on a CPU."""
+        return torch.cuda.max_memory_allocated() if self.device.type == 'cuda' else peak_process_memory()
 
     def reduce(self, steps: Sequence[Tensor], stop: bool) -> tuple[list[float], int, bool]:
         """Losses and correct clips of steps, over all processes, and whether any of them was asked to stop.

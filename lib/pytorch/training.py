@@ -258,7 +258,7 @@ def start_log(
     """Logs what is about to run, and an image of a validation clip's heatmaps."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     described = f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
-    log.start(train_clips, val_clips, described, world.description, messages)
+    log.start(train_clips, val_clips, described, world, messages)
     if render is not None:
         log.image(*clip_image(val_clips, render.kind, partial(draw, render, world.device)))
 

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from lib.errors import UserError
-from lib.log import silence
+from lib.log import peak_process_memory, silence
 from lib.run import check_same
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -64,6 +64,11 @@ class World:
         if self.num_workers > 1:
             return f'{self.num_workers} workers of {count} x {device}'
         return device if count == 1 else f'{count} x {device}'
+
+    def peak_memory(self) -> int:
+        """The largest memory so far in bytes: of the tensors on the first GPU, or of this process on a CPU."""
+        gpus = tf.config.list_logical_devices('GPU')
+        return tf.config.experimental.get_memory_info('GPU:0')['peak'] if gpus else peak_process_memory()
 
     def reduce(self, steps: Sequence[tf.Tensor], stop: bool) -> tuple[list[float], int, bool]:
         """Losses and correct clips of steps, and whether any worker was asked to stop. Waits for the devices.

@@ -228,7 +228,7 @@ def start_log(
 ) -> None:
     """Logs what is about to run, and an image of a validation clip's heatmaps."""
     described = f'{type(model).__name__}, {model.count_params():,} parameters'
-    log.start(train_clips, val_clips, described, world.description, [])
+    log.start(train_clips, val_clips, described, world, [])
     log.image(*clip_image(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
 
 

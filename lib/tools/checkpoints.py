@@ -6,6 +6,7 @@ A framework is imported when something of its models is asked for, and only that
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.config import load_config, read_config
+from lib.config import Sections, load_config, read_config
 from lib.data.clips import Clips
 from lib.errors import UserError
+from lib.evaluation import find_checkpoint
 from lib.run import check_checkpoint, evaluation_config
 
 KINDS = ('mbert', 'vanilla', 'vivit')
@@ -48,7 +50,7 @@ def load_config_file(path: str | Path, overrides: Sequence[str] = ()) -> tuple[s
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of this project, to be used as --evaluate uses it. epoch: epochs done. weights: of the model."""
+    """A checkpoint of this project and the config of its evaluation. epoch: completed ones. weights: of the model."""
 
     path: Path
     kind: str
@@ -61,47 +63,39 @@ class Checkpoint:
         """lib.pytorch.training or lib.tensorflow.training."""
         return script_of(self.kind).training
 
+    @property
+    def sections(self) -> Sections:
+        """The schema of the config."""
+        return script_of(self.kind).SECTIONS
+
+    @cached_property
+    def world(self) -> Any:
+        """The devices and processes that predict."""
+        return self.training.distributed.init()
+
     def model(self, num_joints: int) -> tuple[Any, Any]:
         """Renderer (None for keypoint inputs) and model with the weights, for evaluation.
 
-        num_joints: those of a person in a batch. Raises UserError, naming the keys, where they do not suit the model.
+        num_joints: joints per person in a batch. Raises UserError, naming the keys, if they do not fit the model.
         """
-        world = self.training.distributed.init()
-        return self.training.load_model(
-            script_of(self.kind).SECTIONS, self.config, num_joints, self.weights, self.path, world
-        )
+        return self.training.load_model(self.sections, self.config, num_joints, self.weights, self.path, self.world)
 
     def predict(self, clips: Clips) -> np.ndarray:
-        """Scores (N, K) float32 of all clips, as --evaluate finds them."""
+        """Scores (N, K) float32 of all clips, those of an evaluation."""
         render, model = self.model(clips.num_joints)
-        return self.training.classify(render, model, self.config, clips, self.training.distributed.init())
+        return self.training.classify(render, model, self.config, clips, self.world)
 
 
 def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
-    """Reads a checkpoint, or of a run's folder its best one, else its latest.
+    """Reads a checkpoint file, or the best checkpoint in the folder of a run.
 
-    overrides: as --evaluate takes them by --set. Raises UserError naming the file.
+    overrides: of the evaluation's config, see lib.run.evaluation_config. Raises UserError naming the file.
     """
-    if path.is_dir():
-        path = _best_of(path)
-    elif not path.is_file():
-        there = sorted(item.name for item in path.parent.glob('*'))
-        raise UserError(
-            f'{path}: there is no such folder or file. {path.parent} holds {", ".join(there[:6]) or "nothing"}'
-            f'{", ..." if len(there) > 6 else ""}.'
-        )
+    path = find_checkpoint(path, list(ENDINGS))
     if path.suffix not in ENDINGS:
-        raise UserError(f"{path} is no checkpoint: name a run's folder, or its {' or '.join(ENDINGS)} file.")
+        raise UserError(f'{path} is not a checkpoint: name the folder of a run, or its {" or ".join(ENDINGS)} file.')
     content = importlib.import_module(f'lib.{ENDINGS[path.suffix]}.checkpoint').read(path)
     kind = content.get('kind') if isinstance(content, dict) else None
     check_checkpoint(content, kind, path)
     config = evaluation_config(path, content['config'], script_of(kind).SECTIONS, overrides)
     return Checkpoint(path, kind, content['epoch'], config, content['model'])
-
-
-def _best_of(folder: Path) -> Path:
-    for stem in ('best_epoch', 'latest_epoch'):
-        for ending in ENDINGS:
-            if (folder / f'{stem}{ending}').is_file():
-                return folder / f'{stem}{ending}'
-    raise UserError(f"{folder} holds no checkpoint (best_epoch.bin, best_epoch.npz, ...): name a run's folder.")

@@ -1,51 +1,36 @@
-"""Evaluate a checkpoint of any of the three models, as its script's --evaluate does.
+"""Evaluate a checkpoint of any of the three models.
 
-    python -m lib.tools.evaluate checkpoint/action/mbert
-    python -m lib.tools.evaluate checkpoint/action/mbert --out mbert_on_sbu \\
-        --set data.ann_file=sbu_hrnet.pkl --set data.class_names=sbu_classes.txt
+    python -m lib.tools.evaluate checkpoint/action/mbert --set data.benchmark=xview --out out/mbert_xview
 
-Prints the metrics and the ten most confused pairs; writes evaluation.json (metrics, per class, 95 % intervals),
-predictions.npz (ids, labels, logits) and confusion_matrix.png. Of a folder the best checkpoint is taken.
+Prints accuracies and the ten most confused pairs of classes. Writes evaluation.json (metrics, per class, 95 %
+intervals), predictions.npz (ids, labels, logits) and confusion_matrix.png, by default beside the checkpoint, where they
+replace those of the last evaluation. --set may change the data and the test-time options.
 """
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from lib.cli import run
-from lib.data.batches import make_clips
-from lib.evaluation import report_evaluation
-from lib.log import say_facts
+from lib.evaluation import WRITTEN, evaluate_weights
 from lib.tools.checkpoints import open_checkpoint
+from lib.tools.running import add_checkpoint, add_out, add_set, check_new, make_parser, run_tool
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog='python -m lib.tools.evaluate'
-    )
-    parser.add_argument('evaluate', type=Path, metavar='CHECKPOINT', help="a run's folder, or a file in it")
-    parser.add_argument('--out', type=Path, metavar='FOLDER', help="(default: the checkpoint's)")
-    parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='as the scripts take it'
-    )
-    return run(evaluate, parser.parse_args(arguments))
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, 'evaluate')
+    add_checkpoint(parser)
+    add_out(parser, 'FOLDER', text="folder without an evaluation (default: the checkpoint's)")
+    add_set(parser)
+    return run_tool(evaluate, parser, argv)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    checkpoint = open_checkpoint(args.evaluate, args.set)
-    clips = make_clips(checkpoint.config, 'val')
-    origin = f'{checkpoint.path}, epoch {checkpoint.epoch}'
-    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': origin})
-    world = checkpoint.training.distributed.init()
-    render, model = checkpoint.model(clips.num_joints)
-    scores = checkpoint.training.classify(render, model, checkpoint.config, clips, world)
-    about = {
-        'checkpoint': str(checkpoint.path),
-        'kind': checkpoint.kind,
-        'parameters': checkpoint.training.count_parameters(model),
-        'epoch': checkpoint.epoch,
-    }
-    report_evaluation(args.out or checkpoint.path.parent, about, checkpoint.config, clips, scores, clips.labels)
+    if args.out:
+        check_new(args.out, *WRITTEN)
+    checkpoint = open_checkpoint(args.checkpoint, args.set)
+    about = {'checkpoint': str(checkpoint.path), 'kind': checkpoint.kind, 'epoch': checkpoint.epoch}
+    folder = args.out or checkpoint.path.parent
+    evaluate_weights(about, checkpoint.weights, checkpoint.config, checkpoint.sections, checkpoint.training, folder)
 
 
 if __name__ == '__main__':

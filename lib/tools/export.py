@@ -1,18 +1,12 @@
-"""Export a checkpoint: a graph from keypoints to logits that runs without this project, or the weights alone.
+"""Export a checkpoint as a graph from keypoints to logits that runs without this project, or as weights alone.
 
-    python -m lib.tools.export checkpoint/action/mbert mbert.onnx          # ONNX; of vanilla too
-    python -m lib.tools.export checkpoint/action/mbert mbert.pt2           # torch.export; of vanilla too
-    python -m lib.tools.export checkpoint/action/vivit vivit_saved_model   # a folder: SavedModel of TensorFlow
-    python -m lib.tools.export checkpoint/action/mbert mbert.bin           # weights alone; vivit.npz of ViViT
+    python -m lib.tools.export checkpoint/action/mbert out/mbert.onnx
 
-A graph draws the heatmaps itself, in float32, and takes batches of any number of clips. Before it gets its name it is
-loaded back and must give the model's logits to 1e-4, on the CPU; else nothing is written, and the exit code is 1. With
-it comes what one needs to feed it (inputs, joints, class names, config): in the metadata of ONNX, in the extra file
-about.json of torch.export, in about.json in the folder of a SavedModel. ONNX takes three more packages:
-pip install onnx onnxscript onnxruntime
+The suffix of OUT selects the format: .onnx (pip install onnx onnxscript onnxruntime) or .pt2 (torch.export) for mbert
+and vanilla, a folder (SavedModel) for vivit; .bin or .npz for weights that --evaluate and --pretrained can read.
 
-Weights alone are a third of the checkpoint. They keep the config, so that a script's --evaluate takes them, and of
-PyTorch models --pretrained and torch.load too. The optimizer and the history stay behind: no run can go on from them.
+A graph renders the heatmaps itself, in float32, and takes any number of clips. It is loaded back and compared with the
+model on validation clips; --set data.ann_file=FILE names them. It describes its inputs in its metadata or about.json.
 """
 
 import argparse
@@ -24,93 +18,76 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib.cli import DONE, FAILED, USER_ERROR
 from lib.config import plain
+from lib.data.batches import make_clips
 from lib.data.classes import class_names
-from lib.data.heatmap import MIN_SCORE, num_channels
+from lib.data.heatmap import MIN_SCORE
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
-from lib.files import check_writable, make_folder, replacing
+from lib.files import make_folder, replacing
 from lib.run import FORMAT
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
+from lib.tools.running import add_checkpoint, add_set, check_new, log, make_parser, run_tool
 
-LARGEST_DIFFERENCE = 1e-4  # of a logit
-BATCHES = (1, 2, 5)  # clips of the batches that a graph is checked with
+TOLERANCE = 1e-4  # of the logits, relative to the largest one
+BATCH_SIZES = (1, 2, 5)  # of the comparison
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-OPSET = 18  # of ONNX: the first that has all that the models take
-# Of each framework's checkpoints the endings of what they become; a folder has none.
-ENDINGS = {'.bin': ('.onnx', '.pt2', '.bin'), '.npz': ('', '.npz')}
+OPSET = 18  # of ONNX: the first with all operators of the models
+SUFFIXES = {'.bin': ('.onnx', '.pt2', '.bin'), '.npz': ('', '.npz')}  # of exports, by that of the checkpoint
 ABOUT = 'about.json'
 
 Batch = dict[str, np.ndarray]
 Predict = Callable[[Batch], np.ndarray]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog='python -m lib.tools.export'
-    )
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help="a run's folder, or a file in it")
-    parser.add_argument('out', type=Path, metavar='OUT', help='what to write; its ending says what it is')
-    parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='as --evaluate takes it'
-    )
-    args = parser.parse_args(arguments)
-    try:
-        print(export(args.checkpoint, args.out, args.set))
-    except FloatingPointError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return FAILED
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return USER_ERROR
-    return DONE
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, 'export')
+    add_checkpoint(parser)
+    parser.add_argument('out', type=Path, metavar='OUT', help='new file or folder')
+    add_set(parser)
+    return run_tool(export, parser, argv)
 
 
-def export(path: Path, out: Path, overrides: list[str]) -> str:
-    """Writes what the ending of `out` says; returns what was written, in words.
-
-    Raises UserError, and FloatingPointError where a graph does not give the model's logits.
-    """
-    if out.exists():
-        raise UserError(f'{out} is there already. Name a new one, or remove it.')
-    check_writable(out.parent, 'Name another place.')
-    if out.suffix == '.onnx':
+def export(args: argparse.Namespace) -> None:
+    check_new(args.out)
+    if args.out.suffix == '.onnx':
         require_onnx()
-    is_graph = out.suffix not in ENDINGS
-    as_drawn = ['train.precision=fp32', 'train.compile=false'] if is_graph else []
-    checkpoint = open_checkpoint(path, [*overrides, *as_drawn])
-    endings = ENDINGS[checkpoint.path.suffix]
-    if out.suffix not in endings:
-        known = [ending or 'no ending (a folder)' for ending in endings]
-        raise UserError(f'{out}: a checkpoint of {checkpoint.kind} becomes a file with {", ".join(known)}.')
-    make_folder(out.parent)
-    told = export_graph(checkpoint, out) if is_graph else export_weights(checkpoint, out)
+    is_graph = args.out.suffix not in SUFFIXES
+    eager = ['train.precision=fp32', 'train.compile=false'] if is_graph else []
+    checkpoint = open_checkpoint(args.checkpoint, [*args.set, *eager])
+    if args.out.suffix not in SUFFIXES[checkpoint.path.suffix]:
+        known = [suffix or 'no suffix (a folder)' for suffix in SUFFIXES[checkpoint.path.suffix]]
+        raise UserError(f'{args.out}: a checkpoint of {checkpoint.kind} is exported with {", ".join(known)}.')
+    lines = (export_graph if is_graph else export_weights)(checkpoint, args.out)
     count = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
-    size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob('*')) if file.is_file())
-    return f'{out}: {count:,} numbers of {checkpoint.kind} after epoch {checkpoint.epoch}, {size / 1e6:,.1f} MB{told}'
+    size = sum(file.stat().st_size for file in [args.out, *args.out.rglob('*')] if file.is_file())
+    log.info('%s: %s after epoch %s', args.out, checkpoint.kind, checkpoint.epoch)
+    log.info('%s values, %s MB', f'{count:,}', f'{size / 1e6:,.1f}')
+    for line in lines:
+        log.info('%s', line)
 
 
 def require_onnx() -> None:
-    """Raises UserError, with the line that installs it, where a package is missing that ONNX takes."""
+    """Raises UserError, with the command that installs it, if a package is missing."""
     for name in ONNX_PACKAGES:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError:
             raise UserError(
-                f'writing ONNX takes {", ".join(ONNX_PACKAGES)}, and {name} is not installed: pip install '
-                f'{" ".join(ONNX_PACKAGES)}. Or name a .pt2 file.'
+                f'ONNX export needs {name}, which is not installed: pip install {" ".join(ONNX_PACKAGES)}. Or export a '
+                '.pt2 file.'
             ) from None
 
 
-def export_weights(checkpoint: Checkpoint, out: Path) -> str:
-    """Writes the weights with what an evaluation needs of the rest; returns what is to be said of the size."""
+def export_weights(checkpoint: Checkpoint, out: Path) -> list[str]:
+    """Writes the weights and the config; returns further lines of output."""
     content = {
         'format': FORMAT,
         'kind': checkpoint.kind,
@@ -118,14 +95,19 @@ def export_weights(checkpoint: Checkpoint, out: Path) -> str:
         'epoch': checkpoint.epoch,
         'model': checkpoint.weights,
     }
+    make_folder(out.parent)
     with replacing(out) as file:
         checkpoint.training.checkpoint.write(file, content)
-    return f' of {checkpoint.path.stat().st_size / 1e6:,.1f} MB'
+    return ['without the optimizer: a run cannot resume from it']
 
 
-def export_graph(checkpoint: Checkpoint, out: Path) -> str:
-    """Writes a graph from keypoints to logits; returns what is to be said of it."""
-    shapes, names = input_shapes(checkpoint), class_names(checkpoint.config)
+def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
+    """Writes a graph from keypoints to logits; returns further lines of output.
+
+    Raises FloatingPointError if its logits differ from those of the model.
+    """
+    batches, names = validation_batches(checkpoint.config), class_names(checkpoint.config)
+    shapes = {name: array.shape[1:] for name, array in batches[0].items()}
     about = {
         'kind': checkpoint.kind,
         'epoch': checkpoint.epoch,
@@ -136,95 +118,63 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> str:
         'class_names': names,
         'config': plain(checkpoint.config),
     }
-    batches = [made_up_clips(shapes, checkpoint.config, count) for count in BATCHES]
     write = {'.onnx': write_onnx, '.pt2': write_program, '': write_saved_model}[out.suffix]
+    make_folder(out.parent)
     difference = write(checkpoint, out, about, batches)
     inputs = ', '.join(f'{name} (N,{",".join(map(str, shape))})' for name, shape in shapes.items())
-    return (
-        f"\n{inputs} -> logits (N,{len(names)}), all float32\nlogits differ from the model's by at most "
-        f'{difference:.1e} in batches of {", ".join(map(str, BATCHES))} clips'
-    )
+    return [
+        f'{inputs} -> logits (N,{len(names)}), float32',
+        f'logits equal those of the model up to {difference:.1e} of the largest one, on {sum(BATCH_SIZES)} clips of '
+        f'{checkpoint.config.data.ann_file}',
+    ]
 
 
-def input_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """{'keypoint': (M,T,V,C), and of heatmaps 'score': (M,T,V)}: those of a clip, as Clips gives it.
-
-    Raises UserError where no skeleton has as many maps as the model takes.
-    """
-    data, num_joints = checkpoint.config.data, checkpoint.config.model.num_joints
-    if data.input != 'heatmap':
-        return {'keypoint': (data.max_persons, data.clip_len, num_joints, 3)}
-    if (kind := checkpoint.config.heatmap.kind) != 'joint':  # there the model counts limbs
-        drawn = [v for v in PICKLE_SKELETONS if num_channels(kind, v) == num_joints]
-        if not drawn:
-            raise UserError(f'{checkpoint.path}: no skeleton has {num_joints} maps (model.num_joints) of kind {kind}.')
-        (num_joints,) = drawn
-    shape = (data.max_persons, data.clip_len, num_joints)
-    return {'keypoint': (*shape, 2), 'score': shape}
+def validation_batches(config: Mapping[str, Any]) -> list[Batch]:
+    """Batches of BATCH_SIZES validation clips, one view of each: {'keypoint', 'score'}."""
+    clips = make_clips(config, 'val')
+    batch = clips[0, 0]
+    del batch['label']
+    if clips.num_views > 1:
+        batch = {name: array[:, 0] for name, array in batch.items()}
+    edges = np.cumsum([0, *BATCH_SIZES]).tolist()
+    numbers = [range(*pair) for pair in pairwise(edges)]
+    return [{name: array.take(part, axis=0, mode='wrap') for name, array in batch.items()} for part in numbers]
 
 
 def meaning(config: Mapping[str, Any]) -> str:
-    """What the numbers of the inputs are."""
+    """The axes and units of the inputs."""
     axes = 'N clips, M persons, T frames, V joints'
+    prepared = (
+        'Missing persons and joints are zeros. Prepared by lib.data.clips.Clips as one view of a validation clip.'
+    )
     if config.data.input == 'heatmap':
-        size = config.heatmap.size
         return (
-            f'keypoint (N,M,T,V,2): {axes}, x to the right and y down in pixels of the map of {size} x {size}. score '
-            f'(N,M,T,V): 0 to 1, below {MIN_SCORE} not drawn. Missing persons and joints are zeros. Prepared as by '
-            'lib.data.clips.Clips of the config for the validation list, one view at a time.'
+            f'keypoint (N,M,T,V,2): {axes}, x to the right and y down in pixels of the heatmap, {config.heatmap.size} '
+            f'by {config.heatmap.size}. score (N,M,T,V): 0 to 1, not rendered below {MIN_SCORE}. {prepared}'
         )
     last = 'x and y between -1 and 1, score' if config.data.input == 'keypoint_2d' else 'x, y, z'
-    return (
-        f'keypoint (N,M,T,V,3): {axes}; {last}. Missing persons and joints are zeros. Prepared as by '
-        'lib.data.clips.Clips of the config for the validation list, one view at a time.'
-    )
+    return f'keypoint (N,M,T,V,3): {axes}; {last}. {prepared}'
 
 
 def joint_names(config: Mapping[str, Any], num_joints: int) -> list[str] | None:
-    """The names of V = num_joints joints in their order, None for a skeleton that has none."""
+    """The names of the V = num_joints joints in their order, None for an unknown skeleton."""
     skeleton = H36M17 if config.data.input == 'keypoint_2d' else PICKLE_SKELETONS.get(num_joints)
     return skeleton and list(skeleton.joints)
 
 
-def made_up_clips(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], num_clips: int) -> Batch:
-    """A batch of figures that wander at random, with all that a graph must treat as the model does.
-
-    Joints are missing, outside the map or of a score that is not drawn, persons and the whole last clip of a larger
-    batch are missing.
-    """
-    random = np.random.default_rng(num_clips)
-    num_persons, num_frames, num_joints, channels = shapes['keypoint']
-    body = random.uniform(-0.6, 0.6, (num_clips, num_persons, 1, num_joints, channels))
-    steps = random.normal(0, 0.02, (num_clips, num_persons, num_frames, num_joints, channels))
-    keypoint = body + steps.cumsum(axis=2)  # mostly within -1 to 1
-    shape = keypoint.shape[:-1]
-    keypoint[random.random(shape) < 0.05] *= 3  # many of them outside
-    score = np.where(random.random(shape) < 0.05, MIN_SCORE / 2, random.uniform(0.2, 1, shape))
-    missing = random.random(shape) < 0.05
-    missing[:, 1:] |= random.random((num_clips, num_persons - 1, 1, 1)) < 0.5
-    missing[2:][-1:] = True
-    if config.data.input == 'heatmap':
-        keypoint = (keypoint + 1) * config.heatmap.size / 2
-    elif config.data.input == 'keypoint_2d':
-        keypoint[..., 2] = score
-    keypoint[missing], score[missing] = 0, 0
-    batch = {'keypoint': keypoint, 'score': score}
-    return {name: batch[name].astype(np.float32) for name in shapes}
-
-
 def write_onnx(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batches: list[Batch]) -> float:
-    """Writes an ONNX model, weights inside; returns the largest difference of its logits."""
+    """Writes an ONNX model with its weights; returns the largest difference of its logits."""
     import onnxruntime
     import torch
     from onnxscript import opset18
 
-    def hypot(x: Any, y: Any) -> Any:  # which ONNX does not know; the limbs' lengths are no numbers that overflow
+    def hypot(x: Any, y: Any) -> Any:  # not in ONNX; the lengths of limbs do not overflow
         return opset18.Sqrt(opset18.Add(opset18.Mul(x, x), opset18.Mul(y, y)))
 
     program, logits = traced(checkpoint, batches)
     names = list(batches[0])
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '# The axis name: N')  # is that of two inputs, as it should be
+        warnings.filterwarnings('ignore', '# The axis name: N')  # two inputs share it
         model = torch.onnx.export(
             program,
             input_names=names,
@@ -245,7 +195,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batc
 
 
 def write_program(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batches: list[Batch]) -> float:
-    """Writes a program of torch.export; returns the largest difference of its logits."""
+    """Writes a torch.export program; returns the largest difference of its logits."""
     import torch
 
     program, logits = traced(checkpoint, batches)
@@ -260,7 +210,7 @@ def write_program(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], b
 
 
 def traced(checkpoint: Checkpoint, batches: list[Batch]) -> tuple[Any, list[np.ndarray]]:
-    """The program of renderer and model, a torch.export.ExportedProgram, and the model's logits of the batches."""
+    """The torch.export.ExportedProgram of renderer and model, and the logits of the model for the batches."""
     import torch
 
     from lib.pytorch.training import RenderAndClassify
@@ -268,19 +218,19 @@ def traced(checkpoint: Checkpoint, batches: list[Batch]) -> tuple[Any, list[np.n
     num_joints = batches[0]['keypoint'].shape[-2]
     forward = RenderAndClassify(*checkpoint.model(num_joints), 'fp32').cpu().eval()
     logits = [torch_predict(forward)(batch) for batch in batches]
-    example = next(batch for batch in batches if len(batch['keypoint']) > 1)  # of one clip N would become a constant
+    example = next(batch for batch in batches if len(batch['keypoint']) > 1)  # one clip would make N a constant
     num_clips = torch.export.Dim('N')
     program = torch.export.export(
         forward,
         tuple(map(torch.from_numpy, example.values())),
         dynamic_shapes={name: {0: num_clips} for name in example},
-        strict=True,  # follows len() of a tensor, which otherwise would make N a constant
+        strict=True,  # otherwise len() of a tensor makes N a constant
     )
     return program, logits
 
 
 def torch_predict(module: Callable[..., Any]) -> Predict:
-    """What a module of PyTorch predicts, from NumPy to NumPy."""
+    """A PyTorch module as a function of NumPy arrays."""
     import torch
 
     def predict(batch: Batch) -> np.ndarray:
@@ -291,10 +241,10 @@ def torch_predict(module: Callable[..., Any]) -> Predict:
 
 
 def write_saved_model(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batches: list[Batch]) -> float:
-    """Writes a folder, TensorFlow's SavedModel; returns the largest difference of its logits."""
+    """Writes the folder of a TensorFlow SavedModel; returns the largest difference of its logits."""
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], 'GPU')  # whose products differ by more than is allowed here
+    tf.config.set_visible_devices([], 'GPU')  # its TF32 products differ by more than TOLERANCE
     render, model = checkpoint.model(batches[0]['keypoint'].shape[-2])
     signature = [tf.TensorSpec((None, *array.shape[1:]), name=name) for name, array in batches[0].items()]
 
@@ -304,7 +254,7 @@ def write_saved_model(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any
 
     logits = [model(render(**batch), training=False).numpy() for batch in batches]
     graph = tf.Module()
-    graph.model, graph.serve = model, serve  # what holds no variable is not saved with it
+    graph.model, graph.serve = model, serve  # only attributes with variables are saved
     with tempfile.TemporaryDirectory(prefix=f'{out.name}.', dir=out.parent) as folder:
         written = Path(folder) / 'saved_model'
         tf.saved_model.save(graph, str(written), signatures={'serving_default': serve})
@@ -321,14 +271,19 @@ def write_saved_model(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any
 
 
 def largest_difference(out: Path, predict: Predict, batches: list[Batch], logits: list[np.ndarray]) -> float:
-    """Between what is predicted and the model's logits. Raises FloatingPointError where it is too large."""
-    found = [np.abs(predict(batch) - own).max() for batch, own in zip(batches, logits, strict=True)]
-    if not max(found) <= LARGEST_DIFFERENCE or not np.isfinite(found).all():
+    """The largest difference between predicted logits and those of the model, relative to the largest one of the model.
+
+    Raises FloatingPointError if it exceeds TOLERANCE or a logit is not finite.
+    """
+    largest = max(np.abs(own).max() for own in logits)
+    differences = [np.abs(predict(batch) - own).max() for batch, own in zip(batches, logits, strict=True)]
+    difference = float(np.max(differences) / max(largest, np.finfo(np.float32).tiny))
+    if not difference <= TOLERANCE:  # also for NaN
         raise FloatingPointError(
-            f"{out} was not written: its logits differ from the model's by up to {np.max(found):.1e}, and "
-            f'{LARGEST_DIFFERENCE:.0e} is allowed.'
+            f'{out} was not written: its logits differ from those of the model by {difference:.1e} of the largest '
+            f'one; {TOLERANCE:.0e} is allowed.'
         )
-    return float(max(found))
+    return difference
 
 
 if __name__ == '__main__':

@@ -67,8 +67,8 @@ def check_new(out: Path, *names: str) -> None:
     """
     there = sorted(path for name in names for path in out.glob(name)) if names else [out] * out.exists()
     if there:
-        raise UserError(f'{there[0]} exists and is not overwritten. Name another --out, or remove it.')
-    check_writable(out if names else out.parent, 'Name another --out.')
+        raise UserError(f'{there[0]} exists and is not overwritten. Choose another output, or remove it.')
+    check_writable(out if names else out.parent, 'Choose another output.')
 
 
 def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str = '', unit: str = 'clip') -> tqdm:
@@ -86,7 +86,7 @@ def run_tool(
     """
     args = parser.parse_args(argv)
     logger, handler = logging.getLogger('lib'), _Console()
-    level = logger.level
+    level, logger.propagate = logger.level, False  # TensorFlow gives the root logger a handler of its own
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -102,6 +102,7 @@ def run_tool(
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = True
 
 
 class _Console(logging.Handler):

@@ -1,26 +1,37 @@
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from lib.pytorch import distributed
 from lib.tools import evaluate
-from tests.tiny import MODELS
+from tests import tiny
+from tests.processes import torchrun
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize('kind', MODELS)
-def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, kind):
+@pytest.mark.parametrize('kind', tiny.MODELS)
+def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, capsys, kind):
     """The tool finds out the kind of model; another split of the set can be named."""
     run = trained_once(kind) / 'run'
     assert evaluate.main([str(run), '--out', str(tmp_path)]) == 0
     for name in ('evaluation.json', 'predictions.npz'):
         assert (run / name).read_bytes() == (tmp_path / name).read_bytes()
     assert (tmp_path / 'confusion_matrix.png').is_file()
+    assert tiny.caller(tiny.SCRIPTS[kind])('--evaluate', run, '-c', tmp_path / 'script') == 0
+    assert (run / 'evaluation.json').read_bytes() == (tmp_path / 'script' / 'evaluation.json').read_bytes()
     assert json.loads((tmp_path / 'evaluation.json').read_text())['kind'] == kind
 
-    command = ['--out', str(tmp_path), '--set', 'data.benchmark=[xsub_train,xsub_train]']
-    assert evaluate.main([str(next(run.glob('best_epoch.*'))), *command]) == 0
-    with np.load(tmp_path / 'predictions.npz') as predictions:
+    command = [str(next(run.glob('best_epoch.*'))), '--set', 'data.benchmark=[xsub_train,xsub_train]', '--out']
+    assert evaluate.main([*command, str(tmp_path / 'train')]) == 0
+    with np.load(tmp_path / 'train' / 'predictions.npz') as predictions:
         assert len(predictions['ids']) == 20
+    assert evaluate.main([*command, str(tmp_path)]) == 2
+    assert f'{tmp_path / "confusion_matrix.png"} exists' in capsys.readouterr().err
 
 
 def test_other_files_are_refused_in_a_line(tmp_path, capsys):
@@ -30,3 +41,27 @@ def test_other_files_are_refused_in_a_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert str(path) in error
         assert error.count('\n') == 1
+
+
+def test_processes_evaluate_together_and_one_reports(trained_once, tmp_path):
+    run = trained_once('vanilla') / 'run'
+    command = torchrun(2, '-m', 'lib.tools.evaluate', run, '--out', tmp_path)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('Acc@1') == 2  # metrics and their interval
+    with np.load(tmp_path / 'predictions.npz') as ours, np.load(run / 'predictions.npz') as alone:
+        assert ours['ids'].tolist() == alone['ids'].tolist()
+        np.testing.assert_allclose(ours['logits'], alone['logits'], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_main_process_writes(trained_once, tmp_path, monkeypatch):
+    run = trained_once('vanilla') / 'run'
+    monkeypatch.setattr(distributed, 'init', lambda: distributed.World(1, 1, torch.device('cpu')))
+    assert evaluate.main([str(run), '--out', str(tmp_path)]) == 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_without_checkpoints_is_refused_by_the_scripts_too(tmp_path, capsys):
+    for kind, script in tiny.SCRIPTS.items():
+        assert tiny.caller(script)('--evaluate', tmp_path) == 2
+        assert f'best_epoch.{"npz" if kind == "vivit" else "bin"}' in capsys.readouterr().err

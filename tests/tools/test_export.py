@@ -115,7 +115,7 @@ def test_graphs_with_other_logits_are_discarded(exported, tmp_path, monkeypatch,
     out = tmp_path / good.name
     compare = export.largest_difference
     monkeypatch.setattr(export, 'largest_difference', lambda out, graph, batches, own: compare(
-        out, lambda batch: graph(batch) + np.float32(2e-4), batches, own))  # fmt: skip
+        out, lambda batch: graph(batch) * np.float32(1 + 2e-4), batches, own))  # fmt: skip
     assert export.main([str(path), str(out)]) == 1
     assert str(out) in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
@@ -127,19 +127,6 @@ def test_logits_of_every_batch_must_match_and_be_finite(other):
     with pytest.raises(FloatingPointError, match='was not written'):
         export.largest_difference(Path('x'), lambda batch: batch['keypoint'], batches, own)
     assert export.largest_difference(Path('x'), lambda batch: batch['keypoint'], batches[:1], own[:1]) == 0
-
-
-@pytest.mark.parametrize(
-    ('kind', 'maps', 'joints'),
-    [('joint', 25, 25), ('limb', 17, 17), ('limb', 24, 25), ('both', 34, 17), ('both', 49, 25)],
-)
-def test_the_number_of_joints_follows_from_the_maps_of_the_model(kind, maps, joints, tmp_path):
-    content = tiny.content('mbert', tmp_path)
-    content['heatmap']['kind'], content['model']['num_joints'] = kind, maps
-    path = tmp_path / 'weights.bin'
-    saved = {'format': FORMAT, 'kind': 'mbert', 'config': content, 'epoch': 0, 'model': {}}
-    tiny.write_checkpoint(path, saved)
-    assert export.input_shapes(open_checkpoint(path))['keypoint'] == (2, 8, joints, 2)
 
 
 def test_a_missing_package_is_named_with_the_command_to_install_it(tmp_path, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +36,26 @@ def test_weights_decide_between_models(write, capsys):
     assert '0.00 1.00' in capsys.readouterr().out
 
 
+OTHER_IDS = [f'other{i:02d}' for i in range(40)]
+
+
 def test_weights_are_tuned_on_other_clips(write, capsys):
     """Only the second model is right there; on the scored clips it is the first."""
-    here = write('a', 3, FIRST_HALF | True), write('b', 3, FIRST_HALF & False)
-    there = write('a2', 3, FIRST_HALF & False), write('b2', 3, FIRST_HALF | True)
+    always = np.ones(40, bool)
+    here = write('a', 3, always), write('b', 3, ~always)
+    there = write('a2', 3, ~always, OTHER_IDS), write('b2', 3, always, OTHER_IDS)
     assert fuse.main([*map(str, here)]) == 0
-    assert 'Acc@1 100.00' in capsys.readouterr().out.splitlines()[-1]
+    assert '\ntuned' not in capsys.readouterr().out
     assert fuse.main([*map(str, here), '--tune', *map(str, there)]) == 0
-    assert 'Acc@1 0.00' in capsys.readouterr().out.splitlines()[-1]
+    assert re.search('tuned 0.49 0.51 +Acc@1 0.00', capsys.readouterr().out)
+
+
+def test_scored_clips_are_no_clips_to_tune_on(write, capsys):
+    here = write('a', 3, FIRST_HALF), write('b', 3, ~FIRST_HALF)
+    one_shared = [*OTHER_IDS[:-1], IDS[0]]
+    for there in (here, [write(name, 3, FIRST_HALF, one_shared) for name in ('a2', 'b2')]):
+        assert fuse.main([*map(str, here), '--tune', *map(str, there)]) == 2
+        assert f'of the 40 clips of {here[0]}, first clip00' in capsys.readouterr().err
 
 
 def test_the_order_of_the_clips_does_not_matter(write):
@@ -69,8 +82,8 @@ def test_predictions_that_do_not_match_are_refused(write, capsys):
     other = write('other', 1, FIRST_HALF, labels=np.roll(LABELS, 1))
     assert 'two or more' in refused()
     assert '20 are missing' in refused(half)
-    assert 'other clips' in refused(write('twice', 1, FIRST_HALF, [*IDS[:39], IDS[0]], LABELS))
-    assert 'other labels' in refused(other)
+    assert 'different clips' in refused(write('twice', 1, FIRST_HALF, [*IDS[:39], IDS[0]], LABELS))
+    assert 'different labels' in refused(other)
     for arguments in ((a, a, '--weights', 1, 2), (a, '--weights', 0, 0), (a, '--weights', 1, 'nan')):
         assert 'weights' in refused(*arguments)
     assert '--tune' in refused(a, a, '--tune', a, a)

@@ -19,7 +19,10 @@ def run(main):
 
 
 def test_output_warnings_and_the_exit_code_of_main(capsys):
+    other = logging.StreamHandler(sys.stdout)
+
     def work(args):
+        logging.getLogger().addHandler(other)  # as TensorFlow does
         log.info('done')
         warnings.warn('beware', stacklevel=1)
         return 1
@@ -28,6 +31,7 @@ def test_output_warnings_and_the_exit_code_of_main(capsys):
     assert capsys.readouterr() == ('done\n', 'warning: beware\n')
     assert run(lambda args: None) == 0
     assert logging.getLogger('lib').handlers == []
+    logging.getLogger().removeHandler(other)
 
 
 def test_mistakes_are_one_line_and_bugs_keep_their_traceback(capsys):
