@@ -7,8 +7,8 @@ from lib.data.clips import Clips
 from lib.data.heatmap import joint_heatmaps
 from lib.data.sampling import evaluation_frames
 from lib.data.skeletons import COCO17
-from lib.tools.benchmark.data import write_sparse_store
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.stores import write_sparse_store
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
 STILL = {'crop_area': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip_ratio': 0.0}

@@ -20,8 +20,8 @@ from lib.data import store as store_module
 from lib.data.clips import Clips
 from lib.data.pickles import load_annotations
 from lib.data.store import Joined, is_packed, open_store
-from lib.tools.benchmark.data import private_bytes, write_sparse_store
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.stores import private_bytes, write_sparse_store
 
 
 def joints(store, clip):

@@ -1,26 +1,30 @@
 import copy
 import json
+import os
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 import pytest
 import torch
 
+from lib.errors import UserError
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
 from lib.pytorch.vanilla import VanillaTransformer
-from lib.tools.benchmark import common, everything, steps
-from lib.tools.benchmark.__main__ import main, parse_args
+from lib.tools import benchmark
+from tests import tiny
 
 
 @pytest.mark.parametrize('make', [MotionBERT, VanillaTransformer])
 def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
     """What our speed is compared with."""
-    keypoint, score = map(torch.from_numpy, common.walking_skeletons(2, 2))
+    keypoint, score = map(torch.from_numpy, benchmark.made_up_keypoints(2, 48))
     inputs = keypoint / 3.5, score
     ours = make(num_joints=17, dim_in=256, dim_feat=32, depth=2, num_heads=4, dropout_ratio=0.0)
     plain = copy.deepcopy(ours)
-    steps.make_straightforward(plain)
-    volume, expected = steps.straightforward_maps(*inputs, 16, 0.6), HeatmapRenderer(size=16)(*inputs)
-    torch.testing.assert_close(volume, expected, rtol=0, atol=2e-6)
+    benchmark.make_straightforward(plain)
+    volume = benchmark.straightforward_maps(16, 0.6, *inputs, torch.float32)
+    torch.testing.assert_close(volume, HeatmapRenderer(size=16)(*inputs), rtol=0, atol=2e-6)
     for model in (ours, plain):
         model.logits = model(volume)
         model.logits.square().sum().backward()
@@ -31,26 +35,59 @@ def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize(
-    'command',
-    [
-        ['data', '--clips', '200', '--batch', '8', '--rounds', '1'],
-        ['data', '--sparse', '--clips', '300', '--batch', '8', '--rounds', '1'],
-        pytest.param(['render', '--batch', '2', '--persons', '1', '--pairs', '2'], marks=pytest.mark.slow),
-    ],
-    ids=lambda command: command[0],
-)
-def test_reports_have_rates(tmp_path, capsys, monkeypatch, command):
-    monkeypatch.setattr('os.sched_setaffinity', lambda *_: None, raising=False)  # pytest keeps its cores
-    main([*command, *(['--folder', str(tmp_path)] if command[0] != 'render' else []), '--json'])
-    rates = json.loads(capsys.readouterr().out)['rates']
-    assert rates
-    for numbers in rates.values():
-        assert 0 < numbers['min'] <= numbers['lower'] <= numbers['median'] <= numbers['upper'] <= numbers['max']
-    assert not list(tmp_path.iterdir())
+def test_times_are_taken_in_turn():
+    calls = []
+    row = benchmark.compare(partial(calls.append, 'a'), partial(calls.append, 'b'), 3, 10)
+    assert ''.join(calls) in ('abababbaab', 'ababbaabba')
+    assert row['ratio'] == sorted(row['ratio'])
+    assert row['clips/s'] > 0
+    assert benchmark.compare(lambda: None, None, 1, 10).keys() == {'clips/s'}
 
 
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_commands_of_everything_are_valid(device):
-    for command in everything.commands(device):
-        parse_args([*command, '--json'])
+def test_a_part_that_fails_leaves_the_others(monkeypatch, capsys):
+    def run(function, *arguments):
+        if arguments[0] == 'joint':
+            raise MemoryError('killed')
+        if arguments[0] == 'limb':
+            raise UserError('no such device')
+        return {'clips/s': 12.5, 'reference clips/s': 25.0, 'ratio': [1.0, 2.0, 3.0]}
+
+    monkeypatch.setattr(benchmark, 'in_new_process', run)
+    assert benchmark.main(['render', 'data', '--json']) == 1
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)['rows']
+    joint, limb, data = rows.values()
+    assert (joint['error'], limb['error'], data['clips/s']) == ('MemoryError: killed', 'no such device', 12.5)
+    assert 'Traceback' in printed.err
+    assert benchmark.main(['render', 'data']) == 1
+    table = capsys.readouterr().out
+    assert 'failed: no such device' in table
+    assert '12.5' in table
+    assert '2.00 (1.00 to 3.00)' in table
+    assert benchmark.main(['data']) == 0
+
+
+@pytest.mark.parametrize('kind', tiny.SCRIPTS)
+def test_both_sides_train_the_same_kind_of_model(kind, tmp_path, monkeypatch, capsys):
+    """In this process: a new one takes seconds to import the frameworks."""
+    monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(benchmark, 'SIZE', 12)
+    assert benchmark.main(['train', '--config', str(tiny.write_config(kind, tmp_path)), '--rounds', '2', '--json']) == 0
+    (row,) = json.loads(capsys.readouterr().out)['rows'].values()
+    assert row.keys() == {'clips/s', 'reference clips/s', 'ratio', 'peak memory'}
+    assert all(size > 1e8 for size in row['peak memory'])
+
+
+def test_a_killed_process_is_an_error_of_its_row_alone():
+    with pytest.raises(BrokenProcessPool):
+        benchmark.in_new_process(os._exit, 9)
+
+
+@pytest.mark.slow
+def test_rows_are_measured_in_processes_of_their_own(capsys):
+    assert benchmark.main(['data', 'train', '--set', 'model.dim_feat=7', '--rounds', '1']) == 1
+    header, data, train = capsys.readouterr().out.splitlines()
+    assert 'clips/s' in header
+    assert float(data.split()[3].replace(',', '')) > 100
+    assert 'failed: ' in train
+    assert 'dim_feat' in train

@@ -1,0 +1,345 @@
+"""Measure speed and memory: rendering, batches of clips, training steps.
+
+    python -m lib.tools.benchmark render data train --device cuda --batch 32 --config configs/action/MB_train.yaml
+
+render: heatmap volumes, against filling the same memory with a constant.
+data: batches of augmented training clips on one core, against plain ones; from a generated dataset like NTU60.
+train: steps of a config, against a straightforward implementation of the same model (stock Keras layers for ViViT).
+
+The two sides run in turn. The table has medians, and the quartiles of the ratio of their times.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from easydict import EasyDict
+
+from lib.errors import UserError
+from lib.tools.checkpoints import load_config_file, script_of
+from lib.tools.running import add_set, log, make_parser, progress, run_tool
+
+if TYPE_CHECKING:
+    import keras
+    import torch
+
+CONFIG = Path(__file__).parents[2] / 'configs' / 'action' / 'vanilla.yaml'
+PARTS = ('render', 'data', 'train')
+AUGMENTATION = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}
+SIZE, FRAMES, JOINTS = 56, 48, 17
+
+Step = Callable[[], object]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, 'benchmark')
+    parser.add_argument('parts', nargs='+', choices=PARTS, metavar='PART', help=', '.join(PARTS))
+    parser.add_argument('--config', nargs='+', type=Path, default=[CONFIG], help='for train (default: vanilla.yaml)')
+    add_set(parser)
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
+    parser.add_argument('--batch', type=int, metavar='CLIPS', help='(default: 16 for render, 32 for data, 4 for train)')
+    parser.add_argument('--rounds', type=int, default=7, help='timed runs of each side (default: %(default)s)')
+    parser.add_argument('--json', action='store_true', help='prints JSON instead of a table')
+    return run_tool(benchmark, parser, argv)
+
+
+def benchmark(args: argparse.Namespace) -> int:
+    """Runs each measurement in a process of its own, so that a failure leaves the others. Returns 1 if there is one."""
+    if args.rounds < 1 or (args.batch is not None and args.batch < 1):
+        raise UserError('--batch and --rounds must be at least 1.')
+    tasks: dict[str, tuple] = {}  # {name: (function, arguments)}
+    if 'render' in args.parts:
+        batch = args.batch or 16
+        for kind in ('joint', 'limb'):
+            tasks[f'render {kind}, {batch} clips of 2 persons'] = render, kind, batch, args.device, args.rounds
+    if 'data' in args.parts:
+        tasks[f'data, {args.batch or 32} clips'] = data, args.batch or 32, args.rounds
+    for path in args.config if 'train' in args.parts else ():
+        kind, config = load_config_file(path, [f'data.batch_size={args.batch or 4}', *args.set])
+        name = f'train {path.stem}, {config.data.batch_size} clips'
+        tasks[name] = train, kind, config, args.device, args.rounds
+    rows = {}
+    for name, task in progress(tasks.items(), total=len(tasks), unit='part'):
+        try:
+            rows[name] = in_new_process(*task)
+        except UserError as error:
+            rows[name] = {'error': str(error)}
+        except Exception as error:  # a bug, or a process that was killed for its memory
+            traceback.print_exception(error)
+            rows[name] = {'error': f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'}
+    log.info('%s', json.dumps({'device': args.device, 'rows': rows}, indent=2) if args.json else as_table(rows))
+    return int(any('error' in row for row in rows.values()))
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments), computed in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def compare(ours: Step, reference: Step | None, rounds: int, num_clips: int) -> dict[str, Any]:
+    """Times two functions in turn, in alternating order, after two calls of each. num_clips: processed by a call.
+
+    Returns {'clips/s'}, and with a reference {'reference clips/s', 'ratio': quartiles of our time / reference time}.
+    """
+    functions = [function for function in (ours, reference) if function]
+    for function in functions * 2:
+        function()
+    seconds = np.zeros((len(functions), rounds))
+    for i in range(rounds):
+        for j in range(len(functions))[:: 1 if i % 2 else -1]:
+            start = time.perf_counter()
+            functions[j]()
+            seconds[j, i] = time.perf_counter() - start
+    rates = (num_clips / np.median(seconds, axis=1)).tolist()
+    row = dict(zip(('clips/s', 'reference clips/s'), rates, strict=False))
+    return row | {'ratio': np.quantile(seconds[0] / seconds[1], [0.25, 0.5, 0.75]).tolist()} if reference else row
+
+
+def as_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Rows as text."""
+    width = max(map(len, rows))
+    lines = [f'{"":<{width}}   clips/s  reference  time ratio (quartiles)  peak memory: ours, reference']
+    for name, row in rows.items():
+        cells = [f'{name:<{width}}']
+        if 'error' in row:
+            cells.append(f'failed: {row["error"]}')
+        else:
+            low, ratio, high = row.get('ratio', [np.nan] * 3)
+            cells += [f'{row["clips/s"]:>8,.1f}', f'{row.get("reference clips/s", np.nan):>9,.1f}']
+            cells += [f'{ratio:>8.2f} ({low:.2f} to {high:.2f})']
+            cells += [f'{size / 1e9:>7.2f} GB' for size in row.get('peak memory', ())]
+        lines.append('  '.join(cells))
+    return '\n'.join(lines)
+
+
+def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
+    """The compiled renderer, against filling a volume. Both allocate it in each call, as a training step does."""
+    import torch
+
+    from lib.pytorch.heatmap import HeatmapRenderer
+
+    renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
+    compiled = torch.compile(renderer, fullgraph=True)
+    inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, FRAMES)]
+    shape = (batch, FRAMES, renderer.num_channels(JOINTS), SIZE, SIZE)
+
+    def and_wait(function: Callable[..., torch.Tensor], *arguments: Any) -> None:
+        function(*arguments)
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    fill = partial(torch.full, shape, 0.5, device=device)
+    with torch.inference_mode():
+        return compare(partial(and_wait, compiled, *inputs), partial(and_wait, fill), rounds, batch)
+
+
+def made_up_keypoints(num_clips: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """keypoint (N,2,T,17,2) in pixels of the heatmap, some of them outside, and score (N,2,T,17)."""
+    rng, shape = np.random.default_rng(0), (num_clips, 2, num_frames, JOINTS)
+    return rng.uniform(-2, SIZE + 2, (*shape, 2)).astype(np.float32), rng.uniform(0, 1, shape).astype(np.float32)
+
+
+def data(batch: int, rounds: int) -> dict[str, Any]:
+    """Batches of augmented training clips on one core, against plain ones."""
+    from lib.data.clips import Clips
+
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder:
+        ann_file = Path(folder) / 'generated.pkl'
+        write_pickle(ann_file, max(4000, 2 * batch))
+        options = {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': batch, 'seed': 0}
+        plain, augmented = Clips('train', **options), Clips('train', **options, **AUGMENTATION)
+        count = min(64, len(plain))
+
+        def load(clips: Clips) -> Step:
+            return lambda: [clips[0, b] for b in range(count)]
+
+        return compare(load(augmented), load(plain), rounds, sum(plain.batch_sizes[:count]))
+
+
+def write_pickle(path: Path, num_clips: int) -> None:
+    """A pickle with the proportions of NTU60: 20 to 300 frames, a fifth of the clips with two persons."""
+    rng = np.random.default_rng(0)
+    keypoint = rng.uniform(300, 1500, (600, JOINTS, 2)).astype(np.float16)
+    score = rng.uniform(0.3, 1, (600, JOINTS)).astype(np.float16)
+    annotations = []
+    for i in range(num_clips):
+        persons, frames = 1 + int(rng.random() < 0.2), int(rng.integers(20, 301))
+        rows, shape = slice(0, persons * frames), (persons, frames, JOINTS)
+        annotation = {'frame_dir': f'clip{i:06d}', 'label': i % 60, 'total_frames': frames, 'img_shape': (1080, 1920)}
+        arrays = {'keypoint': keypoint[rows].reshape(*shape, 2), 'keypoint_score': score[rows].reshape(shape)}
+        annotations.append(annotation | arrays)
+    names = [annotation['frame_dir'] for annotation in annotations]
+    split = {'xsub_train': names[: num_clips * 7 // 10], 'xsub_val': names[num_clips * 7 // 10 :]}
+    path.write_bytes(pickle.dumps({'split': split, 'annotations': annotations}))
+
+
+def train(kind: str, config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
+    """Training steps from keypoints in memory: rendering, forward, backward, optimizer."""
+    is_plain = config.get('heatmap', {}).get('kind', 'joint') == 'joint' == config.model.get('kind', 'joint')
+    sides = ['ours', 'reference'] if is_plain else ['ours']  # limbs and ViViT's other models have no reference
+    memory = [in_new_process(memory_of_step, side, kind, config, device) for side in sides]
+    world = make_world(kind, device)
+    ours, reference, *_ = *(make_step(side, kind, config, world) for side in sides), None
+    return compare(ours, reference, rounds, config.data.batch_size) | {'peak memory': memory}
+
+
+def memory_of_step(side: str, kind: str, config: EasyDict, device: str) -> int:
+    """The peak memory of two training steps in bytes: of the tensors on a GPU, of this process on a CPU."""
+    world = make_world(kind, device)
+    step = make_step(side, kind, config, world)
+    step(), step()
+    return world.peak_memory()
+
+
+def make_world(kind: str, device: str) -> Any:
+    """The one device to train on."""
+    distributed = script_of(kind).training.distributed
+    if kind != 'vivit':
+        import torch
+
+        return distributed.World(0, 1, torch.device(device))
+    import tensorflow as tf
+
+    if device == 'cpu':
+        tf.config.set_visible_devices([], 'GPU')
+    return distributed.World(tf.distribute.get_strategy())
+
+
+def make_step(side: str, kind: str, config: EasyDict, world: Any) -> Step:
+    """A function that trains a new model on a made-up batch and waits for the device. side: 'ours' or 'reference'."""
+    keypoint, score = made_up_keypoints(config.data.batch_size, config.data.clip_len)
+    batch = {'keypoint': keypoint, 'score': score}
+    if config.data.input != 'heatmap':
+        shape = (*keypoint.shape[:3], config.model.num_joints, 3)
+        batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)}
+    batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes
+    return (tensorflow_step if kind == 'vivit' else pytorch_step)(side, script_of(kind), config, batch, world)
+
+
+def pytorch_step(side: str, script: Any, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
+    """The reference: torch's layers, explicit attention and formulas, AdamW parameter by parameter, not compiled."""
+    import torch
+
+    training, device, count = script.training, world.device, len(batch['label'])
+    options = training.TrainOptions(**config.train)
+    options.check_device(device)
+    options.check_batch_size(count, 1)
+    render, model = training.make_model(script.SECTIONS['model'], config, batch['keypoint'].shape[3], device)
+    if side == 'ours':
+        optimizer = training.make_optimizer(model, **config.optimizer)
+    else:
+        make_straightforward(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, foreach=False, fused=False)
+        render = render and partial(straightforward_maps, render.size, render.sigma)
+        options = replace(options, compile=False)
+    forward = training.make_forward(render, model.train(), options, world)
+    batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    return lambda: training.train_step(forward, optimizer, dict(batch), options, count, 0).tolist()
+
+
+def straightforward_maps(
+    size: int, sigma: float, keypoint: 'torch.Tensor', score: 'torch.Tensor', dtype: 'torch.dtype'
+) -> 'torch.Tensor':
+    """Joint maps (N,T,V,H,W): the maximum over persons of outer products of two windowed Gaussians.
+
+    keypoint: (N,M,T,V,2), score: (N,M,T,V). See lib.data.heatmap.
+    """
+    import torch
+
+    from lib.data.heatmap import MIN_SCORE
+
+    pixel, centre = torch.arange(size, device=keypoint.device), keypoint[..., None]  # (N,M,T,V,2,1)
+    inside = (pixel >= (centre - 3 * sigma).trunc()) & (pixel <= (centre + 3 * sigma).trunc())
+    x, y = (torch.exp((pixel - centre) ** 2 / (-2 * sigma**2)) * inside).unbind(-2)
+    shown = torch.where(score >= MIN_SCORE, score, 0)[..., None, None]
+    return (shown * y[..., :, None] * x[..., None, :]).amax(1).to(dtype)
+
+
+def make_straightforward(model: 'torch.nn.Module') -> None:
+    """Replaces our own layers, in place, by torch's modules and explicit formulas."""
+    from einops import rearrange
+    from torch import nn
+
+    from lib.pytorch.layers import Attention, Linear
+    from lib.pytorch.vanilla import SkeleEmbed
+
+    def attend(self, x):
+        q, k, v = rearrange(self.qkv(x), 'n l (qkv h d) -> qkv n h l d', qkv=3, h=self.num_heads).unbind()
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return self.proj(rearrange(weights @ v, 'n h l d -> n l (h d)'))
+
+    def embed(self, x):
+        return rearrange(self.proj(x), 'n d t v -> n t v d')
+
+    plain = {Attention: attend, Linear: nn.Linear.forward, SkeleEmbed: embed}
+    for module in model.modules():
+        if type(module) in plain:
+            module.forward = MethodType(plain[type(module)], module)
+
+
+def tensorflow_step(side: str, script: Any, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
+    """The reference: Keras' layers and train_on_batch, on a volume that is rendered already."""
+    import keras
+    import tensorflow as tf
+
+    training, count = script.training, len(batch['label'])
+    options = training.TrainOptions(**config.train)
+    options.check_device()
+    options.check_batch_size(count, 1)
+    render, model = training.make_model(script.SECTIONS['model'], config, JOINTS, world)
+    if side == 'ours':
+        optimizer = training.make_optimizer(model, **config.optimizer)
+        train_step = training.make_train_step(render, model, optimizer, options, world)
+        batch |= {'weight': np.full(count, 1 / count, np.float32), 'seed': np.zeros(2, np.int64)}
+        shares = world.distribute([batch] * len(world.local_replicas))
+        return lambda: train_step(shares).numpy()
+
+    volume, label = render(batch['keypoint'], batch['score']), tf.constant(batch['label'])
+    stock = stock_vivit(config.model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    stock.compile(keras.optimizers.Adam(config.optimizer.lr), loss, jit_compile=options.compile)
+    return lambda: stock.train_on_batch(volume, label)
+
+
+def stock_vivit(model: EasyDict) -> 'keras.Model':
+    """ViViT's Model 1 made of Keras' own layers; the position embedding, which Keras lacks, is ours."""
+    import keras
+
+    from lib.tensorflow.vivit import PositionEmbedding
+
+    layers, dim = keras.layers, model.dim_feat
+    head_dim = model.head_dim or dim // model.num_heads
+    inputs = keras.Input((model.clip_len, model.size, model.size, model.num_joints))
+    tokens = layers.Conv3D(dim, kernel_size=tuple(model.tubelet_size), strides=tuple(model.tubelet_size))(inputs)
+    tokens = PositionEmbedding()(layers.Reshape((-1, dim))(tokens))
+    for _ in range(model.depth):
+        normed = layers.LayerNormalization(epsilon=1e-6)(tokens)
+        attention = layers.MultiHeadAttention(model.num_heads, head_dim, dropout=model.attn_drop_rate)
+        tokens = tokens + attention(normed, normed)
+        hidden = layers.LayerNormalization(epsilon=1e-6)(tokens)
+        hidden = layers.Dense(int(model.mlp_ratio * dim), activation='gelu')(hidden)
+        tokens = tokens + layers.Dense(dim)(hidden)
+    tokens = layers.LayerNormalization(epsilon=1e-6)(tokens)
+    return keras.Model(inputs, layers.Dense(model.num_classes)(layers.GlobalAveragePooling1D()(tokens)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
