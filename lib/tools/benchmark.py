@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from easydict import EasyDict
 
+from lib.data.heatmap import num_channels
+from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.tools.checkpoints import load_config_file, script_of
 from lib.tools.running import add_set, log, make_parser, progress, run_tool
@@ -135,7 +137,7 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
 
     renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
     compiled = torch.compile(renderer, fullgraph=True)
-    inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, FRAMES)]
+    inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, 2, FRAMES, JOINTS)]
     shape = (batch, FRAMES, renderer.num_channels(JOINTS), SIZE, SIZE)
 
     def and_wait(function: Callable[..., torch.Tensor], *arguments: Any) -> None:
@@ -148,9 +150,9 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
         return compare(partial(and_wait, compiled, *inputs), partial(and_wait, fill), rounds, batch)
 
 
-def made_up_keypoints(num_clips: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """keypoint (N,2,T,17,2) in pixels of the heatmap, some of them outside, and score (N,2,T,17)."""
-    rng, shape = np.random.default_rng(0), (num_clips, 2, num_frames, JOINTS)
+def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """keypoint (N,M,T,V,2) in pixels of the heatmap, some of them outside, and score (N,M,T,V). shape: (N,M,T,V)."""
+    rng = np.random.default_rng(0)
     return rng.uniform(-2, SIZE + 2, (*shape, 2)).astype(np.float32), rng.uniform(0, 1, shape).astype(np.float32)
 
 
@@ -224,13 +226,21 @@ def make_world(kind: str, device: str) -> Any:
 
 def make_step(side: str, kind: str, config: EasyDict, world: Any) -> Step:
     """A function that trains a new model on a made-up batch and waits for the device. side: 'ours' or 'reference'."""
-    keypoint, score = made_up_keypoints(config.data.batch_size, config.data.clip_len)
-    batch = {'keypoint': keypoint, 'score': score}
-    if config.data.input != 'heatmap':
-        shape = (*keypoint.shape[:3], config.model.num_joints, 3)
-        batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)}
+    shape = (config.data.batch_size, config.data.max_persons, config.data.clip_len, joints_of(config))
+    if config.data.input == 'heatmap':
+        batch = dict(zip(('keypoint', 'score'), made_up_keypoints(*shape), strict=True))
+    else:
+        batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
     batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes
     return (tensorflow_step if kind == 'vivit' else pytorch_step)(side, script_of(kind), config, batch, world)
+
+
+def joints_of(config: EasyDict) -> int:
+    """Joints per person in a batch: those of the first skeleton with as many maps as the model has."""
+    if config.data.input != 'heatmap':
+        return config.model.num_joints
+    fitting = [v for v in PICKLE_SKELETONS if num_channels(config.heatmap.kind, v) == config.model.num_joints]
+    return [*fitting, *PICKLE_SKELETONS][0]
 
 
 def pytorch_step(side: str, script: Any, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
@@ -304,7 +314,7 @@ def tensorflow_step(side: str, script: Any, config: EasyDict, batch: dict[str, n
     options = training.TrainOptions(**config.train)
     options.check_device()
     options.check_batch_size(count, 1)
-    render, model = training.make_model(script.SECTIONS['model'], config, JOINTS, world)
+    render, model = training.make_model(script.SECTIONS['model'], config, batch['keypoint'].shape[3], world)
     if side == 'ours':
         optimizer = training.make_optimizer(model, **config.optimizer)
         train_step = training.make_train_step(render, model, optimizer, options, world)
