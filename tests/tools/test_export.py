@@ -70,7 +70,7 @@ def load(out: Path):
         assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ['N'] * 3
         about = session.get_modelmeta().custom_metadata_map
         return lambda batch: session.run(['logits'], batch)[0], about | {
-            key: json.loads(about[key]) for key in about if key not in ('kind', 'meaning')
+            key: json.loads(about[key]) for key in about if key not in ('script', 'meaning')
         }
     if out.suffix == '.pt2':
         files = {'about.json': ''}

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if '\ndef main(' in path.read_text()] + [
-    'benchmark'
-]
+TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if '\ndef main(' in path.read_text()]
 HELP = """
 import importlib, sys, types
 sys.modules['tensorboardX'] = types.SimpleNamespace(SummaryWriter=None)  # it imports torch
 for name in sys.argv[1:]:
-    module = importlib.import_module(f'lib.tools.{name}' + ('.__main__' if name == 'benchmark' else ''))
+    module = importlib.import_module(f'lib.tools.{name}')
     try:
         module.main(['--help'])
     except SystemExit as left:
