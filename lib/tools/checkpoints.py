@@ -48,6 +48,23 @@ def load_config_file(path: str | Path, overrides: Sequence[str] = ()) -> tuple[s
     return kind, load_config(path, script_of(kind).SECTIONS, overrides)
 
 
+def build_model(kind: str, config: EasyDict, num_joints: int) -> tuple[Any, Any]:
+    """Renderer (None for keypoint inputs) and untrained model; in PyTorch on the meta device, without content.
+
+    num_joints: joints per person in a batch. Raises UserError, naming the keys, if they do not fit the model.
+    """
+    script = script_of(kind)
+    make, distributed = script.training.make_model, script.training.distributed
+    if kind == 'vivit':
+        import tensorflow as tf
+
+        return make(script.SECTIONS['model'], config, num_joints, distributed.World(tf.distribute.get_strategy()))
+    import torch
+
+    with torch.device('meta'):
+        return make(script.SECTIONS['model'], config, num_joints, torch.device('meta'))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of this project and the config of its evaluation. epoch: completed ones. weights: of the model."""
