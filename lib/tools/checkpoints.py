@@ -1,7 +1,4 @@
-"""What the tools need of configs and checkpoints, whichever of the three models they are of.
-
-A framework is imported when something of its models is asked for, and only that one.
-"""
+"""Models and checkpoints for the tools, whatever the framework."""
 
 import importlib
 from collections.abc import Sequence
@@ -19,6 +16,22 @@ from lib.errors import UserError
 from lib.evaluation import find_checkpoint
 from lib.models import MODELS, SUFFIXES
 from lib.run import check_checkpoint, evaluation_config
+
+
+def build_model(config: EasyDict, num_joints: int) -> tuple[Any, Any]:
+    """Renderer (None for keypoint inputs) and untrained model; in PyTorch on the meta device, without content.
+
+    num_joints: joints per person in a batch. Raises UserError, naming the keys, if they do not fit the model.
+    """
+    training = MODELS[config.script].training
+    if MODELS[config.script].framework == 'tensorflow':
+        import tensorflow as tf
+
+        return training.make_model(config, num_joints, training.distributed.World(tf.distribute.get_strategy()))
+    import torch
+
+    with torch.device('meta'):
+        return training.make_model(config, num_joints, torch.device('meta'))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from easydict import EasyDict
 from lib.config import differences, read_config
 from lib.models import MODELS, load_config
 from lib.tools.benchmark import joints_of, make_step
+from lib.tools.checkpoints import build_model
 from lib.tools.running import add_set, log, make_parser, run_tool
 
 PUBLISHED = Path(__file__).parents[2] / 'configs' / 'action'
@@ -57,15 +58,14 @@ def pytorch_cost(config: EasyDict) -> tuple[int, int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    training, num_joints = MODELS[config.script].training, joints_of(config)
-    shape = (1, config.data.max_persons, config.data.clip_len, num_joints)
-    with torch.device('meta'):  # shapes without content
-        render, model = training.make_model(config, num_joints, torch.device('meta'))
+    render, model = build_model(config, joints_of(config))
+    shape = (1, config.data.max_persons, config.data.clip_len, joints_of(config))
+    with torch.device('meta'):
         inputs = torch.zeros(*shape, 3) if render is None else render(torch.zeros(*shape, 2), torch.zeros(shape))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(inputs)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return training.count_parameters(model), trained, counter.get_total_flops() // 2
+    return MODELS[config.script].training.count_parameters(model), trained, counter.get_total_flops() // 2
 
 
 def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:
@@ -74,11 +74,9 @@ def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:
     from tensorflow.compat.v1 import profiler
 
     tf.get_logger().setLevel('ERROR')  # the profiler is deprecated, and nothing has replaced it
-    training, num_joints = MODELS[config.script].training, joints_of(config)
-    world = training.distributed.World(tf.distribute.get_strategy())
-    render, model = training.make_model(config, num_joints, world)
+    render, model = build_model(config, joints_of(config))
     size = config.heatmap.size
-    volume = tf.TensorSpec((1, config.data.clip_len, size, size, render.num_maps(num_joints)))
+    volume = tf.TensorSpec((1, config.data.clip_len, size, size, render.num_maps(joints_of(config))))
     forward = tf.function(lambda volume: model(volume, training=False), autograph=False).get_concrete_function(volume)
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
     flops = profiler.profile(forward.graph, options=options.build()).total_float_ops

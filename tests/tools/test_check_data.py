@@ -10,11 +10,15 @@ from lib.data.clips import Clips
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import COCO17, NTU25
 from lib.tools import check_data
+from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
 
 CONFIG = {
     'data': {'ann_file': 'x', 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 2, 'seed': 0},
-    'model': {'num_joints': 17, 'maxlen': 8, 'num_classes': 4},
+    'heatmap': {'size': 12},
+    'model': tiny.MODELS['mbert'],
+    'optimizer': tiny.OPTIMIZERS['mbert'],
+    'train': {'epochs': 1},
 }
 
 
@@ -54,7 +58,13 @@ def check(write_pickle, tmp_path, capsys):
 def test_a_sound_set_has_no_findings_and_fits_on_one_screen(good, check):
     code, text, screen = check(good, CONFIG)
     assert (code, text.endswith('0 faults, 0 warnings')) == (0, True), screen
-    for part in ('24 clips', 'COCO-17', '1080 x 1920', 'xsub_train 16 16 4 4 4 4 4', 'xsub_val 8 8 4 2 2 2 2'):
+    for part in (
+        '24 clips',
+        'COCO-17',
+        '1080 x 1920',
+        'xsub_train 16 4 4 (class 3) 4 (class 0)',
+        'xsub_val 8 4 2 (class 3) 2 (class 0)',
+    ):
         assert part in text
     assert len(screen.splitlines()) < 20
     assert max(map(len, screen.splitlines())) <= 120
@@ -96,13 +106,8 @@ def to_lists(**more):
     return lambda data: [data['split'][name].extend(ids) for name, ids in more.items()]
 
 
-def same_person(data):
-    """Persons in both splits of xsub; those of xview are meant to share them."""
-    for annotation in data['annotations']:
-        annotation['frame_dir'] = re.sub(r'P02(\d)R001', r'P00\1R002', annotation['frame_dir'])
-    names = [annotation['frame_dir'] for annotation in data['annotations']]
-    data['split'] = {f'{name}_train': names[:16] for name in ('xsub', 'xview')}
-    data['split'] |= {f'{name}_val': names[16:] for name in ('xsub', 'xview')}
+def other_names(data):
+    data['split']['xsub_train'] = [f'{name}.mp4' for name in data['split']['xsub_train']]
 
 
 DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
@@ -130,12 +135,12 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
         lambda data: [copy_clip(data), data['annotations'][1].update(label=0)],
         'warning .*different labels',
     ),
-    'a label gap': (first(label=9), r'warning labels go to 9.* 4-8 '),
-    'lost': (to_lists(xsub_val=['a', 'b']), r'warning .*xsub_val 2 \(a, b\)'),
-    'no list': (lambda data: data['split']['xsub_val'].pop(), 'warning .*S001C001P023R001A004'),
-    'again in a list': (to_lists(xsub_val=['S001C001P023R001A004']), 'warning .*again'),
-    'both sides': (to_lists(xsub_train=['S001C001P023R001A004']), r'warning clips both in xsub_train and xsub_val 1'),
-    'persons on both sides': (same_person, r'warning persons both in xsub_train and xsub_val 4'),
+    'a label gap': (first(label=9), r'warning labels go up to 9.* 4, 5, 6, 7, 8 '),
+    'lost': (to_lists(xsub_val=['a', 'b']), r'warning .*skipped: xsub_val 2 \(a, b\)'),
+    'no list': (lambda data: data['split']['xsub_val'].pop(), 'warning 1 clip .S001C001P023R001A004. in no split'),
+    'both sides': (to_lists(xsub_train=['S001C001P023R001A004']), r'warning 1 clip both in xsub_train and xsub_val'),
+    'an empty split': (lambda data: data['split'].update(xsub_val=[]), 'FAULT split xsub_val is empty'),
+    'names with an ending': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by an ending'),
     'untrained class': (lambda data: data['annotations'][23].update(label=4), 'warning .*tested but not trained'),
 }
 
@@ -153,25 +158,47 @@ def test_each_defect_is_found(good, check, what):
 
 
 MISFITS = {
-    'classes': ({'model': {'num_classes': 3}}, 'FAULT .*set model.num_classes to 4'),
-    'split': ({'data': {'benchmark': 'xview'}}, 'FAULT .*xview_train and xview_val'),
+    'classes': ({'model': {'num_classes': 3}}, 'FAULT .*has label 3, but model.num_classes is 3'),
+    'split': ({'data': {'benchmark': 'xview'}}, 'FAULT .*xview_train.*xview_val'),
     'splits': ({'data': {'benchmark': ['xsub_train', 'test1']}}, 'FAULT .*test1'),
-    'joints': ({'model': {'num_joints': 25}}, 'FAULT .*model.num_joints to 17'),
-    'limbs': ({'heatmap': {'kind': 'both'}}, 'FAULT .*34 joints'),
-    'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len is 48'),
-    'input': ({'data': {'input': 'keypoint_3d'}}, 'FAULT .*data.input is keypoint_3d'),
-    'too many classes': ({'model': {'num_classes': 60}}, 'warning .*model.num_classes 60'),
+    'joints': ({'model': {'num_joints': 25}}, 'FAULT .*set model.num_joints to 17'),
+    'limbs': ({'heatmap': {'kind': 'both'}}, 'FAULT .*set model.num_joints to 34'),
+    'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len 48 is over model.maxlen 8'),
+    'input': ({'data': {'input': 'keypoint_3d'}, 'heatmap': None}, 'FAULT .*data.input is keypoint_3d'),
+    'leak': ({'data': {'benchmark': ['xsub_train', 'xsub_train']}}, 'warning 16 clips both in xsub_train'),
 }
 
 
 @pytest.mark.parametrize('what', MISFITS)
 def test_misfits_of_set_and_config_are_found(good, check, what):
     changes, message = MISFITS[what]
-    config = {section: CONFIG.get(section, {}) | changes.get(section, {}) for section in {*CONFIG, *changes}}
+    config = {section: CONFIG[section] | (changes.get(section) or {}) for section in CONFIG}
+    config = {section: keys for section, keys in config.items() if changes.get(section, {}) is not None}
     code, text, screen = check(good, config)
     assert re.search(message, text), screen
     assert code == ('FAULT' in message)
     assert check(good)[0] == 0
+
+
+@pytest.mark.parametrize('kind', tiny.SCRIPTS)
+def test_the_resolved_config_is_checked(good, check, kind):
+    """The default of num_classes and the default length of the model count too, and every model is built."""
+    content = {'data': CONFIG['data'], 'heatmap': {}, 'model': {}, 'train': {'epochs': 1}}
+    content['optimizer'] = tiny.OPTIMIZERS[kind]
+    content['model'] = {'tubelet_size': [8, 8, 8]} if kind == 'vivit' else {'depth': 1}
+    key = {'mbert': 'maxlen', 'vanilla': 'num_frames', 'vivit': 'clip_len'}[kind]
+    if kind != 'vivit':  # names the script
+        content['model'][key] = 48
+    content['data'] = content['data'] | {'clip_len': 56 if kind == 'vivit' else 48}
+    code, text, screen = check(good, content)
+    assert code == 0, screen
+    data = copy.deepcopy(good)
+    data['annotations'][0]['label'] = 98
+    content['data']['clip_len'] = 96
+    code, text, screen = check(data, content)
+    assert code == 1
+    assert 'has label 98, but model.num_classes is 60' in text
+    assert f'model.{key}' in text, screen
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
