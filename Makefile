@@ -13,7 +13,7 @@ demo: .venv/runs data/action/sample_hrnet.pkl
 	$(RUN) train_action_vanilla.py --evaluate $(SAMPLE)_vanilla/best_epoch.bin
 	$(RUN) train_action_vivit.py --config configs/sample/vivit.yaml --checkpoint $(SAMPLE)_vivit
 	$(RUN) train_action_vivit.py --evaluate $(SAMPLE)_vivit/best_epoch.npz
-	$(RUN) -m lib.tools.results $(SAMPLE)_mbert $(SAMPLE)_vanilla $(SAMPLE)_vivit
+	$(RUN) -m lib.tools.compare $(SAMPLE)_mbert $(SAMPLE)_vanilla $(SAMPLE)_vivit
 
 test: .venv/tests
 	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

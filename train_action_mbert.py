@@ -11,38 +11,27 @@ import argparse
 import sys
 
 from lib import cli
-from lib.config import load_config
 from lib.data.batches import make_clips
-from lib.data.clips import Clips
 from lib.evaluation import evaluate_checkpoint, validation_metrics
 from lib.log import Log
+from lib.models import load_config
 from lib.pytorch import checkpoint, distributed, training
-from lib.pytorch.heatmap import HeatmapRenderer
-from lib.pytorch.mbert import MotionBERT
 from lib.recipe import step_seed
 from lib.stop import StopSignal
 
-KIND = 'mbert'
-DEFAULT_CONFIG = 'configs/action/MB_train.yaml'
-SECTIONS = {
-    'data': Clips,
-    'heatmap': HeatmapRenderer,
-    'model': MotionBERT,
-    'optimizer': training.make_optimizer,
-    'train': training.TrainOptions,
-}
+SCRIPT = 'mbert'  # its row in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:
-    config = load_config(args.config, SECTIONS, args.set)
+    config = load_config(args.config, args.set, SCRIPT)
     options, world = training.TrainOptions(**config.train), distributed.init()
     options.check_device(world.device)
     options.check_batch_size(config.data.batch_size, world.size)
-    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
+    run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split).shared(world.rank, world.size) for split in ('train', 'val'))
     share, steps = config.data.batch_size // world.size, train_clips.num_steps
-    render, model = training.make_model(MotionBERT, config, train_clips.num_joints, world.device)
+    render, model = training.make_model(config, train_clips.num_joints, world.device)
     training.check_batch_norm(model, options, config.data.batch_size, world)
     messages = training.load_pretrained(model, options, args, run)
     optimizer = training.make_optimizer(model, **config.optimizer)
@@ -53,7 +42,8 @@ def train(args: argparse.Namespace) -> None:
     run.begin(len(train_clips))
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        training.start_log(log, train_clips, val_clips, render, model, messages, world)
+        log.start(train_clips, val_clips, training.describe(model), world, messages)
+        training.log_heatmaps(log, render, val_clips, world)
         while run.epoch < options.epochs:
             model.train()
             results = []  # of steps, still on the device
@@ -77,15 +67,15 @@ def train(args: argparse.Namespace) -> None:
 
             logits = training.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
             run.finish_epoch(validation_metrics(logits, val_clips))
-            log.epoch()
+            log.epoch(logits, val_clips)
         run.wait()
         log.end()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, training)
+    evaluate_checkpoint(args, SCRIPT)
 
 
 if __name__ == '__main__':
-    args = cli.parse_args(__doc__, DEFAULT_CONFIG)
+    args = cli.parse_args(__doc__, SCRIPT)
     sys.exit(cli.run(evaluate if args.evaluate else train, args))

@@ -11,37 +11,26 @@ import argparse
 import sys
 
 from lib import cli
-from lib.config import load_config
 from lib.data.batches import make_clips
-from lib.data.clips import Clips
 from lib.evaluation import evaluate_checkpoint, validation_metrics
 from lib.log import Log
+from lib.models import load_config
 from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, training
-from lib.tensorflow.heatmap import HeatmapRenderer
-from lib.tensorflow.vivit import ViViT
 
-KIND = 'vivit'
-DEFAULT_CONFIG = 'configs/action/vivit.yaml'
-SECTIONS = {
-    'data': Clips,
-    'heatmap': HeatmapRenderer,
-    'model': ViViT,
-    'optimizer': training.make_optimizer,
-    'train': training.TrainOptions,
-}
+SCRIPT = 'vivit'  # its row in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:
-    config = load_config(args.config, SECTIONS, args.set)
+    config = load_config(args.config, args.set, SCRIPT)
     options, world = training.TrainOptions(**config.train), distributed.init()
     options.check_device()
     options.check_batch_size(config.data.batch_size, world.num_replicas)
-    run = checkpoint.Run.open(args.checkpoint, args.resume, KIND, config, SECTIONS, world.is_main)
+    run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split).shared(0, world.num_replicas) for split in ('train', 'val'))
     steps = len(train_clips)
-    render, model = training.make_model(ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(config, train_clips.num_joints, world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
@@ -51,7 +40,8 @@ def train(args: argparse.Namespace) -> None:
     run.begin(steps)
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        training.start_log(log, train_clips, val_clips, render, model, world)
+        log.start(train_clips, val_clips, training.describe(model), world, [])
+        training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
             results = []  # of steps, still on the devices
             batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
@@ -73,15 +63,15 @@ def train(args: argparse.Namespace) -> None:
 
             logits = training.predict(predict_step, val_clips, options, world, lambda: run.exit_if(stop, world))
             run.finish_epoch(validation_metrics(logits, val_clips))
-            log.epoch()
+            log.epoch(logits, val_clips)
         run.wait()
         log.end()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    evaluate_checkpoint(args, KIND, SECTIONS, DEFAULT_CONFIG, training)
+    evaluate_checkpoint(args, SCRIPT)
 
 
 if __name__ == '__main__':
-    args = cli.parse_args(__doc__, DEFAULT_CONFIG, finetunes=False)
+    args = cli.parse_args(__doc__, SCRIPT)
     sys.exit(cli.run(evaluate if args.evaluate else train, args))

@@ -1,22 +1,21 @@
 """The command line that the three training scripts share, and what a user sees when something is wrong."""
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lib import console
 from lib.errors import UserError
+from lib.models import MODELS
 from lib.stop import STOPPED, interrupt_at_once
 
 DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, beside STOPPED
 
 
-def parse_args(
-    doc: str, default_config: str, argv: Sequence[str] | None = None, finetunes: bool = True
-) -> argparse.Namespace:
-    """Flags as MotionBERT's users know them; `doc` is the script's docstring, `finetunes` whether it can fine-tune."""
+def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """MotionBERT's flags. doc: the script's docstring. script: its model in lib/models.py."""
+    default_config, finetunes = MODELS[script].default_config, MODELS[script].framework == 'pytorch'
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
     parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there is resumed')
@@ -51,10 +50,8 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
 
     A UserError is one line and exit code 2. Any other error is a bug: it keeps its traceback, and the exit code is 1.
     """
-    logging.basicConfig(format='%(message)s', level=logging.INFO, stream=sys.stdout)
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
-        with interrupt_at_once():
+        with console.messages(), interrupt_at_once():
             main(args)
     except KeyboardInterrupt:  # Stopped is one
         print(f'\nstopped. {_what_next(args)}', file=sys.stderr)

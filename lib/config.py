@@ -1,11 +1,7 @@
-"""YAML configs: a section is the keyword arguments of one callable, which thereby is the section's schema.
+"""YAML configs: a section holds the keyword arguments of one callable, whose signature is the section's schema.
 
-A keyword-only parameter is a key; its annotation is the key's type; without a default the key must be there. So a name
-that nothing reads, a value of another type or a forgotten key ends a run before it has touched any data.
-
-Some keys say nothing under the others (what is cropped where nothing is drawn?). A callable that has such keys names
-them: `unused_keys(**keys) -> {key: reason}`. They are refused, and left out of the resolved config. But where
-overrides change a section, its unused keys are dropped: `--set train.lr_schedule=cosine` goes with a config's lr_decay.
+A keyword-only parameter is a key, its annotation the key's type; a parameter without a default is a required key. An
+unknown key, a value of another type or a missing key stops a run before any data is read.
 """
 
 import contextlib
@@ -19,99 +15,84 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from easydict import EasyDict
 
 from lib.errors import UserError, shown, user_file
 
 Sections = Mapping[str, Callable[..., Any]]
 
 
-def load_config(path: str | Path, sections: Sections, overrides: Iterable[str] = ()) -> EasyDict:
-    """Reads a config, changes it by `overrides` ('section.key=value') and checks it against `sections`.
-
-    Returns every key of every section, defaults filled in. Raises UserError naming file and key.
-    """
-    return resolve_config(read_config(path, sections), sections, overrides, str(path))
-
-
-def read_config(path: str | Path, sections: Iterable[str]) -> dict[str, dict]:
-    """The sections of a config as they stand in the file, of which nothing but the form is checked.
-
-    Raises UserError naming the file; `sections`, their names, are told to who wrote something else.
-    """
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The sections and the entry `script` of a config file; only their form is checked. Raises UserError naming it."""
     with user_file(path):
         content = Path(path).read_bytes()
-    config = _parse(content, f'{path} is not sound YAML')
-    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
-        raise UserError(
-            f'{path}: a config is sections of keys ({", ".join(sections)}), each `section: {{key: value}}`.'
-        )
+    config = _parse(content, f'{path} is not valid YAML')
+    if not isinstance(config, dict) or not all(
+        isinstance(keys, dict) for name, keys in config.items() if name != 'script'
+    ):
+        raise UserError(f'{path}: a config has `script: NAME` and sections, each `section: {{key: value}}`.')
     return config
 
 
-def resolve_config(config: Mapping[str, dict], sections: Sections, overrides: Iterable[str], where: str) -> EasyDict:
-    """As `load_config`, for a config that is already read; `where` names it in errors."""
+def override(config: Mapping[str, dict], overrides: Iterable[str]) -> dict[str, dict]:
+    """A copy of the sections, changed by 'section.key=value'. Raises UserError for another form."""
     config = {section: dict(keys) for section, keys in config.items()}
-    overridden = {section: set() for section in sections}
-    for override in overrides:
-        name, equals, value = override.partition('=')
+    for text in overrides:
+        name, equals, value = text.partition('=')
         section, dot, key = name.partition('.')
         if not (equals and dot and key):
-            raise UserError(f'--set {override}: write --set section.key=value.')
-        config.setdefault(section, {})[key] = _parse(value, f'--set {override}: {value!r} is not sound YAML')
-        overridden.setdefault(section, set()).add(key)
+            raise UserError(f'--set {text}: write --set section.key=value.')
+        config.setdefault(section, {})[key] = _parse(value, f'--set {text}: {value!r} is not valid YAML')
+    return config
+
+
+def bind(config: Mapping[str, dict], sections: Sections, where: str) -> dict[str, dict[str, Any]]:
+    """All keys of all sections, checked, with defaults filled in. Raises UserError naming `where` and the key."""
     for section in config:
         if section not in sections:
             raise UserError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
-    resolved = {}
-    for name, call in sections.items():
-        data_input = resolved.get('data', {}).get('input', 'heatmap')
-        if name == 'heatmap' and data_input != 'heatmap':
-            if name in config:
-                raise UserError(f'{where}: data.input {data_input} draws nothing, so that the section heatmap must go.')
-        else:
-            resolved[name] = _bind(config.get(name, {}), call, f'{where}: {name}', overridden[name])
-    return EasyDict(resolved)
+    return {name: _bind(config.get(name, {}), call, f'{where}: {name}') for name, call in sections.items()}
 
 
-def differences(one: Mapping[str, dict], other: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
-    """{'section.key': (value in one, value in other)} for all keys that differ; None stands for absent."""
-    names = {(section, key) for config in (one, other) for section, keys in config.items() for key in keys}
-    values = {f'{s}.{k}': (one.get(s, {}).get(k), other.get(s, {}).get(k)) for s, k in sorted(names)}
-    return {name: (a, b) for name, (a, b) in values.items() if a != b}
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{'script': ..., 'section.key': value, ...}."""
+    entries = {}
+    for name, value in config.items():
+        entries |= {f'{name}.{key}': v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return entries
 
 
-def plain(config: Mapping[str, dict]) -> dict[str, dict[str, Any]]:
-    """A config as plain dicts and lists, for YAML files and checkpoints."""
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{'section.key': (value in one, value in other)} for all entries that differ; None stands for absent."""
+    one, other = flat(one), flat(other)
     return {
-        section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
-        for section, keys in config.items()
+        name: (one.get(name), other.get(name)) for name in sorted({*one, *other}) if one.get(name) != other.get(name)
     }
 
 
-def _bind(given: Mapping[str, Any], call: Callable, where: str, overridden: set[str]) -> dict[str, Any]:
-    """The keyword arguments of `call`, checked, with defaults. overridden: the given keys that come from --set."""
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain dicts and lists, for YAML files and checkpoints."""
+    return {
+        name: {key: _plain(value) for key, value in keys.items()} if isinstance(keys, Mapping) else keys
+        for name, keys in config.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
+    """The keyword arguments of `call`, checked, with defaults."""
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
-    parameters = inspect.signature(call).parameters.values()
-    keys = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    keys = {p.name: p for p in inspect.signature(call).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for key, value in given.items():
         if key not in keys:
             raise UserError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
         _check_type(value, hints[key], f'{where}.{key}')
-    unused = call.unused_keys(**given) if hasattr(call, 'unused_keys') else {}
-    for key in given:
-        if key in unused and (key in overridden or not overridden):
-            raise UserError(f'{where}.{key} has no effect: {unused[key]}. Omit it.')
-    keys = {name: parameter for name, parameter in keys.items() if name not in unused}
-    bound = {}
     for key, parameter in keys.items():
-        if key in given:
-            bound[key] = given[key]
-        elif parameter.default is parameter.empty:
+        if key not in given and parameter.default is parameter.empty:
             raise UserError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
-        else:
-            bound[key] = parameter.default
-    return plain({'': bound})['']
+    return {key: given[key] if key in given else _plain(parameter.default) for key, parameter in keys.items()}
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxdict, _repr.maxstring, _repr.maxother = 2, 4, 100, 100
@@ -20,6 +21,17 @@ def user_file(path: str | Path, action: str = 'read') -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f'{path} cannot be {action} ({error.strerror or error}).') from None
+
+
+def check_values(section: str, values: Mapping[str, Any], rules: Mapping[str, tuple[bool, str]]) -> None:
+    """Raises UserError for the first key of a config section whose rule does not hold.
+
+    rules: {key: (whether it holds, what the value must be)}.
+    """
+    for key, (holds, rule) in rules.items():
+        if not holds:
+            value = list(values[key]) if isinstance(values[key], tuple) else values[key]
+            raise UserError(f'{section}.{key} is {value}; it must be {rule}.')
 
 
 def shown(value: object) -> str:

@@ -2,24 +2,27 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from easydict import EasyDict
 
-from lib.config import Sections
+from lib.console import log_facts
 from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.figures import INK, new_figure, save_figure
 from lib.files import make_folder, read_arrays, replacing, require_file, write_text
-from lib.log import metrics_line, say, say_facts
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
+from lib.models import MODELS
+from lib.plots import confusion_figure, save_figure
 from lib.run import evaluation_config
+
+log = logging.getLogger(__name__)
+
 
 # Files that an evaluation writes into its folder.
 WRITTEN = ('evaluation.json', 'predictions.npz', 'confusion_matrix.png')
@@ -40,49 +43,45 @@ def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
     return path
 
 
-def evaluate_checkpoint(
-    args: argparse.Namespace, kind: str, sections: Sections, default_config: str, training: ModuleType
-) -> None:
+def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     """Evaluates the checkpoint `args.evaluate`, a file or the folder of a run (see evaluate_weights).
 
-    training: lib.pytorch.training or lib.tensorflow.training. A checkpoint of this project is evaluated with its own
-    config, one of another project with the config that the command names. Raises UserError naming the file.
+    script: its model in lib/models.py. A checkpoint of this project is evaluated with its own config, one of another
+    project with the config that the command names. Raises UserError naming the file.
     """
-    path = find_checkpoint(Path(args.evaluate), [training.checkpoint.Run.SUFFIX])
-    saved = training.checkpoint.load(path, kind)
-    named = args.config if saved['config'] is not None else args.config or default_config
-    config = evaluation_config(path, saved['config'], sections, args.set, named)
-    about = {'checkpoint': str(path), 'kind': kind, 'epoch': saved['epoch']}
+    model = MODELS[script]
+    path = find_checkpoint(Path(args.evaluate), [model.suffix])
+    saved = model.training.checkpoint.load(path, script)
+    named = args.config if saved['config'] is not None else args.config or model.default_config
+    config = evaluation_config(path, saved['config'], args.set, named, script)
+    about = {'checkpoint': str(path), 'script': script, 'epoch': saved['epoch']}
     if saved['config'] is None:
         about['config'] = named
-    evaluate_weights(about, saved['model'], config, sections, training, args.checkpoint or path.parent)
+    evaluate_weights(about, saved['model'], config, args.checkpoint or path.parent)
 
 
 def evaluate_weights(
-    about: Mapping[str, Any],
-    weights: Mapping[str, Any],
-    config: EasyDict,
-    sections: Sections,
-    training: ModuleType,
-    folder: str | Path,
+    about: Mapping[str, Any], weights: Mapping[str, Any], config: EasyDict, folder: str | Path
 ) -> None:
     """Classifies the validation clips of a config and, in the main process, reports the result in `folder`.
 
-    about: {'checkpoint': path of the weights, 'kind', 'epoch', and 'config' if that is a file}. See report_evaluation.
+    about: {'checkpoint': path of the weights, 'script', 'epoch', and 'config' if that is a file}. See
+    report_evaluation.
     """
+    training = MODELS[config.script].training
     world = training.distributed.init()
     clips, path = make_clips(config, 'val'), Path(about['checkpoint'])
-    render, model = training.load_model(sections, config, clips.num_joints, weights, path, world)
+    render, model = training.load_model(config, clips.num_joints, weights, path, world)
     origin = f'config {about["config"]}' if 'config' in about else f'epoch {about["epoch"]}'
-    say_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
+    log_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
     scores = training.classify(render, model, config, clips, world)
     if world.is_main:
         about = {**about, 'parameters': training.count_parameters(model)}
-        report_evaluation(folder, about, config, clips, scores, clips.labels)
+        report_evaluation(folder, about, config, clips, scores)
 
 
 def report_evaluation(
-    folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray, labels: np.ndarray
+    folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray
 ) -> None:
     """Prints the metrics of an evaluation and the ten most confused pairs, and writes into `folder`
 
@@ -92,32 +91,32 @@ def report_evaluation(
 
     Raises UserError where they cannot be written.
     """
-    folder = Path(folder)
+    folder, labels = Path(folder), clips.labels
     make_folder(folder)
     metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
     names, matrix = class_names(config), confusion_matrix(logits, labels)
-    say(metrics_line(metrics))
+    log.info(metrics_line(metrics))
     low, high = (100 * edge for edge in interval['top1'])
-    say(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
+    log.info(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
     for line in confused_lines(matrix, names):
-        say(line)
+        log.info(line)
 
-    about = {**about, 'list': clips.list_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
+    about = {**about, 'split': clips.split_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
     report = {**about, **metrics, 'interval': interval, 'class_names': names}
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
-    write_predictions(folder / 'predictions.npz', [clips.store.name(clip) for clip in clips.clips], labels, logits)
-    draw_confusion(matrix, names, folder / 'confusion_matrix.png')
-    say(f'written: {", ".join(WRITTEN)} in {folder}')
+    write_predictions(folder / 'predictions.npz', [clips.store.name(i) for i in clips.indices], labels, logits)
+    save_figure(confusion_figure(matrix, names), folder / 'confusion_matrix.png')
+    log.info(f'written: {", ".join(WRITTEN)} in {folder}')
 
 
 def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     """The ten most frequent mistakes of a confusion matrix (K, K), a line each."""
     pairs = most_confused(matrix)
     if not pairs:
-        return ['every clip was predicted correctly']
+        return ['no clip was taken for another class']
     width = max(len(names[true]) for true, _, _ in pairs)
     rows = [
-        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  predicted as {names[taken]}'
+        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  taken for {names[taken]}'
         for true, taken, count in pairs
     ]
     return ['most confused: clips, share of the class, class', *rows]
@@ -148,40 +147,6 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, labels, logits
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """A confusion matrix (K, K) as a PNG: shares of each class in %, for the classes that occur."""
-    from matplotlib.colors import PowerNorm
-
-    shown = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    matrix, names = matrix[np.ix_(shown, shown)], [names[number] for number in shown]
-    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    cell, size = (0.55, 9) if len(shown) <= 20 else (0.2, 6.5)  # inches and points
-    edge = cell * len(shown) + 0.09 * max(map(len, names)) + 0.8
-    figure = new_figure(edge + 0.5, edge)
-    axis = figure.subplots()
-    image = axis.imshow(share, cmap='Blues', norm=PowerNorm(0.5, 0, 100))  # so that 5 % can be told from nothing
-    least = 0.5 if len(shown) <= 20 else 4.5  # what is less is not legible, and is told by the colour
-    for true, taken in zip(*np.nonzero(share >= least), strict=True):
-        value = share[true, taken]
-        colour = 'white' if value > 35 else INK
-        axis.text(taken, true, f'{value:.0f}', ha='center', va='center', color=colour, fontsize=size - (size < 7))
-    ticks = range(len(shown))
-    axis.set_xticks(ticks, names, rotation=90, fontsize=size)
-    axis.set_yticks(ticks, names, fontsize=size)
-    axis.set_xticks(np.arange(len(shown) + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
-    axis.grid(which='minor', color='#eeeeee', linewidth=0.5)
-    axis.tick_params(which='both', length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_xlabel('taken for', fontsize=size + 2)
-    axis.set_ylabel('class', fontsize=size + 2)
-    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02, ticks=(0, 5, 20, 40, 60, 80, 100))
-    bar.set_label('% of the class', fontsize=size + 1)
-    bar.ax.tick_params(labelsize=size)
-    bar.outline.set_visible(False)
-    save_figure(figure, path)
-
-
 def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
     """Logits (N, views, K) of a split -> scores (N, K), see mean_over_views.
 
@@ -189,8 +154,8 @@ def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
     """
     bad = (~np.isfinite(logits)).any(axis=(1, 2))
     if bad.any():
-        name = clips.store.name(clips.clips[bad.argmax()])
-        raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.list_name} are not finite, first {name}.')
+        name = clips.store.name(clips.indices[bad.argmax()])
+        raise FloatingPointError(f'the scores of {bad.sum()} clips of {clips.split_name} are not finite, first {name}.')
     return mean_over_views(logits)
 
 
@@ -199,3 +164,11 @@ def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
     metrics = classification_metrics(scores_of(logits, clips), clips.labels)
     del metrics['per_class']
     return metrics
+
+
+def metrics_line(metrics: Mapping[str, Any]) -> str:
+    """The metrics as an evaluation prints them."""
+    return (
+        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
+        f'MeanClass {100 * metrics["mean_class"]:.2f}'
+    )

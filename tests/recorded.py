@@ -38,10 +38,6 @@ def assert_gradients_are_recorded(model: nn.Module, record: dict, least: int = 5
         assert is_close(model.get_parameter(name).grad, gradient, 1e-3), name
 
 
-def number_of_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
 def is_same_twice(model: nn.Module, x: torch.Tensor) -> bool:
     """Whether the model draws nothing at random."""
     return torch.equal(model(x), model(x))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from easydict import EasyDict
 
+from lib import console
 from lib.data.classes import NTU60, class_names
 from lib.evaluation import read_predictions, report_evaluation
 
@@ -23,23 +24,26 @@ def config(num_classes: int, names: object = None) -> EasyDict:
 def clips_named(ids: list[str]) -> SimpleNamespace:
     """As far as a report asks for them."""
     store = SimpleNamespace(name=ids.__getitem__)
-    return SimpleNamespace(list_name='xsub_val', num_clips=len(ids), num_views=1, clips=range(len(ids)), store=store)
+    return SimpleNamespace(
+        split_name='xsub_val', num_clips=len(ids), num_views=1, indices=range(len(ids)), labels=LABELS, store=store
+    )
 
 
 def test_evaluation_writes_metrics_predictions_and_the_confusion_matrix(tmp_path, capsys):
     names = tmp_path / 'names.txt'
     names.write_text('stand\nsit down\njump\n')
     ids = ['v_ApplyEyeMakeup_g01_c01', 'Übung/ä', '', *(f'clip{i}' for i in range(5))]
-    about = {'checkpoint': 'best_epoch.bin', 'kind': 'mbert', 'parameters': 7, 'epoch': 3}
+    about = {'checkpoint': 'best_epoch.bin', 'script': 'mbert', 'parameters': 7, 'epoch': 3}
     logits = scores(TAKEN, 3)
-    report_evaluation(tmp_path / 'out', about, config(3, str(names)), clips_named(ids), logits, LABELS)
+    with console.messages():
+        report_evaluation(tmp_path / 'out', about, config(3, str(names)), clips_named(ids), logits)
 
     printed = capsys.readouterr().out
     assert 'Acc@1 50.00' in printed
     confused = [line.split()[:3] for line in printed.splitlines() if 'sit' in line or 'jump' in line]
     assert confused == [['2', '50.0%', 'stand'], ['1', '25.0%', 'stand'], ['1', '50.0%', 'sit']]
     report = json.loads((tmp_path / 'out' / 'evaluation.json').read_text())
-    assert report.items() >= {**about, 'list': 'xsub_val', 'num_clips': 8, 'views': 1, 'top1': 0.5}.items()
+    assert report.items() >= {**about, 'split': 'xsub_val', 'num_clips': 8, 'views': 1, 'top1': 0.5}.items()
     assert report['class_names'] == ['stand', 'sit down', 'jump']
     assert report['per_class'] == {'0': 0.25, '1': 0.5, '2': 1.0}
     low, high = report['interval']['top1']

@@ -28,11 +28,6 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
     assert values == sorted(values, reverse=True)
 
 
-def test_cosine_does_not_use_the_decay():
-    assert 'lr_decay' in Recipe.unused_keys(epochs=3, lr_schedule='cosine')
-    assert not Recipe.unused_keys(epochs=3)
-
-
 @pytest.mark.parametrize(
     'changes',
     [{'epochs': 0}, {'lr_decay': 0.0}, {'warmup_epochs': 5}, {'label_smoothing': 1.0}, {'max_grad_norm': 0.0}],

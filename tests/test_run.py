@@ -24,7 +24,7 @@ class PlainRun(Run):
 
 @pytest.fixture
 def run(tmp_path):
-    return PlainRun(tmp_path, 'plain', EasyDict({'train': {'keep': 2}}))
+    return PlainRun(tmp_path, EasyDict({'train': {'keep': 2}}))
 
 
 class ShortClips:

@@ -56,7 +56,9 @@ def test_trains_and_evaluates(call, config, tmp_path, capsys, suffix):
     written = {f'latest_epoch{suffix}', f'latest_epoch.1{suffix}', f'best_epoch{suffix}', 'logs', 'run.lock'}
     written |= {'config.yaml', 'metrics.jsonl', 'timing.jsonl'}
     assert {path.name for path in run.iterdir()} == written
-    assert yaml.safe_load((run / 'config.yaml').read_text())['data']['view_angle'] == 30.0  # defaults are written too
+    assert (
+        yaml.safe_load((run / 'config.yaml').read_text())['augmentation']['view_angle'] == 30.0
+    )  # defaults are written too
     first, last = lines(run)
     assert (first['epoch'], last['epoch']) == (1, 2)
     assert list(last['lr'].values()) == pytest.approx([0.9e-3] * len(last['lr']))
@@ -211,7 +213,7 @@ def test_wrong_folders_and_files_are_refused_and_not_touched(kind, call, config,
     refused('cut short')
     bad.write_bytes(b'')
     refused('cut short')
-    tiny.write_checkpoint(bad, good | {'kind': OTHER[kind]})
+    tiny.write_checkpoint(bad, good | {'config': good['config'] | {'script': OTHER[kind]}})
     refused(f'use train_action_{OTHER[kind]}.py')
     name = next(name for name in good['model'] if name.startswith('head') or '/head/' in name)
     tiny.write_checkpoint(bad, good | {'model': {key: value for key, value in good['model'].items() if key != name}})

@@ -19,7 +19,7 @@ from lib.tensorflow import checkpoint as tensorflow_checkpoint
 from tests.annotations import make_annotations
 from tests.killing import different
 
-SCRIPTS = {script.KIND: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
+SCRIPTS = {script.SCRIPT: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
 CHECKPOINTS = {'.bin': pytorch_checkpoint, '.npz': tensorflow_checkpoint}
 MODELS = {
     'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
@@ -38,6 +38,7 @@ def content(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
     ann_file = folder / 'made_up.pkl'
     ann_file.write_bytes(pickle.dumps(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10)))
     return {
+        'script': kind,
         'data': {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
         'heatmap': {'size': 12},
         'model': dict(MODELS[kind]),
@@ -57,8 +58,7 @@ def caller(script: ModuleType) -> Callable[..., int]:
     """call(*argv) -> the exit code of the script."""
 
     def call(*argv: object) -> int:
-        argv, finetunes = list(map(str, argv)), script.KIND != 'vivit'
-        args = cli.parse_args(script.__doc__, script.DEFAULT_CONFIG, argv, finetunes)
+        args = cli.parse_args(script.__doc__, script.SCRIPT, list(map(str, argv)))
         return cli.run(script.evaluate if args.evaluate else script.train, args)
 
     return call

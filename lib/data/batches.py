@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 
+from lib.data.augmentation import Augmentation
 from lib.data.classes import class_names
 from lib.data.clips import Clips
 
 
 def make_clips(config: EasyDict, split: str) -> Clips:
     """The clips of a split. Raises UserError if they, their class names or their labels do not fit the config."""
-    size = {'size': config.heatmap.size} if 'heatmap' in config else {}
     class_names(config)  # needed only at the end, checked at the start
-    clips = Clips(split, **size, **config.data)
+    size = config.heatmap.size if 'heatmap' in config else 0
+    clips = Clips(split, Augmentation(**config.augmentation), size, **config.data)
     clips.check_labels(config.model.num_classes)
     return clips
 

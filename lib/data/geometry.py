@@ -1,16 +1,16 @@
 """What happens to coordinates between the pickle and the heatmap, vectorised over a batch of clips.
 
-PYSKL's pipeline (Duan et al., CVPR 2022): compaction to the box around the person, resize, random resized crop, resize,
+PYSKL's pipeline (Duan et al., CVPR 2022): crop to the box around the persons, resize, random resized crop, resize,
 flip. All of it is one affine map per clip and axis, so only the map is composed stage by stage, and the keypoints are
-touched once. A coordinate of exactly zero means "missing", x and y apart, and takes a path of its own.
+moved once. A coordinate of exactly zero is missing, x and y independently, and has a path of its own.
 
-What comes before the map moves joints themselves: the view of a 3D pickle, rotation, joint noise. A joint that is all
-zero is missing, and stays so.
+Before the map, `project`, `rotate` and `jitter` move the joints themselves. A joint that is all zero is missing and
+stays zero.
 
-N clips, P persons of all clips together (person rows), L frames, V joints. Images are (h, w), points (x, y), in pixels.
+N clips, M persons, T frames, V joints. Points are xy (2, N, M, T, V) in pixels, one plane per coordinate, so that NumPy
+works on long rows. Images are (h, w).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,15 +18,15 @@ import numpy as np
 
 from lib.data.sampling import ClipRandom
 
-BOX_PADDING = 0.25  # of the box, all around
-BOX_MINIMUM = 10  # px; a smaller box is left alone
+BOX_PADDING = 0.25  # of the box, on each side
+BOX_MINIMUM = 10  # px; a smaller box is not cropped to
 SHORT_EDGE = 64  # px before the random crop
 CROP_ATTEMPTS = 10
 
 
 @dataclass
 class AffineMap:
-    """x -> scale * x + shift for coordinates that are there, x -> missing for those that are zero.
+    """x -> scale * x + shift for present coordinates, x -> missing for zeros.
 
     scale, shift, missing: (N, 2) float64, (x, y). shape: (N, 2) int64, the image after the map, (h, w).
     """
@@ -41,24 +41,24 @@ class AffineMap:
         return cls(np.ones(shape.shape), np.zeros(shape.shape), np.zeros(shape.shape), shape)
 
     def compact(self, box: np.ndarray) -> Self:
-        """Cuts the image down to `box` (N, 4) int, x1 y1 x2 y2. Missing coordinates stay where they are."""
+        """Crops the image to `box` (N, 4) int, x1 y1 x2 y2. Missing coordinates stay where they are."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing, _box_shape(box))
 
     def crop(self, box: np.ndarray) -> Self:
-        """As `compact`, but missing coordinates move too, as PYSKL's random crop has it."""
+        """As `compact`, but missing coordinates move too, as in PYSKL's random crop."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing - box[:, :2], _box_shape(box))
 
-    def resize(self, shape: np.ndarray) -> Self:
+    def resize(self, shape: np.ndarray | tuple[int, int]) -> Self:
         """Scales the image to `shape` (N, 2) or (2,), (h, w)."""
         shape = np.broadcast_to(shape, self.shape.shape)
         factor = (shape / self.shape).astype(np.float32)[:, ::-1]
         return AffineMap(self.scale * factor, self.shift * factor, self.missing * factor, shape)
 
     def flip(self, flipped: np.ndarray, of_pixels: bool = False) -> Self:
-        """Mirrors x of the clips chosen by `flipped` (N,) bool. Left and right joints are not exchanged here.
+        """Mirrors x of the clips selected by `flipped` (N,) bool. Does not exchange left and right joints.
 
-        x becomes width - x, as PYSKL has it in training. of_pixels: width - 1 - x, which is where a joint lies in a
-        mirrored map, as PoseC3D's flip test has it.
+        x becomes width - x, as in PYSKL's training. of_pixels: width - 1 - x, the place of a joint in a mirrored map,
+        as in PoseC3D's flip test.
         """
         width = np.where(flipped, self.shape[:, 1] - of_pixels, 0.0)
         sign = np.where(flipped, -1.0, 1.0)
@@ -70,56 +70,40 @@ class AffineMap:
             self.shape,
         )
 
-    def apply(self, keypoint: np.ndarray, clip_of: np.ndarray) -> np.ndarray:
-        """Moves keypoint (P, L, V, 2); person row p belongs to clip clip_of[p]. Returns float32."""
+    def apply(self, xy: np.ndarray) -> np.ndarray:
+        """Moves points xy (2, N, M, T, V) float32; a new array."""
         scale, shift, missing = (
-            np.tile(part.astype(np.float32)[clip_of], keypoint.shape[2])[:, None]  # (P, 1, V * 2): long inner loops
-            for part in (self.scale, self.shift, self.missing)
+            part.T.astype(np.float32)[..., None, None, None] for part in (self.scale, self.shift, self.missing)
         )
-        flat = keypoint.reshape(*keypoint.shape[:2], -1)
-        moved = flat * scale
+        moved = xy * scale
         moved += shift
-        np.copyto(moved, missing, where=flat == 0)
-        return moved.reshape(keypoint.shape)
+        np.copyto(moved, missing, where=xy == 0)
+        return moved
 
 
 def _box_shape(box: np.ndarray) -> np.ndarray:
     return np.stack([box[:, 3] - box[:, 1], box[:, 2] - box[:, 0]], 1)
 
 
-def extent(keypoint: np.ndarray, num_persons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest coordinate of each clip that is not missing, (N, 2) float32 each.
-
-    keypoint: (P, L, V, 2) float32, the persons of a clip one after the other. num_persons: (N,), at least 1.
-    Where nothing is there: (inf, -inf).
-    """
-    persons, frames, joints, _ = keypoint.shape
-    absent = keypoint == 0
-    first_row = np.cumsum(num_persons) - num_persons
-    group = math.gcd(frames, 8)  # reduced in two steps, which makes for long inner loops
-
-    def reduced(ufunc: np.ufunc, nothing: float) -> np.ndarray:
-        edge = keypoint.copy()
-        np.copyto(edge, nothing, where=absent)
-        edge = ufunc.reduce(edge.reshape(persons, -1, group * joints * 2), axis=1)
-        edge = ufunc.reduce(edge.reshape(persons, group, joints * 2), axis=1)
-        edge = ufunc.reduce(edge.reshape(persons, joints, 2), axis=1)
-        return ufunc.reduceat(edge, first_row, axis=0)
-
-    return reduced(np.minimum, np.inf), reduced(np.maximum, -np.inf)
+def extent(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest present coordinate of each clip, (N, 2) float32 each; (inf, -inf) without any."""
+    axes, missing = (2, 3, 4), xy == 0
+    lowest = np.where(missing, np.float32(np.inf), xy).min(axes)
+    highest = np.where(missing, np.float32(-np.inf), xy).max(axes)
+    return lowest.T, highest.T
 
 
 def compact_box(lowest: np.ndarray, highest: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
     """PYSKL's PoseCompact: the square box around `lowest`..`highest` (N, 2), padded, (N, 4) int64, x1 y1 x2 y2.
 
-    It may reach over the border of the image. Where the points span less than BOX_MINIMUM on an axis: the image itself.
+    It may extend beyond the image. If the points span less than BOX_MINIMUM on an axis: the whole image.
     """
     too_small = (highest - lowest < BOX_MINIMUM).any(axis=1)
     lowest, highest = (np.where(too_small[:, None], 0, edge) for edge in (lowest, highest))
-    # The sum and difference in float32, the rest in float64: what NumPy 1 made of PYSKL's scalars.
+    # The sum and difference in float32, the rest in float64: as NumPy 1 computed PYSKL's scalars.
     centre = (highest + lowest).astype(np.float64) / 2
     half = ((highest - lowest).astype(np.float64) / 2 * (1 + BOX_PADDING)).max(axis=1, keepdims=True)
-    box = np.concatenate([centre - half, centre + half], axis=1).astype(np.int64)  # truncates toward zero, as int()
+    box = np.concatenate([centre - half, centre + half], axis=1).astype(np.int64)  # truncates toward zero, like int()
     whole_image = np.concatenate([np.zeros_like(img_shape), img_shape[:, ::-1]], axis=1)
     return np.where(too_small[:, None], whole_image, box)
 
@@ -172,54 +156,44 @@ def random_crop_box(
     return crop_box(shape, size, draws[:, -2:])
 
 
-def as_complex(points: np.ndarray) -> np.ndarray:
-    """Points (..., 2) as numbers x + iy, (...,): a view that lets NumPy handle a point as one item, not two."""
-    return points.view(np.result_type(points.dtype, np.complex64))[..., 0]
+def project(xyz: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Orthographic projection of 3D joints in metres, y up: (3, N, M, T, V) -> xy (2, N, M, T, V) in mm, y down.
 
-
-def view(keypoint: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """A parallel projection of 3D joints (P, L, V, 3), metres, y up: (P, L, V, 2) float32, millimetres, y down.
-
-    angle: (P,) rad, by which the camera has gone around the vertical axis. Missing joints stay zero; a joint that falls
-    on an axis is moved off it by a thousandth of a millimetre, since zero means missing.
+    angle: (N,) rad, by which the camera moves around the vertical axis. Missing joints stay zero; a present joint on an
+    axis is moved off it by a thousandth of a millimetre, since zero means missing.
     """
-    x, y, z = np.moveaxis(keypoint.astype(np.float32), -1, 0)
-    cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
-    seen = np.stack([x * cos + z * sin, -y], axis=-1) * np.float32(1000)
-    there = (keypoint != 0).any(axis=-1, keepdims=True)
-    return np.where(there & (seen == 0), np.float32(1e-3), seen * there)
+    x, y, z = xyz.astype(np.float32)
+    cos, sin = _cos_sin(angle)
+    xy = np.stack([x * cos + z * sin, -y]) * np.float32(1000)
+    present = (xyz != 0).any(axis=0)
+    return np.where(present & (xy == 0), np.float32(1e-3), xy * present)
 
 
-def rotate(keypoint: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Turns the joints (P, L, V, 2) by angle (P,) rad about centre (P, 2), x towards y."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], -2).astype(keypoint.dtype)  # (P, 2, 2)
-    centre = centre.astype(keypoint.dtype)[:, None, None]
-    turned = ((keypoint - centre).reshape(len(keypoint), -1, 2) @ matrix).reshape(keypoint.shape) + centre
-    np.copyto(as_complex(turned), 0, where=as_complex(keypoint) == 0)
-    return turned
+def rotate(xy: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Rotates points xy (2, N, M, T, V) by angle (N,) rad about centre (N, 2), from x towards y."""
+    cos, sin = _cos_sin(angle)
+    centre = centre.T.astype(np.float32)[..., None, None, None]
+    x, y = xy - centre
+    rotated = np.stack([x * cos - y * sin, x * sin + y * cos]) + centre
+    return np.where((xy == 0).all(axis=0), np.float32(0), rotated)
 
 
-def jitter(keypoint: np.ndarray, sigma: float, draws: np.ndarray) -> np.ndarray:
-    """Moves every joint (P, L, V, 2) on its own, in a direction of its own.
+def jitter(xy: np.ndarray, sigma: float, draws: np.ndarray) -> np.ndarray:
+    """Moves each joint of xy (2, N, M, T, V) by a normally distributed distance in a uniform direction.
 
-    The distance is normally distributed; its deviation is sigma times the diagonal of the person's box in that frame.
-    draws: (P, L, V, 3) in [0, 1).
+    sigma: standard deviation, in diagonals of the person's box in that frame. draws: (3, N, M, T, V) in [0, 1).
     """
-    missing = as_complex(keypoint) == 0  # (P, L, V)
-    joint_first = np.ascontiguousarray(np.moveaxis(keypoint, 2, 0))  # (V, P, L, 2): long inner loops
-    absent = np.ascontiguousarray(np.moveaxis(missing, 2, 0))
-    lowest, highest = joint_first.copy(), joint_first
-    np.copyto(as_complex(lowest), complex(np.inf, np.inf), where=absent)
-    np.copyto(as_complex(highest), complex(-np.inf, -np.inf), where=absent)
-    lowest, highest = lowest.min(axis=0), highest.max(axis=0)
-    diagonal = np.linalg.norm(np.where(lowest <= highest, highest - lowest, 0), axis=-1)[..., None]  # (P, L, 1)
+    missing = (xy == 0).all(axis=0)
+    lowest = np.where(missing, np.float32(np.inf), xy).min(-1, keepdims=True)
+    highest = np.where(missing, np.float32(-np.inf), xy).max(-1, keepdims=True)
+    diagonal = np.hypot(*np.where(lowest <= highest, highest - lowest, np.float32(0)))  # (N, M, T, 1)
+    # In float32, whose sine and cosine are far faster. 1 - draw is never 0, as the logarithm needs.
+    first, second, direction = (1 - draws[0]).astype(np.float32), *(2 * np.pi * draws[1:]).astype(np.float32)
+    distance = np.float32(sigma) * diagonal * np.sqrt(-2 * np.log(first)) * np.cos(second)  # Box and Muller
+    moved = xy + distance * np.stack([np.cos(direction), np.sin(direction)])
+    return np.where(missing, np.float32(0), moved)
 
-    # In float32: its sines and cosines take a twentieth of the time. 1 - draw is never 0, which the logarithm needs.
-    draws, turn = (1 - draws[..., 0]).astype(np.float32), (2 * np.pi * draws[..., 1:]).astype(np.float32)
-    distance = np.float32(sigma) * diagonal * np.sqrt(-2 * np.log(draws)) * np.cos(turn[..., 0])  # Box and Muller
-    moved = np.stack([np.cos(turn[..., 1]), np.sin(turn[..., 1])], axis=-1)
-    as_complex(moved)[:] *= distance
-    moved += keypoint
-    np.copyto(as_complex(moved), 0, where=missing)
-    return moved
+
+def _cos_sin(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of angle (N,), float32, to be multiplied with (N, M, T, V)."""
+    return tuple(f(angle).astype(np.float32)[:, None, None, None] for f in (np.cos, np.sin))

@@ -5,7 +5,7 @@ joints -> random move -> crop. Which frames are taken is `sampling.resampled_fra
 
 MotionBERT prepares 17 COCO joints; 25 Kinect joints have `centre_and_scale` in the place of joint map and crop.
 
-N clips, M persons, P persons of all clips together (person rows), L frames, V joints, C coordinates.
+N clips, M persons, L frames, V joints, C coordinates.
 """
 
 import numpy as np
@@ -22,12 +22,12 @@ _COCO_OF_H36M = np.array([11, 12, 14, 16, 11, 13, 15, 5, 5, 0, 1, 5, 7, 9, 6, 8,
 
 
 def to_camera(keypoint: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
-    """Pixels (P, L, V, 2) to MotionBERT's camera, x / max(w, h) * 2 - 1 for both coordinates: float32, same shape.
+    """Pixels (N, ..., 2) to MotionBERT's camera, x / max(w, h) * 2 - 1 for both coordinates: float32, same shape.
 
-    img_shape: (P, 2), (h, w). A missing joint comes to lie at (-1, -1). Computed in float32 from pixels of any type,
-    which is what reproduces MotionBERT's values to the bit; float16 does not.
+    img_shape: (N, 2), (h, w). A missing joint moves to (-1, -1). Computed in float32 whatever the type of the pixels,
+    which reproduces MotionBERT's values to the bit.
     """
-    longest = img_shape.max(axis=1).astype(np.float32)[:, None, None, None]
+    longest = img_shape.max(axis=1).astype(np.float32).reshape(-1, *[1] * (keypoint.ndim - 1))
     return keypoint.astype(np.float32) / longest * np.float32(2) - np.float32(1)
 
 

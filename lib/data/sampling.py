@@ -4,6 +4,7 @@ N clips, T frames of a clip, L clip_len. Uniform sampling is PoseC3D's (Duan et 
 resampling, which keypoint inputs take, is MotionBERT's (Zhu et al., ICCV 2023).
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -26,26 +27,20 @@ class ClipRandom:
         self._start = _mix(key + clip.astype(np.uint64) * _GOLDEN)[:, None]
         self._drawn = 0
 
-    def uniform(self, count: int) -> np.ndarray:
-        """The next `count` draws of every clip, (N, count) float64 in [0, 1)."""
-        return self._draw(self._start, count, count)
-
-    def uniform_parts(self, count: int, parts: int, clip: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Of the next `parts` * `count` draws of every clip those that are wanted, (P, count) float64 in [0, 1).
-
-        Row p holds part part[p] of the draws of clip clip[p], its place in the batch: (P,) int each.
-        """
-        skipped = (part * count).astype(np.uint64)[:, None] * _GOLDEN
-        return self._draw(self._start[clip] + skipped, count, parts * count)
-
-    def _draw(self, start: np.ndarray, count: int, used: int) -> np.ndarray:
+    def uniform(self, *shape: int) -> np.ndarray:
+        """The next draws of each clip, (N, *shape) float64 in [0, 1)."""
+        count = math.prod(shape)
         counter = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
-        self._drawn += used
-        bits = _mix(start + counter * _GOLDEN)
+        self._drawn += count
+        bits = _mix(self._start + counter * _GOLDEN)
         bits >>= np.uint64(11)
         draws = bits.astype(np.float64)
         draws *= 2.0**-53
-        return draws
+        return draws.reshape(-1, *shape)
+
+    def symmetric(self, limit: float) -> np.ndarray:
+        """The next draw of each clip, scaled to [-limit, limit): (N,) float64."""
+        return limit * (2 * self.uniform() - 1)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

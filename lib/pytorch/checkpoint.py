@@ -61,15 +61,14 @@ def read(path: str | Path) -> Any:
             ) from None
 
 
-def load(path: Path, kind: str) -> dict[str, Any]:
-    """What is needed to evaluate a checkpoint of this project's `kind` of model ('mbert', ...), or weights of others.
+def load(path: Path, script: str) -> dict[str, Any]:
+    """Content for evaluation: {'config', 'epoch', 'model', ...}, config and epoch None for other projects' weights.
 
-    {'kind', 'config', 'epoch', 'model', ...}, of others with None for config and epoch. Raises UserError
-    naming the file.
+    script: the model it must be of. Raises UserError naming the file.
     """
     content = read(path)
-    if isinstance(content, dict) and 'kind' in content:
-        return run.check_checkpoint(content, kind, path)
+    if isinstance(content, dict) and 'config' in content:
+        return run.check_checkpoint(content, script, path)
     return {'config': None, 'epoch': None, 'model': weights_of(content, path)}
 
 

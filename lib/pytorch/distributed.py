@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lib.console import peak_process_memory, silence
 from lib.errors import UserError
-from lib.log import peak_process_memory, silence
 from lib.run import check_same
 
 TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processes minutes longer than others

@@ -1,6 +1,6 @@
-"""DSTformer, the backbone of MotionBERT: Zhu et al., MotionBERT: A Unified Perspective on Learning Human Motion
-Representations, ICCV 2023. After https://github.com/Walter0807/MotionBERT (Apache-2.0), whose constructor arguments and
-state-dict names it keeps.
+"""DSTformer, the backbone of MotionBERT (Zhu et al., MotionBERT: A Unified Perspective on Learning Human Motion
+Representations, ICCV 2023). Keeps the constructor arguments and state-dict names of
+https://github.com/Walter0807/MotionBERT (Apache-2.0).
 
 N clips (persons folded in), T frames, V joints, C input channels, D embedding width.
 """
@@ -17,14 +17,14 @@ from torchvision.ops import StochasticDepth
 from lib.errors import UserError
 from lib.pytorch.layers import Attention, Linear, Mlp
 
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # torch's own default is 1e-5
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # torch's default is 1e-5
 
 
 class Block(nn.Module):
     """Attention over the joints of each frame and over the frames of each joint: (N,T,V,D) -> (N,T,V,D).
 
-    Each is followed by its own MLP; all four are pre-norm residuals. `spatial_first` sets the order of the two halves.
-    In training `drop_path` is the rate at which a residual is left out, drawn per clip.
+    Each is followed by its own MLP; all four are pre-norm residuals. spatial_first: the order of the two halves.
+    drop_path: stochastic depth, drawn per clip.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp_s(self.norm2_s(x)))
 
     def temporal(self, x: Tensor) -> Tensor:
-        # Moving the axes here copies D channels per token; moving them after the qkv layer would copy 3 * D.
+        # Transposed before the qkv layer: afterwards there are three times as many channels to copy.
         tracks = rearrange(self.norm1_t(x), 'n t v d -> (n v) t d')
         x = x + self.drop_path(rearrange(self.attn_t(tracks), '(n v) t d -> n t v d', n=len(x)))
         return x + self.drop_path(self.mlp_t(self.norm2_t(x)))
@@ -72,9 +72,9 @@ class Block(nn.Module):
 class DSTformer(nn.Module):
     """Dual-stream spatio-temporal transformer: (N,T,V,dim_in) -> (N,T,V,dim_out), with T up to maxlen.
 
-    Per depth two blocks see the same input, one spatial then temporal (st), one temporal then spatial (ts); their
-    outputs are added with weights that each token computes from both (att_fuse), or averaged. With dim_rep 0 or None
-    the representation is the normalised output of the last depth, dim_feat wide.
+    Two blocks per depth see the same input, one spatial then temporal (st), one temporal then spatial (ts). Their
+    outputs are fused by weights computed from both per token (att_fuse), or averaged. With dim_rep 0 or None the
+    representation is the normalised output of the last depth, of width dim_feat.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class DSTformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw MotionBERT's initial weights; both streams start with the same share of every token."""
+        """Draws MotionBERT's initial weights; both streams start with equal weight."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.temp_embed, std=0.02)
         for module in self.modules():
@@ -146,7 +146,7 @@ class DSTformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Tokens that enter the blocks: (N,T,V,C) -> (N,T,V,D).
 
-        Raises UserError where T is over maxlen, or V or C are not those that the model was built for.
+        Raises UserError if T exceeds maxlen, or V or C differ from num_joints or dim_in.
         """
         _, num_frames, num_joints, dim_in = x.shape
         maxlen = self.temp_embed.shape[1]
@@ -162,7 +162,7 @@ class DSTformer(nn.Module):
         return self.pos_drop(self.joints_embed(x) + self.pos_embed + self.temp_embed[:, :num_frames])
 
     def get_representation(self, x: Tensor) -> Tensor:
-        """(N,T,V,C) -> (N,T,V,dim_rep), each number between -1 and 1; raises ValueError as `embed` does."""
+        """(N,T,V,C) -> (N,T,V,dim_rep), each number in (-1, 1). Raises UserError, see `embed`."""
         x = self.embed(x)
         for i, (block_st, block_ts) in enumerate(zip(self.blocks_st, self.blocks_ts, strict=True)):
             x_st = block_st(x)
@@ -175,6 +175,6 @@ class DSTformer(nn.Module):
         return self.pre_logits(self.norm(x))
 
     def forward(self, x: Tensor, return_rep: bool = False) -> Tensor:
-        """(N,T,V,C) -> (N,T,V,dim_out), or the representation; raises ValueError as `embed` does."""
+        """(N,T,V,C) -> (N,T,V,dim_out), or the representation. Raises UserError, see `embed`."""
         representation = self.get_representation(x)
         return representation if return_rep else self.head(representation)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_channels
+from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 
@@ -40,9 +40,9 @@ class HeatmapRenderer(nn.Module):
         for num_joints, skeleton in PICKLE_SKELETONS.items():
             self.register_buffer(f'limbs_{num_joints}', torch.tensor(skeleton.limbs), persistent=False)
 
-    def num_channels(self, num_joints: int) -> int:
-        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_channels)."""
-        return num_channels(self.kind, num_joints)
+    def num_maps(self, num_joints: int) -> int:
+        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_maps)."""
+        return num_maps(self.kind, num_joints)
 
     def forward(self, keypoint: Tensor, score: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,channels,H,W).
@@ -56,7 +56,7 @@ class HeatmapRenderer(nn.Module):
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )
         num_clips, _, num_frames, num_joints, _ = keypoint.shape
-        self.num_channels(num_joints)  # raises where limbs are asked for and not known
+        self.num_maps(num_joints)  # raises where limbs are asked for and not known
         if torch.compiler.is_compiling():
             joints = self._joints(keypoint, score).to(dtype) if self.kind != 'limb' else None
             limbs = self._limbs(keypoint, score).to(dtype) if self.kind != 'joint' else None

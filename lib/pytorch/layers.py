@@ -1,7 +1,10 @@
-"""Layers, and checks of arguments and inputs, that DSTformer and the vanilla transformer share.
+"""Layers and argument checks shared by DSTformer and the vanilla transformer.
 
 N clips, M persons, T frames, V joints, L tokens, C channels, H heads, D channels per head.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,20 +12,20 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 
 
 class Linear(nn.Linear):
-    """nn.Linear by `linear`: (..., in_features) -> (..., out_features)."""
+    """nn.Linear computed by `linear`: (..., in_features) -> (..., out_features)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x weight^T + bias, as F.linear; on a CPU in float32 by oneDNN.
+    """F.linear, but by oneDNN in float32 on CPUs.
 
-    F.linear goes to MKL there, which on AMD's processors leaves AVX-512 unused: half the speed.
+    F.linear uses MKL there, which does not use AVX-512 on AMD processors and reaches half the speed.
     """
     by_onednn = (
         x.device.type == 'cpu'
@@ -60,7 +63,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with one exact GELU between them: (..., C) -> (..., C)."""
+    """Two linear layers with an exact GELU in between: (..., C) -> (..., C)."""
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
@@ -74,9 +77,9 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among the tokens of each row: (N,L,C) -> (N,L,C).
+    """Multi-head self-attention: (N,L,C) -> (N,L,C).
 
-    qk_scale: factor on the products of queries and keys, D**-0.5 where it is None.
+    qk_scale: factor on the products of queries and keys; None: D**-0.5.
     """
 
     def __init__(
@@ -104,43 +107,39 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(rearrange(x, 'n h l d -> n l (h d)')))
 
 
-def check_sizes(**sizes: float) -> None:
-    """Raise ValueError naming the first key of the config's section `model` that is not positive."""
-    for key, size in sizes.items():
-        if not size > 0:
-            raise UserError(f'model.{key} is {size}, but must be positive')
+def check_model_keys(keys: Mapping[str, Any]) -> None:
+    """Raises UserError for the first key of section `model` out of range: sizes must be positive, rates in [0, 1)."""
+    numbers = {key: value for key, value in keys.items() if isinstance(value, int | float)}
+    rules = {key: (value > 0, 'above 0') for key, value in numbers.items()}
+    for rate in ('dropout_ratio', 'drop_path_rate'):
+        rules[rate] = (0 <= keys[rate] < 1, 'at least 0 and below 1')
+    check_values('model', keys, rules)
+    divides = keys['dim_feat'] % keys['num_heads'] == 0
+    check_values('model', keys, {'num_heads': (divides, f'a divisor of model.dim_feat {keys["dim_feat"]}')})
 
 
-def check_rates(**rates: float) -> None:
-    """Raise ValueError naming the first key of the config's section `model` that is no dropout rate."""
-    for key, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise UserError(f'model.{key} is {rate}, but must be at least 0 and below 1')
+def check_joints(model: nn.Module, num_joints: int, dim_in: int) -> None:
+    """Raises UserError, naming the keys, if the input does not have model.num_joints joints of model.dim_in numbers.
 
-
-def check_joints(model: nn.Module, num_joints: int, channels: int) -> None:
-    """Raise ValueError, naming the keys, where a clip's joints or channels are not those of model.num_joints, .dim_in.
-
-    num_joints: joints, or maps, per frame. channels: numbers of each, `heatmap.size` squared or those of a keypoint.
+    num_joints: joints or maps per frame. dim_in: pixels of a map, or coordinates of a keypoint.
     """
     if num_joints != model.num_joints:
         raise UserError(
             f'model.num_joints is {model.num_joints}, but the input has {num_joints} joints or maps per frame '
             f'(data.ann_file, data.input and heatmap.kind decide): set model.num_joints to {num_joints}'
         )
-    if channels != model.dim_in:
+    if dim_in != model.dim_in:
         raise UserError(
-            f'model.dim_in is {model.dim_in}, but the input has {channels} numbers per joint and frame (heatmap.size '
-            f'squared, or 3 for keypoints): set model.dim_in to {channels}'
+            f'model.dim_in is {model.dim_in}, but the input has {dim_in} numbers per joint and frame (heatmap.size '
+            f'squared, or 3 for keypoints): set model.dim_in to {dim_in}'
         )
 
 
 def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
     """A volume (N,T,V,H,W), or keypoints (N,M,T,V,C), as keypoints (N,M,T,V,C) with C = dim_in.
 
-    Keypoints if the last axis is dim_in long, a volume if the last two together are. The rule cannot tell the two apart
-    in maps one pixel high, which the renderer's square maps are only for dim_in 1: these count as keypoints.
-    Raises UserError for any other shape.
+    Keypoints if the last axis has dim_in elements, a volume if the last two together have. Raises UserError for any
+    other shape.
     """
     if x.ndim != 5:
         raise UserError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
@@ -150,6 +149,6 @@ def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
     if height * width == dim_in:
         return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # the map has merged the persons, so that M = 1
     raise UserError(
-        f'the input is {tuple(x.shape)}: neither its last axis, of keypoints, nor its last two together, of a volume, '
-        f'make model.dim_in {dim_in}'
+        f'the input is {tuple(x.shape)}: neither the last axis (keypoints) nor the product of the last two (a volume) '
+        f'is model.dim_in {dim_in}'
     )

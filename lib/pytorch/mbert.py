@@ -1,7 +1,7 @@
-"""MotionBERT for actions: an action head on DSTformer, and the model as section `model` of a config builds it.
+"""MotionBERT for action recognition: DSTformer with an action head.
 
-ActionNet and its heads follow https://github.com/Walter0807/MotionBERT (Apache-2.0; Zhu et al., ICCV 2023), whose
-constructor arguments and state-dict names they keep.
+ActionNet and its heads keep the constructor arguments and state-dict names of
+https://github.com/Walter0807/MotionBERT (Apache-2.0; Zhu et al., ICCV 2023).
 
 N clips, M persons, T frames, V joints, C channels, H, W height and width of a heatmap (px).
 """
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.pytorch.dstformer import DSTformer
-from lib.pytorch.layers import as_keypoints, check_joints, check_rates, check_sizes
+from lib.pytorch.layers import as_keypoints, check_joints, check_model_keys
 
 
 def pool(features: Tensor) -> Tensor:
-    """The mean over persons and frames, joints side by side: (N,M,T,V,C) -> (N,V*C).
+    """The mean over persons and frames, with joints concatenated: (N,M,T,V,C) -> (N,V*C).
 
-    Without einops: its `reduce` permutes the axes, and thereby the gradient that returns to a dropout. On a CPU the
-    result of native_dropout_backward keeps these strides, while AOTAutograd assumes contiguous ones, as on a GPU: the
-    backend aot_eager then fails with "view size is not compatible".
+    Not einops.reduce, which permutes the axes and so the gradient of a dropout; torch.compile with aot_eager then fails
+    on a CPU with "view size is not compatible" (pytorch#88761).
     """
     return features.mean(dim=(1, 2)).flatten(1)
 
@@ -64,10 +63,10 @@ class ActionHeadEmbed(nn.Module):
 
 
 class ActionNet(nn.Module):
-    """A DSTformer and an action head: (N,M,T,V,C) -> (N,num_classes), or (N,hidden_dim) of length 1 for 'embed'.
+    """DSTformer with an action head: (N,M,T,V,C) -> (N,num_classes), or unit vectors (N,hidden_dim) for 'embed'.
 
-    version: 'class' or 'embed'. hidden_dim is the embedding's width; the class head's hidden layer is 2048 wide, as in
-    MotionBERT, whatever it says. The backbone's pose head is frozen. Raises UserError for another version.
+    version: 'class' or 'embed'. hidden_dim: width of the embedding; the hidden layer of the class head always has 2048
+    units, as in MotionBERT. The pose head of the backbone is frozen. Raises UserError for another version.
     """
 
     def __init__(
@@ -82,8 +81,8 @@ class ActionNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        # Scores are computed from the representation, so MotionBERT's pose head gets no gradient. It stays in the state
-        # dict and the published parameter counts; frozen, it is out of the optimizer and of what DDP waits for.
+        # The pose head gets no gradient. It stays in the state dict and the parameter counts; frozen, it is left out by
+        # the optimizer and by DDP.
         self.backbone.head.requires_grad_(False)
         if version == 'class':
             self.head = ActionHeadClassification(dropout_ratio, dim_rep, num_classes, num_joints)
@@ -98,12 +97,11 @@ class ActionNet(nn.Module):
 
 
 class MotionBERT(ActionNet):
-    """Class scores of heatmap volumes or keypoints; its arguments are the keys of a config's section `model`.
+    """MotionBERT on heatmap volumes or keypoints; its arguments are the keys of a config's section `model`.
 
-    dim_in: channels of a joint in a frame, H * W of its heatmap or C of a keypoint.
-    maxlen: the longest clip, in frames. dropout_ratio acts before the head, drop_path_rate in the blocks.
-    The defaults are the row that was published at 87.8 top-1. Raises UserError, naming the key, for a value out of
-    range.
+    dim_in: numbers per joint and frame, H * W of its heatmap or C of a keypoint. maxlen: longest clip in frames.
+    dropout_ratio: before the head. drop_path_rate: in the blocks. The defaults are those of MB_train.yaml. Raises
+    UserError, naming the key, for a value out of range.
     """
 
     def __init__(
@@ -121,20 +119,7 @@ class MotionBERT(ActionNet):
         drop_path_rate: float = 0.0,
         num_classes: int = 60,
     ) -> None:
-        check_sizes(
-            num_joints=num_joints,
-            maxlen=maxlen,
-            dim_in=dim_in,
-            dim_feat=dim_feat,
-            dim_rep=dim_rep,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            num_classes=num_classes,
-        )
-        check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
-        if dim_feat % num_heads:
-            raise UserError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+        check_model_keys(locals())
         backbone = DSTformer(
             dim_in=dim_in,
             dim_out=dim_in,
@@ -152,18 +137,18 @@ class MotionBERT(ActionNet):
         self.maxlen = maxlen
         self.dim_in = dim_in
 
-    def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
-        """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
+    def check_input(self, *, clip_len: int, num_joints: int, dim_in: int) -> None:
+        """Raises UserError, naming the keys, if the clips of a config do not fit the model (see check_joints)."""
         if clip_len > self.maxlen:
             raise UserError(
                 f'data.clip_len {clip_len} is over model.maxlen {self.maxlen}: '
                 f'set data.clip_len to {self.maxlen} or less, or model.maxlen to {clip_len}'
             )
-        check_joints(self, num_joints, channels)
+        check_joints(self, num_joints, dim_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).
 
-        Raises UserError as `as_keypoints` and DSTformer do.
+        Raises UserError, see `as_keypoints` and DSTformer.
         """
         return super().forward(as_keypoints(x, self.dim_in))

@@ -16,20 +16,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
-from lib.config import Sections
 from lib.data.batches import pad_batch, prefetch
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import scores_of
 from lib.log import Log
-from lib.pictures import draw_clip
-from lib.pytorch import checkpoint, distributed, dstformer, vanilla
+from lib.models import MODELS
+from lib.plots import clip_image
+from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone, load_backbone
 from lib.recipe import Recipe, cpu_has_bf16
-
-# Repeated in backward() instead of kept, with train.activation_checkpointing.
-CHECKPOINTED = (dstformer.Block, vanilla.Block)
 
 
 @dataclass(kw_only=True)
@@ -59,22 +56,25 @@ class TrainOptions(Recipe):
             )
 
 
-def make_model(
-    make: Callable[..., nn.Module], config: EasyDict, num_joints: int, device: torch.device
-) -> tuple[HeatmapRenderer | None, nn.Module]:
-    """The renderer, None for keypoint inputs, and the model with its first weights, on the device.
+def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple[HeatmapRenderer | None, nn.Module]:
+    """The renderer, None for keypoint inputs, and the model of config.script with its initial weights, on the device.
 
-    num_joints: those of a person in a batch (see Clips). Raises UserError, naming the keys, where the model does not
-    suit them.
+    num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
+    model does not fit the input.
     """
     torch.manual_seed(config.train.seed)
-    model = make(**config.model)
+    model = MODELS[config.script].load_classifier()(**config.model)
     render = HeatmapRenderer(**config.heatmap).to(device) if 'heatmap' in config else None
-    channels = 3
-    if render is not None:
-        num_joints, channels = render.num_channels(num_joints), config.heatmap.size**2
-    model.check_input(clip_len=config.data.clip_len, num_joints=num_joints, channels=channels)
+    if render is None:
+        model.check_input(clip_len=config.data.clip_len, num_joints=num_joints, dim_in=3)
+    else:
+        num_maps, num_pixels = render.num_maps(num_joints), config.heatmap.size**2
+        model.check_input(clip_len=config.data.clip_len, num_joints=num_maps, dim_in=num_pixels)
     freeze_backbone(model, config.train.partial_train)
+    if config.train.activation_checkpointing:
+        for module in model.modules():
+            if isinstance(module, MODELS[config.script].load_blocks()):
+                module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
     return render, model.to(device)
 
 
@@ -140,10 +140,6 @@ def make_forward(
     render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: distributed.World
 ) -> nn.Module:
     """Renderer and model as one module, for all processes of `world`, compiled if `options` say so."""
-    if options.activation_checkpointing:
-        for module in model.modules():
-            if isinstance(module, CHECKPOINTED):
-                module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
     forward = world.wrap(RenderAndClassify(render, model, options.precision))
     return torch.compile(forward) if options.compile else forward
 
@@ -246,21 +242,16 @@ def predict(
     return gathered[:, : clips.batch_size].flatten(0, 1)[: clips.num_clips].cpu().numpy()
 
 
-def start_log(
-    log: Log,
-    train_clips: Clips,
-    val_clips: Clips,
-    render: HeatmapRenderer | None,
-    model: nn.Module,
-    messages: list[str],
-    world: distributed.World,
-) -> None:
-    """Logs what is about to run, and an image of a validation clip's heatmaps."""
+def describe(model: nn.Module) -> str:
+    """Class and size of a model, for the log."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    described = f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
-    log.start(train_clips, val_clips, described, world, messages)
+    return f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
+
+
+def log_heatmaps(log: Log, render: HeatmapRenderer | None, clips: Clips, world: distributed.World) -> None:
+    """Logs an image of the first clip's heatmaps, if the model sees heatmaps."""
     if render is not None:
-        log.image(*draw_clip(val_clips, render.kind, partial(draw, render, world.device)))
+        log.image(*clip_image(clips, render.kind, partial(draw, render, world.device)))
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -269,7 +260,6 @@ def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, sc
 
 
 def load_model(
-    sections: Sections,
     config: EasyDict,
     num_joints: int,
     weights: Mapping[str, Tensor],
@@ -281,7 +271,7 @@ def load_model(
     Raises UserError if the device does not support the precision, or the weights or the joints do not fit the model.
     """
     TrainOptions(**config.train).check_device(world.device)
-    render, model = make_model(sections['model'], config, num_joints, world.device)
+    render, model = make_model(config, num_joints, world.device)
     checkpoint.load_weights(model, weights, path)
     return render, model.eval()
 

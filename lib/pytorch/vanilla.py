@@ -1,7 +1,7 @@
-"""A plain transformer over joints and frames: one token for each joint and each few frames, all attending to all.
+"""A plain transformer over joints and frames: one token per joint and few frames, with full attention.
 
-Transformer and its parts follow MAMP (Mao et al., Masked Motion Predictors are Strong 3D Action Representation
-Learners, ICCV 2023, https://github.com/maoyunyao/MAMP), whose constructor arguments and state-dict names they keep.
+Transformer and its parts keep the constructor arguments and state-dict names of MAMP (Mao et al., Masked Motion
+Predictors are Strong 3D Action Representation Learners, ICCV 2023, https://github.com/maoyunyao/MAMP).
 
 N clips, M persons, T frames, V joints, C channels, H, W height and width of a heatmap (px), D embedding width.
 """
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from lib.errors import UserError
-from lib.pytorch.layers import Attention, Mlp, as_keypoints, check_joints, check_rates, check_sizes, linear
+from lib.pytorch.layers import Attention, Mlp, as_keypoints, check_joints, check_model_keys, linear
 from lib.pytorch.mbert import ActionHeadClassification
 
 
 class SkeleEmbed(nn.Module):
-    """One token for each joint and t_patch_size frames: (N,C,T,V) -> (N,T/t_patch_size,V/patch_size,D)."""
+    """One token per joint and t_patch_size frames: (N,C,T,V) -> (N,T/t_patch_size,V/patch_size,D)."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SkeleEmbed(nn.Module):
         self.proj = nn.Conv2d(dim_in, dim_feat, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises UserError where T is over num_frames or no multiple of t_patch_size, or C, V are others."""
+        """Raises UserError if T exceeds num_frames or is not a multiple of t_patch_size, or C or V differ."""
         _, dim_in, num_frames, num_joints = x.shape
         if num_frames > self.num_frames or num_frames % self.t_patch_size:
             raise UserError(
@@ -53,16 +53,16 @@ class SkeleEmbed(nn.Module):
                 f'{num_joints} joints of {dim_in} channels were given to a model '
                 f'of num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
             )
-        # As a matrix product: a convolution's kernels take twice as long, backward four times, on a CPU.
+        # As a matrix product: on a CPU a convolution takes twice as long, and four times backward.
         patch, step = 'n c (t p) (v q) -> n t v (p q c)', dict(zip('pq', self.proj.stride, strict=True))
         weight = rearrange(self.proj.weight, 'd c p q -> d (p q c)')
         return linear(rearrange(x, patch, **step), weight, self.proj.bias)
 
 
 class Block(nn.Module):
-    """Attention among all tokens, then an MLP, both pre-norm residuals: (N,L,D) -> (N,L,D).
+    """Attention over all tokens, then an MLP, both pre-norm residuals: (N,L,D) -> (N,L,D).
 
-    In training `drop_path` is the rate at which a residual is left out, drawn per clip and person.
+    drop_path: stochastic depth, drawn per clip and person.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
     """A plain transformer with an action head: (N,C,T,V,M) -> (N,num_classes), with T up to num_frames.
 
     protocol: the head, 'linprobe' (mean of all tokens, one linear layer) or 'finetune' (MotionBERT's head: mean over
-    frames and persons, a hidden layer of 2048). dropout_ratio acts before the latter. Raises UserError for another.
+    frames and persons, a hidden layer of 2048, dropout_ratio before it). Raises UserError for another.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw MAMP's initial weights; the patch embedding keeps torch's."""
+        """Draws MAMP's initial weights; the patch embedding keeps torch's."""
         nn.init.trunc_normal_(self.temp_embed, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
@@ -168,7 +168,7 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def get_features(self, x: Tensor) -> Tensor:
-        """(N,C,T,V,M) -> (N,M,T/t_patch_size,V,D); raises ValueError as SkeleEmbed does."""
+        """(N,C,T,V,M) -> (N,M,T/t_patch_size,V,D). Raises UserError, see SkeleEmbed."""
         num_clips = len(x)
         x = self.joints_embed(rearrange(x, 'n c t v m -> (n m) c t v'))
         num_steps = x.shape[1]
@@ -179,17 +179,16 @@ class Transformer(nn.Module):
         return rearrange(self.norm(x), '(n m) (t v) d -> n m t v d', n=num_clips, t=num_steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises UserError as SkeleEmbed does."""
+        """Raises UserError, see SkeleEmbed."""
         return self.head(self.get_features(x))
 
 
 class VanillaTransformer(Transformer):
-    """Class scores of heatmap volumes or keypoints; its arguments are the keys of a config's section `model`.
+    """The vanilla transformer on heatmap volumes or keypoints; its arguments are the keys of section `model`.
 
-    dim_in: channels of a joint in a frame, H * W of its heatmap or C of a keypoint. num_frames: the longest clip, in
-    frames. protocol, dropout_ratio: the head (see Transformer). drop_path_rate acts in the blocks.
-    The defaults are the row that was published at 82.2 top-1. Raises UserError, naming the key, for a value out of
-    range.
+    dim_in: numbers per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
+    protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. drop_path_rate: of the
+    blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value out of range.
     """
 
     def __init__(
@@ -204,24 +203,16 @@ class VanillaTransformer(Transformer):
         num_heads: int = 8,
         mlp_ratio: float = 4,
         protocol: Literal['linprobe', 'finetune'] = 'linprobe',
-        dropout_ratio: float = 0.3,
+        dropout_ratio: float | None = None,
         drop_path_rate: float = 0.0,
         num_classes: int = 60,
     ) -> None:
-        check_sizes(
-            num_joints=num_joints,
-            num_frames=num_frames,
-            t_patch_size=t_patch_size,
-            dim_in=dim_in,
-            dim_feat=dim_feat,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            num_classes=num_classes,
-        )
-        check_rates(dropout_ratio=dropout_ratio, drop_path_rate=drop_path_rate)
-        if dim_feat % num_heads:
-            raise UserError(f'model.dim_feat {dim_feat} cannot be divided among model.num_heads {num_heads}')
+        if protocol == 'linprobe' and dropout_ratio is not None:
+            raise UserError(
+                'model.dropout_ratio has no effect with model.protocol linprobe. Omit it, or set it to null.'
+            )
+        dropout_ratio = 0.3 if dropout_ratio is None else dropout_ratio
+        check_model_keys(locals())
         if num_frames % t_patch_size:
             raise UserError(
                 f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}: '
@@ -246,13 +237,8 @@ class VanillaTransformer(Transformer):
         self.t_patch_size = t_patch_size
         self.dim_in = dim_in
 
-    @staticmethod
-    def unused_keys(*, protocol: str = 'linprobe', **_: object) -> dict[str, str]:
-        """The keys without effect beside the given ones, each with the reason."""
-        return {'dropout_ratio': 'the head of model.protocol linprobe has no dropout'} if protocol == 'linprobe' else {}
-
-    def check_input(self, *, clip_len: int, num_joints: int, channels: int) -> None:
-        """Raise ValueError, naming the keys, where the clips of this config do not fit the model (see check_joints)."""
+    def check_input(self, *, clip_len: int, num_joints: int, dim_in: int) -> None:
+        """Raises UserError, naming the keys, if the clips of a config do not fit the model (see check_joints)."""
         next_multiple = clip_len + -clip_len % self.t_patch_size
         if clip_len > self.num_frames:
             raise UserError(
@@ -264,11 +250,11 @@ class VanillaTransformer(Transformer):
                 f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}: '
                 f'set data.clip_len to {next_multiple}'
             )
-        check_joints(self, num_joints, channels)
+        check_joints(self, num_joints, dim_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).
 
-        Raises UserError as `as_keypoints` and SkeleEmbed do.
+        Raises UserError, see `as_keypoints` and SkeleEmbed.
         """
         return super().forward(rearrange(as_keypoints(x, self.dim_in), 'n m t v c -> n c t v m'))

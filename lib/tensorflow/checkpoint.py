@@ -1,6 +1,6 @@
 """Checkpoints of Keras models: every variable by name in an .npz, read without running anything in it.
 
-about          JSON: format, kind, config, epoch, step, loss_sum, num_correct, best, history
+about          JSON: format, config, epoch, step, loss_sum, num_correct, best, history
 model/...      every variable of the model, the states of its random generators included
 optimizer/...  every variable of the optimizer
 """
@@ -41,12 +41,12 @@ def read(path: Path) -> Any:
     return content
 
 
-def load(path: Path, kind: str) -> dict[str, Any]:
-    """What is needed to evaluate a checkpoint of this project's `kind` of model: {'config', 'epoch', 'model', ...}.
+def load(path: Path, script: str) -> dict[str, Any]:
+    """Content for evaluation: {'config', 'epoch', 'model', ...}. script: the model it must be of.
 
     Raises UserError naming the file.
     """
-    return run.check_checkpoint(read(path), kind, path)
+    return run.check_checkpoint(read(path), script, path)
 
 
 def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lib.console import peak_process_memory, silence
 from lib.errors import UserError
-from lib.log import peak_process_memory, silence
 from lib.run import check_same
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_channels
+from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps
 from lib.data.skeletons import skeleton_of
 from lib.errors import UserError
 
@@ -29,9 +29,9 @@ class HeatmapRenderer:
         self.sigma = float(sigma)
         self.kind = kind
 
-    def num_channels(self, num_joints: int) -> int:
-        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_channels)."""
-        return num_channels(self.kind, num_joints)
+    def num_maps(self, num_joints: int) -> int:
+        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_maps)."""
+        return num_maps(self.kind, num_joints)
 
     def __call__(self, keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
         """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,H,W,C) float32.
@@ -49,7 +49,7 @@ class HeatmapRenderer:
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )
         num_joints = keypoint.shape[3]
-        channels = self.num_channels(num_joints)  # raises where limbs are asked for and not known
+        channels = self.num_maps(num_joints)  # raises where limbs are asked for and not known
         if self.kind == 'limb':
             return self._limbs(keypoint, score)
         if self.kind == 'both':

@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from easydict import EasyDict
 
-from lib.config import Sections
 from lib.data.batches import pad_batch, prefetch
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import scores_of
 from lib.log import Log
-from lib.pictures import draw_clip
+from lib.models import MODELS
+from lib.plots import clip_image
 from lib.recipe import Recipe, cpu_has_bf16, step_seed
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.heatmap import HeatmapRenderer
@@ -42,13 +42,11 @@ class TrainOptions(Recipe):
             )
 
 
-def make_model(
-    make: Callable[..., keras.Model], config: EasyDict, num_joints: int, world: distributed.World
-) -> tuple[HeatmapRenderer, keras.Model]:
-    """The renderer, and the model with its first weights, on all devices of `world`.
+def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> tuple[HeatmapRenderer, keras.Model]:
+    """The renderer, and the model of config.script with its initial weights, on all devices of `world`.
 
-    num_joints: those of a person in a batch (see Clips). Raises UserError, naming the keys, where the model does not
-    suit them.
+    num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
+    model does not fit the input.
     """
     if 'heatmap' not in config:
         raise UserError(f'ViViT sees heatmaps alone, but data.input is {config.data.input}: set data.input to heatmap.')
@@ -56,9 +54,9 @@ def make_model(
     # The policy is the process's, and a model keeps the one that it is made under.
     keras.config.set_dtype_policy('mixed_bfloat16' if config.train.precision == 'bf16' else 'float32')
     with world.strategy.scope():
-        model, render = make(**config.model), HeatmapRenderer(**config.heatmap)
-    channels = render.num_channels(num_joints)
-    model.check_input(clip_len=config.data.clip_len, size=config.heatmap.size, num_joints=channels)
+        model, render = MODELS[config.script].load_classifier()(**config.model), HeatmapRenderer(**config.heatmap)
+    num_maps = render.num_maps(num_joints)
+    model.check_input(clip_len=config.data.clip_len, size=config.heatmap.size, num_joints=num_maps)
     return render, model
 
 
@@ -218,22 +216,17 @@ def predict(
     return tf.concat(logits, axis=0).numpy()[: clips.num_clips]
 
 
-def start_log(
-    log: Log,
-    train_clips: Clips,
-    val_clips: Clips,
-    render: HeatmapRenderer,
-    model: keras.Model,
-    world: distributed.World,
-) -> None:
-    """Logs what is about to run, and an image of a validation clip's heatmaps."""
-    described = f'{type(model).__name__}, {model.count_params():,} parameters'
-    log.start(train_clips, val_clips, described, world, [])
-    log.image(*draw_clip(val_clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
+def describe(model: keras.Model) -> str:
+    """Class and size of a model, for the log."""
+    return f'{type(model).__name__}, {model.count_params():,} parameters'
+
+
+def log_heatmaps(log: Log, render: HeatmapRenderer, clips: Clips) -> None:
+    """Logs an image of the first clip's heatmaps."""
+    log.image(*clip_image(clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
 
 
 def load_model(
-    sections: Sections,
     config: EasyDict,
     num_joints: int,
     weights: Mapping[str, np.ndarray],
@@ -245,7 +238,7 @@ def load_model(
     Raises UserError if a device does not support the precision, or the weights or the joints do not fit the model.
     """
     TrainOptions(**config.train).check_device()
-    render, model = make_model(sections['model'], config, num_joints, world)
+    render, model = make_model(config, num_joints, world)
     checkpoint.assign(model.variables, weights, path)
     return render, model
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import keras
 from keras import ops
 
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 
 Kind = Literal['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
 Reach = Literal['all', 'time', 'space', 'split']
@@ -21,6 +21,7 @@ SIZES = (
     'clip_len', 'size', 'num_joints', 'dim_feat', 'depth', 'temporal_depth', 'num_heads', 'head_dim', 'mlp_ratio',
     'num_classes',
 )  # fmt: skip
+RATES = ('attn_drop_rate', 'drop_path_rate')
 # What a block's attentions reach, one after the other. The factorised encoder has a stack for space and one for time.
 REACHES: dict[Kind, tuple[Reach, ...]] = {
     'joint': ('all',),
@@ -300,12 +301,6 @@ class ViViT(keras.Model):
         """What a factorised encoder knows of each time step by itself: (N,clip_len,size,size,num_joints) -> (N,T,D)."""
         return ops.mean(self.spatial_encoder(self.embed(volume)), axis=2)
 
-    @staticmethod
-    def unused_keys(*, kind: str = 'joint', **_: object) -> dict[str, str]:
-        """The keys without effect beside the given ones, each with the reason."""
-        reason = f'model.kind {kind} has one stack of blocks, whose depth is model.depth'
-        return {} if kind == 'factorised_encoder' else {'temporal_depth': reason}
-
     def check_input(self, *, clip_len: int, num_joints: int, size: int) -> None:
         """Raise ValueError, naming the keys, where the volumes of this config do not fit the model.
 
@@ -322,34 +317,30 @@ class ViViT(keras.Model):
             )
 
     def _check_arguments(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UserError(f'model.kind is {self.kind!r}, but must be one of {", ".join(get_args(Kind))}')
-        if len(self.tubelet_size) != 3 or min(self.tubelet_size) < 1:
-            found = list(self.tubelet_size)
-            raise UserError(f'model.tubelet_size is {found}, but must be 3 positive numbers: frames, height and width')
-        for key in SIZES:
-            if (size := getattr(self, key)) is not None and not size > 0:
-                raise UserError(f'model.{key} is {size}, but must be positive')
-        for key in ('attn_drop_rate', 'drop_path_rate'):
-            if not 0 <= (rate := getattr(self, key)) < 1:
-                raise UserError(f'model.{key} is {rate}, but must be at least 0 and below 1')
-        for i, key in enumerate(('clip_len', 'size', 'size')):
-            size, tubelet = getattr(self, key), self.tubelet_size[i]
-            if size % tubelet:
-                raise UserError(
-                    f'model.{key} {size} is no multiple of model.tubelet_size[{i}] {tubelet}: '
-                    f'set model.{key} to {size + -size % tubelet}'
-                )
-        if self.head_dim is None and self.dim_feat % self.num_heads:
-            raise UserError(
-                f'model.dim_feat {self.dim_feat} cannot be divided among model.num_heads {self.num_heads}: '
-                'change one, or set model.head_dim'
-            )
-        if self.kind == 'factorised_dot' and self.num_heads % 2:
-            raise UserError(
-                f'model.num_heads is {self.num_heads}, but must be even where model.kind is factorised_dot: half of '
-                'the heads attend along time, half along space'
-            )
+        values = vars(self) | {'tubelet_size': self.tubelet_size}
+        rules = {
+            'kind': (self.kind in get_args(Kind), f'one of {", ".join(get_args(Kind))}'),
+            'tubelet_size': (
+                len(self.tubelet_size) == 3 and min(self.tubelet_size) >= 1,
+                '3 positive numbers: frames, height and width',
+            ),
+            **{key: ((size := getattr(self, key)) is None or size > 0, 'above 0') for key in SIZES},
+            **{key: (0 <= getattr(self, key) < 1, 'at least 0 and below 1') for key in RATES},
+        }
+        check_values('model', values, rules)
+        frames, height, width = self.tubelet_size
+        has_width = self.head_dim is not None or self.dim_feat % self.num_heads == 0
+        rules = {
+            'clip_len': (self.clip_len % frames == 0, f'a multiple of the {frames} frames of model.tubelet_size'),
+            'size': (
+                self.size % height == self.size % width == 0,
+                f'a multiple of the {height} x {width} px of model.tubelet_size',
+            ),
+            'num_heads': (has_width, f'a divisor of model.dim_feat {self.dim_feat}, or model.head_dim set'),
+        }
+        if self.kind == 'factorised_dot':  # half of the heads attend along time, half along space
+            rules['num_heads'] = (self.num_heads % 2 == 0, 'even with model.kind factorised_dot')
+        check_values('model', values, rules)
 
     def _encoder(self, reaches: tuple[Reach, ...], drop_path_rates: list[float], shape: tuple, name: str) -> Encoder:
         head_dim = self.head_dim or self.dim_feat // self.num_heads

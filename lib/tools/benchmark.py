@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.data.heatmap import num_channels
+from lib.data.heatmap import num_maps
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
-from lib.tools.checkpoints import load_config_file, script_of
+from lib.models import MODELS, load_config
 from lib.tools.running import add_set, log, make_parser, progress, run_tool
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def benchmark(args: argparse.Namespace) -> int:
     if 'data' in args.parts:
         tasks[f'data, {args.batch or 32} clips'] = data, args.batch or 32, args.rounds
     for path in args.config if 'train' in args.parts else ():
-        kind, config = load_config_file(path, [f'data.batch_size={args.batch or 4}', *args.set])
+        config = load_config(path, [f'data.batch_size={args.batch or 4}', *args.set])
         name = f'train {path.stem}, {config.data.batch_size} clips'
-        tasks[name] = train, kind, config, args.device, args.rounds
+        tasks[name] = train, config, args.device, args.rounds
     rows = {}
     for name, task in progress(tasks.items(), total=len(tasks), unit='part'):
         try:
@@ -138,7 +138,7 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
     renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
     compiled = torch.compile(renderer, fullgraph=True)
     inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, 2, FRAMES, JOINTS)]
-    shape = (batch, FRAMES, renderer.num_channels(JOINTS), SIZE, SIZE)
+    shape = (batch, FRAMES, renderer.num_maps(JOINTS), SIZE, SIZE)
 
     def and_wait(function: Callable[..., torch.Tensor], *arguments: Any) -> None:
         function(*arguments)
@@ -158,6 +158,7 @@ def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 def data(batch: int, rounds: int) -> dict[str, Any]:
     """Batches of augmented training clips on one core, against plain ones."""
+    from lib.data.augmentation import Augmentation
     from lib.data.clips import Clips
 
     if hasattr(os, 'sched_setaffinity'):
@@ -166,7 +167,7 @@ def data(batch: int, rounds: int) -> dict[str, Any]:
         ann_file = Path(folder) / 'generated.pkl'
         write_pickle(ann_file, max(4000, 2 * batch))
         options = {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': batch, 'seed': 0}
-        plain, augmented = Clips('train', **options), Clips('train', **options, **AUGMENTATION)
+        plain, augmented = Clips('train', **options), Clips('train', Augmentation(**AUGMENTATION), **options)
         count = min(64, len(plain))
 
         def load(clips: Clips) -> Step:
@@ -192,28 +193,28 @@ def write_pickle(path: Path, num_clips: int) -> None:
     path.write_bytes(pickle.dumps({'split': split, 'annotations': annotations}))
 
 
-def train(kind: str, config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
+def train(config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
     """Training steps from keypoints in memory: rendering, forward, backward, optimizer."""
     is_plain = config.get('heatmap', {}).get('kind', 'joint') == 'joint' == config.model.get('kind', 'joint')
     sides = ['ours', 'reference'] if is_plain else ['ours']  # limbs and ViViT's other models have no reference
-    memory = [in_new_process(memory_of_step, side, kind, config, device) for side in sides]
-    world = make_world(kind, device)
-    ours, reference, *_ = *(make_step(side, kind, config, world) for side in sides), None
+    memory = [in_new_process(memory_of_step, side, config, device) for side in sides]
+    world = make_world(config.script, device)
+    ours, reference, *_ = *(make_step(side, config, world) for side in sides), None
     return compare(ours, reference, rounds, config.data.batch_size) | {'peak memory': memory}
 
 
-def memory_of_step(side: str, kind: str, config: EasyDict, device: str) -> int:
+def memory_of_step(side: str, config: EasyDict, device: str) -> int:
     """The peak memory of two training steps in bytes: of the tensors on a GPU, of this process on a CPU."""
-    world = make_world(kind, device)
-    step = make_step(side, kind, config, world)
+    world = make_world(config.script, device)
+    step = make_step(side, config, world)
     step(), step()
     return world.peak_memory()
 
 
-def make_world(kind: str, device: str) -> Any:
+def make_world(script: str, device: str) -> Any:
     """The one device to train on."""
-    distributed = script_of(kind).training.distributed
-    if kind != 'vivit':
+    distributed = MODELS[script].training.distributed
+    if MODELS[script].framework == 'pytorch':
         import torch
 
         return distributed.World(0, 1, torch.device(device))
@@ -224,7 +225,7 @@ def make_world(kind: str, device: str) -> Any:
     return distributed.World(tf.distribute.get_strategy())
 
 
-def make_step(side: str, kind: str, config: EasyDict, world: Any) -> Step:
+def make_step(side: str, config: EasyDict, world: Any) -> Step:
     """A function that trains a new model on a made-up batch and waits for the device. side: 'ours' or 'reference'."""
     shape = (config.data.batch_size, config.data.max_persons, config.data.clip_len, joints_of(config))
     if config.data.input == 'heatmap':
@@ -232,26 +233,29 @@ def make_step(side: str, kind: str, config: EasyDict, world: Any) -> Step:
     else:
         batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
     batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes
-    return (tensorflow_step if kind == 'vivit' else pytorch_step)(side, script_of(kind), config, batch, world)
+    steps = {'pytorch': pytorch_step, 'tensorflow': tensorflow_step}
+    return steps[MODELS[config.script].framework](side, config, batch, world)
 
 
 def joints_of(config: EasyDict) -> int:
     """Joints per person in a batch: those of the first skeleton with as many maps as the model has."""
     if config.data.input != 'heatmap':
         return config.model.num_joints
-    fitting = [v for v in PICKLE_SKELETONS if num_channels(config.heatmap.kind, v) == config.model.num_joints]
+    fitting = [v for v in PICKLE_SKELETONS if num_maps(config.heatmap.kind, v) == config.model.num_joints]
     return [*fitting, *PICKLE_SKELETONS][0]
 
 
-def pytorch_step(side: str, script: Any, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
+def pytorch_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
     """The reference: torch's layers, explicit attention and formulas, AdamW parameter by parameter, not compiled."""
     import torch
 
-    training, device, count = script.training, world.device, len(batch['label'])
+    from lib.pytorch import training
+
+    device, count = world.device, len(batch['label'])
     options = training.TrainOptions(**config.train)
     options.check_device(device)
     options.check_batch_size(count, 1)
-    render, model = training.make_model(script.SECTIONS['model'], config, batch['keypoint'].shape[3], device)
+    render, model = training.make_model(config, batch['keypoint'].shape[3], device)
     if side == 'ours':
         optimizer = training.make_optimizer(model, **config.optimizer)
     else:
@@ -305,16 +309,18 @@ def make_straightforward(model: 'torch.nn.Module') -> None:
             module.forward = MethodType(plain[type(module)], module)
 
 
-def tensorflow_step(side: str, script: Any, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
+def tensorflow_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
     """The reference: Keras' layers and train_on_batch, on a volume that is rendered already."""
     import keras
     import tensorflow as tf
 
-    training, count = script.training, len(batch['label'])
+    from lib.tensorflow import training
+
+    count = len(batch['label'])
     options = training.TrainOptions(**config.train)
     options.check_device()
     options.check_batch_size(count, 1)
-    render, model = training.make_model(script.SECTIONS['model'], config, batch['keypoint'].shape[3], world)
+    render, model = training.make_model(config, batch['keypoint'].shape[3], world)
     if side == 'ours':
         optimizer = training.make_optimizer(model, **config.optimizer)
         train_step = training.make_train_step(render, model, optimizer, options, world)

@@ -32,7 +32,8 @@ from lib.data.pickles import check_annotation, read_pickle, require_form
 from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
 from lib.errors import UserError, shown_text
-from lib.tools.checkpoints import build_model, load_config_file
+from lib.models import load_config
+from lib.tools.checkpoints import build_model
 from lib.tools.running import add_set, listed, log, make_parser, numbered, progress, run_tool, span
 
 SWAPPED_OUTSIDE, SWAPPED_INSIDE = 0.25, 0.98  # least shares of joints outside the image, and inside it once transposed
@@ -109,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    kind, config = load_config_file(args.config, args.set) if args.config else ('', None)
+    config = load_config(args.config, args.set) if args.config else None
     dataset, findings = read_dataset(args.file)
     is_readable = not findings  # otherwise Clips repeats the first of them
     findings += [*check_coordinates(dataset), *check_clips(dataset), *check_splits(dataset)]
     pairs = pairs_of(dataset.split)
     if config and is_readable:
-        findings += check_config(args.file, kind, config, dataset.layout[0])
+        findings += check_config(args.file, config, dataset.layout[0])
         benchmark = config.data.benchmark
         pair = (f'{benchmark}_train', f'{benchmark}_val') if isinstance(benchmark, str) else tuple(benchmark)
         pairs += [pair] if pair not in pairs and set(pair) <= dataset.split.keys() else []
@@ -300,11 +301,11 @@ def check_pairs(dataset: Dataset, pairs: Sequence[tuple[str, str]]) -> Iterator[
             yield Finding(text, 'add clips of them to the training split, or remove them: they cannot be learnt')
 
 
-def check_config(path: Path, kind: str, config: EasyDict, num_joints: int) -> list[Finding]:
+def check_config(path: Path, config: EasyDict, num_joints: int) -> list[Finding]:
     """The errors that Clips and the model raise for this dataset."""
     errors, packing = {}, logging.getLogger('lib.data.store')
     tries = [partial(make_clips, config, split) for split in ('train', 'val')]
-    tries.append(partial(build_model, kind, config, num_joints))
+    tries.append(partial(build_model, config, num_joints))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # they are findings already
         packing.disabled = True

@@ -28,9 +28,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.out:
         check_new(args.out, *WRITTEN)
     checkpoint = open_checkpoint(args.checkpoint, args.set)
-    about = {'checkpoint': str(checkpoint.path), 'kind': checkpoint.kind, 'epoch': checkpoint.epoch}
+    about = {'checkpoint': str(checkpoint.path), 'script': checkpoint.script, 'epoch': checkpoint.epoch}
     folder = args.out or checkpoint.path.parent
-    evaluate_weights(about, checkpoint.weights, checkpoint.config, checkpoint.sections, checkpoint.training, folder)
+    evaluate_weights(about, checkpoint.weights, checkpoint.config, folder)
 
 
 if __name__ == '__main__':

@@ -64,11 +64,11 @@ def export(args: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(args.checkpoint, [*args.set, *eager])
     if args.out.suffix not in SUFFIXES[checkpoint.path.suffix]:
         known = [suffix or 'no suffix (a folder)' for suffix in SUFFIXES[checkpoint.path.suffix]]
-        raise UserError(f'{args.out}: a checkpoint of {checkpoint.kind} is exported with {", ".join(known)}.')
+        raise UserError(f'{args.out}: a checkpoint of {checkpoint.script} is exported with {", ".join(known)}.')
     lines = (export_graph if is_graph else export_weights)(checkpoint, args.out)
     count = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
     size = sum(file.stat().st_size for file in [args.out, *args.out.rglob('*')] if file.is_file())
-    log.info('%s: %s after epoch %s', args.out, checkpoint.kind, checkpoint.epoch)
+    log.info('%s: %s after epoch %s', args.out, checkpoint.script, checkpoint.epoch)
     log.info('%s values, %s MB', f'{count:,}', f'{size / 1e6:,.1f}')
     for line in lines:
         log.info('%s', line)
@@ -90,7 +90,7 @@ def export_weights(checkpoint: Checkpoint, out: Path) -> list[str]:
     """Writes the weights and the config; returns further lines of output."""
     content = {
         'format': FORMAT,
-        'kind': checkpoint.kind,
+        'script': checkpoint.script,
         'config': plain(checkpoint.config),
         'epoch': checkpoint.epoch,
         'model': checkpoint.weights,
@@ -109,7 +109,7 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
     batches, names = validation_batches(checkpoint.config), class_names(checkpoint.config)
     shapes = {name: array.shape[1:] for name, array in batches[0].items()}
     about = {
-        'kind': checkpoint.kind,
+        'script': checkpoint.script,
         'epoch': checkpoint.epoch,
         'inputs': {name: {'shape': ['N', *shape], 'type': 'float32'} for name, shape in shapes.items()},
         'output': {'logits': {'shape': ['N', len(names)], 'type': 'float32'}},

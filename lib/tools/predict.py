@@ -34,9 +34,9 @@ from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError, shown_text
-from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder, write_text
 from lib.log import say
+from lib.plots import save_figure, timeline_figure
 from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 
@@ -46,7 +46,6 @@ MOST_PERSONS = 30  # that are read of a file; of a window the model takes the mo
 MOST_ROWS = 2_000_000  # frames of persons in all windows of an input, each some 200 bytes
 KEYS = ('label', 'total_frames', 'img_shape', 'keypoint', 'keypoint_score')
 MOST_IN_FULL = 10  # clips; of more, each has a line
-MOST_ACTIONS = 12  # in a picture
 
 
 @dataclass(frozen=True)
@@ -360,61 +359,6 @@ def notes_of(subjects: Sequence[Subject], most: int, data_input: str) -> Iterato
         yield f'{numbered(long, "clip")} of over {LONGEST} frames looked at as one action; --window {WINDOW} cuts it'
 
 
-def fitted(text: str, most: int) -> str:
-    return text if len(text) <= most else f'{text[: most - 3]}...'
-
-
-def draw_timeline(
-    windows: Sequence[tuple[int, int]],
-    found: Sequence[np.ndarray | None],
-    names: Sequence[str],
-    title: str,
-    path: Path,
-) -> None:
-    """A PNG of the probabilities over time: a row for each action that is likeliest somewhere, as many as fit.
-
-    Rows are in the order in which they come first; the likeliest one is underlined. Where nobody is, it is grey, and
-    somebody must be somewhere.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-
-    segments, edges = segments_of(windows, found), edges_of(windows)
-    frames_of = dict.fromkeys((s.action for s in segments if s.action is not None), 0)
-    for s in segments:
-        if s.action is not None:
-            frames_of[s.action] += s.end - s.start
-    longest = sorted(frames_of, key=frames_of.get, reverse=True)[:MOST_ACTIONS]
-    shown = [action for action in frames_of if action in longest]
-    hidden = len(frames_of) - len(shown)
-    labels = [fitted(names[action], 36) for action in shown]
-    rows = [[np.nan if values is None else 100 * values[action] for values in found] for action in shown]
-    if hidden:
-        shown.append(None)
-        labels.append(f'{hidden} other actions')
-        others = [action for action in frames_of if action not in longest]
-        rows.append([np.nan if values is None else 100 * values[others].max() for values in found])
-
-    figure = new_figure(10, 1.5 + 0.32 * max(len(rows), 3))
-    axis = figure.subplots()
-    axis.set_facecolor(GRID)
-    colours = LinearSegmentedColormap.from_list('probability', ['white', BLUE])
-    mesh = axis.pcolormesh(edges, np.arange(len(rows) + 1), np.array(rows), cmap=colours, vmin=0, vmax=100)
-    row_of = {action: shown.index(action if action in longest else None) for action in frames_of}
-    for s in segments:  # a line, since frames would hide what is in narrow windows
-        if s.action is not None:
-            axis.hlines(row_of[s.action] + 0.9, s.start, s.end, color=VERMILION, linewidth=3)
-    axis.hlines(np.arange(1, len(rows)), edges[0], edges[-1], color=GRID, linewidth=0.6)
-    axis.set_yticks(np.arange(len(rows)) + 0.5, labels, parse_math=False)
-    axis.set_ylim(len(rows), 0)
-    axis.set_xlim(edges[0], edges[-1])
-    grey = '; grey: nobody' if any(s.action is None for s in segments) else ''
-    axis.set_xlabel(f'frame (underlined: the likeliest action{grey})')
-    axis.set_title(fitted(title, 60), loc='left', fontsize=11, parse_math=False)
-    axis.tick_params(axis='y', length=0)
-    figure.colorbar(mesh, ax=axis, label='probability, %', pad=0.02)
-    save_figure(figure, path)
-
-
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -436,7 +380,7 @@ def predict(args: argparse.Namespace) -> None:
         for annotation in read_input(path, args.layout, args.img_shape and tuple(args.img_shape), args.list):
             check_suits(checkpoint, annotation, path)
             subjects += subjects_of(path, annotation, most, args.window, args.stride, args.per_person)
-    say(f'{checkpoint.path}: {checkpoint.kind}, epoch {checkpoint.epoch}, {len(names)} classes')
+    say(f'{checkpoint.path}: {checkpoint.script}, epoch {checkpoint.epoch}, {len(names)} classes')
     logging.getLogger('lib.data.store').setLevel(logging.WARNING)  # where it packs is a folder that is gone at once
     predicted = predict_subjects(checkpoint, subjects)
     if args.out:  # before a pipe that may be closed
@@ -469,9 +413,10 @@ def write(
         if len(found) > 1 and any(values is not None for values in found):
             name = re.sub(r'[^\w.-]+', '_', subject.title)[:80]
             file = 'timeline.png' if len(subjects) == 1 else f'timeline_{number}_{name}.png'
-            draw_timeline(subject.windows, found, names, subject.title, out / file)
+            probability = np.array([np.full(len(names), np.nan) if values is None else values for values in found])
+            save_figure(timeline_figure(edges_of(subject.windows), probability, names, subject.title), out / file)
             inputs[-1]['timeline'] = file
-    about = {'checkpoint': str(checkpoint.path), 'kind': checkpoint.kind, 'epoch': checkpoint.epoch}
+    about = {'checkpoint': str(checkpoint.path), 'script': checkpoint.script, 'epoch': checkpoint.epoch}
     write_text(out / 'predictions.json', json.dumps({**about, 'inputs': inputs}, indent=2) + '\n')
     drawn = sum('timeline' in entry for entry in inputs)
     return 'predictions.json' + (f' and {numbered(drawn, "timeline")}' if drawn else '')

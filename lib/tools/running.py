@@ -17,13 +17,13 @@ Frameworks are imported inside functions, so that --help is fast.
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from lib import console
 from lib.cli import DONE, FAILED, USER_ERROR
 from lib.errors import UserError, shown_text
 from lib.files import check_writable
@@ -85,13 +85,8 @@ def run_tool(
     finite or not equal) is one line and 1. Any other exception is a bug and keeps its traceback.
     """
     args = parser.parse_args(argv)
-    logger, handler = logging.getLogger('lib'), _Console()
-    level, logger.propagate = logger.level, False  # TensorFlow gives the root logger a handler of its own
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     try:
-        with warnings.catch_warnings(), interrupt_at_once():
-            warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+        with console.messages(), interrupt_at_once():
             return main(args) or DONE
     except KeyboardInterrupt:
         print('\nstopped before the end.', file=sys.stderr)
@@ -99,18 +94,6 @@ def run_tool(
     except (UserError, FloatingPointError) as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR if isinstance(error, UserError) else FAILED
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = True
-
-
-class _Console(logging.Handler):
-    """Prints messages above any progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stdout)
-        sys.stdout.flush()
 
 
 def numbered(count: int, noun: str) -> str:

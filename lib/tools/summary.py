@@ -18,8 +18,9 @@ from typing import Any
 from easydict import EasyDict
 
 from lib.config import differences, read_config
+from lib.models import MODELS, load_config
 from lib.tools.benchmark import joints_of, make_step
-from lib.tools.checkpoints import build_model, kind_of, load_config_file, script_of
+from lib.tools.checkpoints import build_model
 from lib.tools.running import add_set, log, make_parser, run_tool
 
 PUBLISHED = Path(__file__).parents[2] / 'configs' / 'action'
@@ -35,16 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def summarise(args: argparse.Namespace) -> None:
-    kind, config = load_config_file(args.config, args.set)
-    script_of(kind).training.TrainOptions(**config.train).check_batch_size(config.data.batch_size, 1)
-    total, trained, operations = (tensorflow_cost if kind == 'vivit' else pytorch_cost)(kind, config)
-    log.info('config         %s, for train_action_%s.py', args.config, kind)
+    config = load_config(args.config, args.set)
+    MODELS[config.script].training.TrainOptions(**config.train).check_batch_size(config.data.batch_size, 1)
+    total, trained, operations = COSTS[MODELS[config.script].framework](config)
+    log.info('config         %s, for train_action_%s.py', args.config, config.script)
     log.info('parameters     %s, %s of them trained', f'{total:,}', f'{trained:,}')
     log.info('multiply-adds  %s million per clip', f'{operations / 1e6:,.0f}')
-    for line in published_lines(args.config, kind, config):
+    for line in published_lines(args.config, config):
         log.info('%s', line)
     if args.measure:
-        device, seconds, memory = measure(kind, config)
+        device, seconds, memory = measure(config)
         count = config.data.batch_size
         log.info(
             'training       %.2f s per step of %s clips (%.1f clips/s), peak memory %.2f GB, on %s',
@@ -52,53 +53,56 @@ def summarise(args: argparse.Namespace) -> None:
         )
 
 
-def pytorch_cost(kind: str, config: EasyDict) -> tuple[int, int, int]:
+def pytorch_cost(config: EasyDict) -> tuple[int, int, int]:
     """Parameters, trained parameters and multiply-adds. Raises UserError if the config does not fit its input."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    render, model = build_model(kind, config, joints_of(config))
+    render, model = build_model(config, joints_of(config))
     shape = (1, config.data.max_persons, config.data.clip_len, joints_of(config))
     with torch.device('meta'):
         inputs = torch.zeros(*shape, 3) if render is None else render(torch.zeros(*shape, 2), torch.zeros(shape))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(inputs)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return script_of(kind).training.count_parameters(model), trained, counter.get_total_flops() // 2
+    return MODELS[config.script].training.count_parameters(model), trained, counter.get_total_flops() // 2
 
 
-def tensorflow_cost(kind: str, config: EasyDict) -> tuple[int, int, int]:
+def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:
     """As pytorch_cost."""
     import tensorflow as tf
     from tensorflow.compat.v1 import profiler
 
     tf.get_logger().setLevel('ERROR')  # the profiler is deprecated, and nothing has replaced it
-    render, model = build_model(kind, config, joints_of(config))
-    size, channels = config.heatmap.size, render.num_channels(joints_of(config))
-    volume = tf.TensorSpec((1, config.data.clip_len, size, size, channels))
+    render, model = build_model(config, joints_of(config))
+    size = config.heatmap.size
+    volume = tf.TensorSpec((1, config.data.clip_len, size, size, render.num_maps(joints_of(config))))
     forward = tf.function(lambda volume: model(volume, training=False), autograph=False).get_concrete_function(volume)
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
     flops = profiler.profile(forward.graph, options=options.build()).total_float_ops
     return model.count_params(), sum(variable.numpy().size for variable in model.trainable_variables), flops // 2
 
 
-def measure(kind: str, config: EasyDict) -> tuple[str, float, int]:
+COSTS = {'pytorch': pytorch_cost, 'tensorflow': tensorflow_cost}
+
+
+def measure(config: EasyDict) -> tuple[str, float, int]:
     """Device, seconds of a training step after a first one, and peak memory in bytes."""
-    world = script_of(kind).training.distributed.init()
-    step = make_step('ours', kind, config, world)
+    world = MODELS[config.script].training.distributed.init()
+    step = make_step('ours', config, world)
     step()
     start = time.perf_counter()
     step()
     return world.description, time.perf_counter() - start, world.peak_memory()
 
 
-def published_lines(path: Path, kind: str, config: EasyDict) -> list[str]:
+def published_lines(path: Path, config: EasyDict) -> list[str]:
     """The published row that a config is or is nearest to, and the settings in which they differ."""
     rows = {}  # {file: (line on the published result, config)}
     for file in sorted(PUBLISHED.glob('*.yaml')):
-        if kind_of(read_config(file, ()), str(file)) == kind:  # before anything is imported for it
+        if read_config(file)['script'] == config.script:
             (line,) = [line for line in file.read_text().splitlines() if line.startswith(('# Published', '# Not pub'))]
-            rows[file] = line.removeprefix('# '), load_config_file(file)[1]
+            rows[file] = line.removeprefix('# '), load_config(file)
     rows = {file: row for file, row in rows.items() if row[1].data.input == config.data.input}
     nearest = path.resolve()
     if nearest not in rows:

@@ -3,11 +3,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from lib.data.augmentation import Augmentation
 from lib.data.clips import Clips
-from lib.data.heatmap import joint_heatmaps
 from lib.data.sampling import evaluation_frames
 from lib.data.skeletons import COCO17
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.oracle import joint_heatmaps
 from tests.stores import write_sparse_store
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
@@ -16,7 +17,9 @@ AUG = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}
 
 
 def clips(split, path, size=56, **changes):
-    return Clips(split, size, ann_file=str(path), **{**OPTIONS, **changes})
+    """changes: keys of the sections data and augmentation."""
+    augmentation = {name: changes.pop(name) for name in vars(Augmentation()) if name in changes}
+    return Clips(split, Augmentation(**augmentation), size, ann_file=str(path), **{**OPTIONS, **changes})
 
 
 def whole_split(loaded, epoch=0):
@@ -53,7 +56,7 @@ def test_shapes_and_types_of_batches(mixed):
                 'score': ((count, 2, 16, 17), np.float32),
                 'label': ((count,), np.int64),
             }
-            absent = loaded.store.num_persons[loaded.batch_clips(0, b)] == 1
+            absent = loaded.store.num_persons[loaded.batch_indices(0, b)] == 1
             assert absent.any()
             assert not batch['keypoint'][absent, 1].any()
             assert not batch['score'][absent, 1].any()
@@ -92,7 +95,9 @@ def test_replays_the_train_pipeline_of_pyskl(golden, write_pickle, monkeypatch, 
     g = {key.removeprefix(f'{case}_'): value for key, value in golden('end_to_end').items()}
     loaded = clips('train', write_pickle(data), clip_len=48, flip_ratio=float(g['flip']))
     monkeypatch.setattr(Clips, '_frames', lambda self, clip, random: np.tile(g['frame_inds'], (len(clip), 1)))
-    monkeypatch.setattr('lib.data.clips.random_crop_box', lambda shape, *_: np.tile(g['crop_box'], (len(shape), 1)))
+    monkeypatch.setattr(
+        'lib.data.augmentation.random_crop_box', lambda shape, *_: np.tile(g['crop_box'], (len(shape), 1))
+    )
     batch, persons = loaded[0, 0], len(g['kp56'])
     np.testing.assert_allclose(batch['keypoint'][0, :persons], g['kp56'], rtol=1e-6, atol=1e-3)
     np.testing.assert_array_equal(batch['score'][0, :persons], g['score56'])
@@ -123,7 +128,7 @@ def test_an_epoch_visits_every_clip_once(mixed):
     for split, epoch in (('train', 2), ('val', 0)):
         loaded = clips(split, mixed, batch_size=6)
         names = [name for b in range(len(loaded)) for name in loaded.names(epoch, b)]
-        assert sorted(names) == sorted(loaded.store.name(i) for i in loaded.clips)
+        assert sorted(names) == sorted(loaded.store.name(i) for i in loaded.indices)
 
 
 def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
@@ -160,7 +165,7 @@ def test_max_persons_limits_the_persons(write_pickle):
     three, two = (clips('val', path, max_persons=m, flip_ratio=0)[0, 0] for m in (3, 2))
     assert three['keypoint'].shape[1] == 3
     assert two['score'].all()
-    assert '2 have over 2 persons' in clips('val', path).split_description
+    assert '2 have more than 2 persons' in clips('val', path).split_description
 
 
 def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
@@ -170,9 +175,9 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
     try:
         loaded = clips('train', tmp_path / 'set.pkl')
         loaded.check_labels(60)
-        loaded.batch_clips(0, 0)
+        loaded.batch_indices(0, 0)
         kept, _ = tracemalloc.get_traced_memory()
-        loaded.batch_clips(1, 0)
+        loaded.batch_indices(1, 0)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -196,7 +201,7 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
     ],
 )
 def test_invalid_values_are_refused(mixed, changes):
-    with pytest.raises(ValueError, match=rf'data\.{next(iter(changes))}'):
+    with pytest.raises(ValueError, match=rf'(data|augmentation)\.{next(iter(changes))}'):
         clips('val', mixed, **changes)
 
 
@@ -287,7 +292,7 @@ def test_ten_views_come_from_one_stream_of_the_seed(mixed):
         n = len(batch['label'])
         assert batch['keypoint'].shape == (n, 10, 2, 16, 17, 2)
         assert batch['score'].shape == (n, 10, 2, 16, 17)
-        for i, clip in enumerate(ten.batch_clips(0, b)):
+        for i, clip in enumerate(ten.batch_indices(0, b)):
             frames = evaluation_frames(int(ten.store.total_frames[clip]), 16, 10).reshape(10, 16)
             score = ten.store.gather(ten.store.first_row[clip] + frames)[1].astype(np.float32)
             np.testing.assert_array_equal(batch['score'][i, :, 0], score)

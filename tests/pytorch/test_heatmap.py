@@ -70,9 +70,9 @@ def test_channels():
     volumes = {kind: HeatmapRenderer(size=SIZE, kind=kind)(*inputs) for kind in KINDS}
     torch.testing.assert_close(volumes['both'], torch.cat([volumes['joint'], volumes['limb']], dim=2), rtol=0, atol=0)
     for kind, volume in volumes.items():
-        assert volume.shape == (2, 3, HeatmapRenderer(kind=kind).num_channels(17), SIZE, SIZE)
+        assert volume.shape == (2, 3, HeatmapRenderer(kind=kind).num_maps(17), SIZE, SIZE)
         assert volume.dtype == torch.float32
-    assert [HeatmapRenderer(kind=kind).num_channels(25) for kind in KINDS] == [25, 24, 49]
+    assert [HeatmapRenderer(kind=kind).num_maps(25) for kind in KINDS] == [25, 24, 49]
 
 
 def test_keypoints_get_a_gradient():

@@ -54,13 +54,13 @@ def test_section_class_is_the_recorded_model_for_volumes_too(golden):
     [
         ({'clip_len': 120}, r'data\.clip_len 120 .* model\.maxlen 48'),
         ({'num_joints': 34}, r'model\.num_joints is 17'),
-        ({'channels': 1024}, r'model\.dim_in is 3136'),
+        ({'dim_in': 1024}, r'model\.dim_in is 3136'),
     ],
 )
 def test_config_that_does_not_fit_is_refused(config, message):
     with torch.device('meta'):
         model = MotionBERT(depth=1)
-    row = {'clip_len': 48, 'num_joints': 17, 'channels': 3136}
+    row = {'clip_len': 48, 'num_joints': 17, 'dim_in': 3136}
     model.check_input(**row)
     model.check_input(**row | {'clip_len': 20})
     with pytest.raises(ValueError, match=message):

@@ -3,7 +3,6 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from lib.config import load_config
 from lib.pytorch.vanilla import Transformer, VanillaTransformer
 from tests import recorded
 from tests.recorded import is_close, is_same_twice
@@ -145,13 +144,13 @@ def test_dropout_only_in_training(arguments):
         ({'clip_len': 119}, r'model\.num_frames 48: .* or both to 120'),
         ({'clip_len': 30}, r'model\.t_patch_size 4: set data\.clip_len to 32'),
         ({'num_joints': 34}, r'set model\.num_joints to 34'),
-        ({'channels': 1024}, r'set model\.dim_in to 1024'),
+        ({'dim_in': 1024}, r'set model\.dim_in to 1024'),
     ],
 )
 def test_config_that_does_not_fit_is_refused(config, message):
     with torch.device('meta'):
         model = VanillaTransformer(depth=1)
-    row = {'clip_len': 48, 'num_joints': 17, 'channels': 3136}
+    row = {'clip_len': 48, 'num_joints': 17, 'dim_in': 3136}
     model.check_input(**row)
     model.check_input(**row | {'clip_len': 20})
     with pytest.raises(ValueError, match=message):
@@ -169,11 +168,7 @@ def test_frames_must_fill_patches():
         small_model()(torch.zeros(2, 3, 5, 4, 4))
 
 
-def test_dropout_ratio_is_a_key_of_the_finetune_head_alone(tmp_path):
-    path = tmp_path / 'config.yaml'
-    path.write_text('model: {depth: 2}\n')
-    sections = {'model': VanillaTransformer}
-    assert 'dropout_ratio' not in load_config(path, sections).model
-    assert load_config(path, sections, ['model.protocol=finetune']).model.dropout_ratio == 0.3
+def test_dropout_ratio_is_refused_by_the_head_without_dropout():
     with pytest.raises(ValueError, match=r'model\.dropout_ratio has no effect'):
-        load_config(path, sections, ['model.dropout_ratio=0.5'])
+        VanillaTransformer(depth=2, dropout_ratio=0.5)
+    assert VanillaTransformer(depth=1, protocol='finetune').head.dropout.p == 0.3

@@ -18,8 +18,8 @@ import tensorflow as tf
 import yaml
 
 import train_action_vivit as script
-from lib.config import load_config
 from lib.data.batches import make_clips
+from lib.models import load_config
 from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
 from tests.tiny import lines
@@ -185,14 +185,14 @@ def test_replicas_and_steps_have_their_own_dropout(config):
     """The loss of a batch is the sum of the replicas' parts; every part depends on its own seed alone."""
     code = """
 import numpy as np
-from lib.config import load_config
+from lib.models import load_config
 from lib.data.batches import make_clips
 from lib.tensorflow import distributed, training
 options = ['model.attn_drop_rate=0.5', 'model.drop_path_rate=0.2', 'optimizer.lr=0.0', 'optimizer.weight_decay=0.0']
-config = load_config(sys.argv[1], script.SECTIONS, options)
+config = load_config(sys.argv[1], options)
 options, world = training.TrainOptions(**config.train), distributed.init()
 clips = make_clips(config, 'train')
-render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+render, model = training.make_model(config, clips.num_joints, world)
 model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
 train_step = training.make_train_step(render, model, training.make_optimizer(model, **config.optimizer), options, world)
 _, (share, other) = next(training.load_batches(clips.shared(0, world.num_replicas), 0, options, world))
@@ -213,10 +213,10 @@ for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
 
 @pytest.mark.parametrize('compile', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_are_traced_once(config, tmp_path, compile):
-    config = load_config(config, script.SECTIONS, [f'train.compile={compile}', 'train.accumulation_steps=1'])
+    config = load_config(config, [f'train.compile={compile}', 'train.accumulation_steps=1'])
     options, world = training.TrainOptions(**config.train), distributed.World(tf.distribute.get_strategy())
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(config, train_clips.num_joints, world)
     traced = []
 
     def drawn(keypoint, score):

@@ -80,9 +80,9 @@ def test_channels():
     volumes = {kind: HeatmapRenderer(size=SIZE, kind=kind)(*inputs) for kind in KINDS}
     np.testing.assert_array_equal(volumes['both'], np.concatenate([volumes['joint'], volumes['limb']], axis=-1))
     for kind, volume in volumes.items():
-        assert volume.shape == (2, 3, SIZE, SIZE, HeatmapRenderer(kind=kind).num_channels(17))
+        assert volume.shape == (2, 3, SIZE, SIZE, HeatmapRenderer(kind=kind).num_maps(17))
         assert volume.dtype == tf.float32
-    assert [HeatmapRenderer(kind=kind).num_channels(25) for kind in KINDS] == [25, 24, 49]
+    assert [HeatmapRenderer(kind=kind).num_maps(25) for kind in KINDS] == [25, 24, 49]
 
 
 @pytest.mark.parametrize('mode', ['graph', 'xla'])
@@ -101,7 +101,7 @@ def test_compiled_equals_eager_for_any_batch_with_one_trace(mode):
         inputs = random_batch(num_clips)
         volume, expected = compiled(*inputs).numpy(), render(*inputs).numpy()
         np.testing.assert_allclose(volume, expected, rtol=0, atol=1e-5)
-    assert traces[0].as_list() == [None, 3, SIZE, SIZE, render.num_channels(17)]  # what a model is built on
+    assert traces[0].as_list() == [None, 3, SIZE, SIZE, render.num_maps(17)]  # what a model is built on
     assert len(traces) == 1
 
 

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import train_action_vivit as script
-from lib.config import load_config
 from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
+from lib.models import load_config
 from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
 from tests.annotations import make_annotations
@@ -34,10 +34,10 @@ def alone() -> distributed.World:
 
 
 def test_the_first_loss_is_that_of_guessing(config, tmp_path):
-    config = load_config(config, script.SECTIONS)
+    config = load_config(config)
     clips = make_clips(config, 'train')
     options, world = training.TrainOptions(**config.train), alone()
-    render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+    render, model = training.make_model(config, clips.num_joints, world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
     batches = [shares for epoch in (0, 1) for _, shares in training.load_batches(clips, epoch, options, world)]
@@ -48,11 +48,11 @@ def test_the_first_loss_is_that_of_guessing(config, tmp_path):
 
 def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
     options = ['lr_schedule=cosine', 'warmup_epochs=1', 'label_smoothing=0.1', 'max_grad_norm=0.01']
-    config = load_config(config, script.SECTIONS, [f'train.{option}' for option in options])
+    config = load_config(config, [f'train.{option}' for option in options])
     recipe = training.TrainOptions(**config.train)
     clips = make_clips(config, 'train')
     world = alone()
-    render, model = training.make_model(script.ViViT, config, clips.num_joints, world)
+    render, model = training.make_model(config, clips.num_joints, world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     norms, apply = [], optimizer.apply
 
@@ -80,8 +80,8 @@ def test_recipe_options_reach_the_training(config, tmp_path, monkeypatch):
 
 
 def test_weight_decay_makes_it_adamw(config):
-    config = load_config(config, script.SECTIONS)
-    _, model = training.make_model(script.ViViT, config, make_clips(config, 'val').num_joints, alone())
+    config = load_config(config)
+    _, model = training.make_model(config, make_clips(config, 'val').num_joints, alone())
     assert type(training.make_optimizer(model, lr=1e-3, weight_decay=0.0)).__name__ == 'Adam'
     adamw = training.make_optimizer(model, lr=1e-3, weight_decay=0.05)
     assert (type(adamw).__name__, adamw.weight_decay) == ('AdamW', 0.05)
@@ -102,9 +102,9 @@ def test_views_are_averaged(config, tmp_path):
     views = ['--set', 'data.test_clips=3', '--set', 'data.test_flip=true']
     assert call('-e', run / 'latest_epoch.npz', *views) == 0
     report = json.loads((run / 'evaluation.json').read_text())
-    config = load_config(config, script.SECTIONS, views[1::2])
+    config = load_config(config, views[1::2])
     clips = make_clips(config, 'val')
-    render, model = training.make_model(script.ViViT, config, clips.num_joints, alone())
+    render, model = training.make_model(config, clips.num_joints, alone())
     checkpoint.assign(model.variables, checkpoint.load(run / 'latest_epoch.npz', 'vivit')['model'], run)
     batches = [clips[0, b] for b in range(len(clips))]
     mean = np.mean(
@@ -120,7 +120,7 @@ def test_views_are_averaged(config, tmp_path):
 
 
 def test_views_that_are_sure_have_finite_scores(config):
-    config = load_config(config, script.SECTIONS, ['data.test_clips=2'])
+    config = load_config(config, ['data.test_clips=2'])
     clips = make_clips(config, 'val')
     sure = tf.constant([300.0, 0, 0, 0])
     logits = training.predict(
@@ -137,10 +137,10 @@ def test_views_that_are_sure_have_finite_scores(config):
 def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_pickle, path):
     pickle_path = write_pickle(make_annotations([60, 120, 300], persons=[1, 2, 2]))
     overrides = [f'data.ann_file={pickle_path}', 'data.batch_size=2']
-    config = load_config(path, script.SECTIONS, overrides)
+    config = load_config(path, overrides)
     options, world = training.TrainOptions(**config.train), alone()
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
-    render, model = training.make_model(script.ViViT, config, train_clips.num_joints, world)
+    render, model = training.make_model(config, train_clips.num_joints, world)
     if parameters := re.search(r'ublished.* ([\d,]+) parameters', path.read_text()):
         assert model.count_params() == int(parameters[1].replace(',', ''))
     optimizer = training.make_optimizer(model, **config.optimizer)

@@ -20,7 +20,7 @@ def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
     """What our speed is compared with."""
     keypoint, score = map(torch.from_numpy, benchmark.made_up_keypoints(2, 2, 48, 17))
     inputs = keypoint / 3.5, score
-    ours = make(num_joints=17, dim_in=256, dim_feat=32, depth=2, num_heads=4, dropout_ratio=0.0)
+    ours = make(num_joints=17, dim_in=256, dim_feat=32, depth=2, num_heads=4).eval()
     plain = copy.deepcopy(ours)
     benchmark.make_straightforward(plain)
     volume = benchmark.straightforward_maps(16, 0.6, *inputs, torch.float32)

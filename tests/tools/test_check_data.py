@@ -14,6 +14,7 @@ from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
 
 CONFIG = {
+    'script': 'mbert',
     'data': {'ann_file': 'x', 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 2, 'seed': 0},
     'heatmap': {'size': 12},
     'model': tiny.MODELS['mbert'],
@@ -164,7 +165,7 @@ MISFITS = {
     'joints': ({'model': {'num_joints': 25}}, 'FAULT .*set model.num_joints to 17'),
     'limbs': ({'heatmap': {'kind': 'both'}}, 'FAULT .*set model.num_joints to 34'),
     'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len 48 is over model.maxlen 8'),
-    'input': ({'data': {'input': 'keypoint_3d'}, 'heatmap': None}, 'FAULT .*data.input is keypoint_3d'),
+    'input': ({'data': {'input': 'keypoint_3d'}, 'heatmap': None}, 'FAULT .*keypoint_3d needs 3D ones'),
     'leak': ({'data': {'benchmark': ['xsub_train', 'xsub_train']}}, 'warning 16 clips both in xsub_train'),
 }
 
@@ -172,8 +173,8 @@ MISFITS = {
 @pytest.mark.parametrize('what', MISFITS)
 def test_misfits_of_set_and_config_are_found(good, check, what):
     changes, message = MISFITS[what]
-    config = {section: CONFIG[section] | (changes.get(section) or {}) for section in CONFIG}
-    config = {section: keys for section, keys in config.items() if changes.get(section, {}) is not None}
+    config = CONFIG | {section: keys and CONFIG[section] | keys for section, keys in changes.items()}
+    config = {section: keys for section, keys in config.items() if keys is not None}
     code, text, screen = check(good, config)
     assert re.search(message, text), screen
     assert code == ('FAULT' in message)
@@ -183,12 +184,8 @@ def test_misfits_of_set_and_config_are_found(good, check, what):
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)
 def test_the_resolved_config_is_checked(good, check, kind):
     """The default of num_classes and the default length of the model count too, and every model is built."""
-    content = {'data': CONFIG['data'], 'heatmap': {}, 'model': {}, 'train': {'epochs': 1}}
-    content['optimizer'] = tiny.OPTIMIZERS[kind]
-    content['model'] = {'tubelet_size': [8, 8, 8]} if kind == 'vivit' else {'depth': 1}
+    content = CONFIG | {'script': kind, 'heatmap': {}, 'model': {}, 'optimizer': tiny.OPTIMIZERS[kind]}
     key = {'mbert': 'maxlen', 'vanilla': 'num_frames', 'vivit': 'clip_len'}[kind]
-    if kind != 'vivit':  # names the script
-        content['model'][key] = 48
     content['data'] = content['data'] | {'clip_len': 56 if kind == 'vivit' else 48}
     code, text, screen = check(good, content)
     assert code == 0, screen

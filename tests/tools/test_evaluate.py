@@ -24,7 +24,7 @@ def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, capsys, 
     assert (tmp_path / 'confusion_matrix.png').is_file()
     assert tiny.caller(tiny.SCRIPTS[kind])('--evaluate', run, '-c', tmp_path / 'script') == 0
     assert (run / 'evaluation.json').read_bytes() == (tmp_path / 'script' / 'evaluation.json').read_bytes()
-    assert json.loads((tmp_path / 'evaluation.json').read_text())['kind'] == kind
+    assert json.loads((tmp_path / 'evaluation.json').read_text())['script'] == kind
 
     command = [str(next(run.glob('best_epoch.*'))), '--set', 'data.benchmark=[xsub_train,xsub_train]', '--out']
     assert evaluate.main([*command, str(tmp_path / 'train')]) == 0

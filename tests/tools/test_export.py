@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config import plain, resolve_config
+from lib.config import plain
 from lib.data.batches import make_clips
+from lib.models import resolve_config
 from lib.run import FORMAT
 from lib.tools import export
 from lib.tools.checkpoints import open_checkpoint
@@ -32,11 +33,9 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
         else:
             content[section] |= keys
     script, random = tiny.SCRIPTS[kind], np.random.default_rng(0)
-    config = resolve_config(content, script.SECTIONS, (), 'tiny')
+    config = resolve_config(content, (), 'tiny')
     clips, world = make_clips(config, 'val'), script.training.distributed.init()
-    _, model = script.training.make_model(
-        script.SECTIONS['model'], config, clips.num_joints, world.device if kind != 'vivit' else world
-    )
+    _, model = script.training.make_model(config, clips.num_joints, world.device if kind != 'vivit' else world)
     if kind == 'vivit':
         model.head.kernel.assign(random.normal(size=model.head.kernel.shape))
         weights = script.checkpoint.values(model.variables)
@@ -45,7 +44,7 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
             model.head.fc2.weight.copy_(torch.from_numpy(random.normal(size=model.head.fc2.weight.shape)))
         weights = model.state_dict()
     path = folder / ('fresh.npz' if kind == 'vivit' else 'fresh.bin')
-    content = {'format': FORMAT, 'kind': kind, 'config': plain(config), 'epoch': 0, 'model': weights}
+    content = {'format': FORMAT, 'config': plain(config), 'epoch': 0, 'model': weights}
     tiny.write_checkpoint(path, content)
     return path
 
@@ -71,7 +70,7 @@ def load(out: Path):
         assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ['N'] * 3
         about = session.get_modelmeta().custom_metadata_map
         return lambda batch: session.run(['logits'], batch)[0], about | {
-            key: json.loads(about[key]) for key in about if key not in ('kind', 'meaning')
+            key: json.loads(about[key]) for key in about if key not in ('script', 'meaning')
         }
     if out.suffix == '.pt2':
         files = {'about.json': ''}
@@ -102,7 +101,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
     logits = np.concatenate(logits)
     assert np.ptp(expected, axis=0).max() > 0.01  # else a graph that looks at nothing would pass
     assert np.abs(logits - expected).max() < 1e-4
-    assert about['kind'] == checkpoint.kind
+    assert about['script'] == checkpoint.kind
     assert about['config'] == plain(open_checkpoint(path, ['train.precision=fp32']).config)
     assert about['class_names'] == [f'class {i}' for i in range(4)]
     assert len(about['joints']) == 17

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if 'def main(' in path.read_text()] + ['benchmark']
+TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if '\ndef main(' in path.read_text()]
 HELP = """
 import importlib, sys, types
 sys.modules['tensorboardX'] = types.SimpleNamespace(SummaryWriter=None)  # it imports torch
 for name in sys.argv[1:]:
-    module = importlib.import_module(f'lib.tools.{name}' + ('.__main__' if name == 'benchmark' else ''))
+    module = importlib.import_module(f'lib.tools.{name}')
     try:
         module.main(['--help'])
     except SystemExit as left:
@@ -26,7 +26,7 @@ if other == 'torch':
     sys.modules[other] = None  # tensorboardX imports it where it can
 from lib.tools import predict, preview
 assert predict.main([f'{folder}/run', f'{folder}/made_up.pkl']) == 0
-assert preview.main([f'{folder}/made_up.pkl', '--checkpoint', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
+assert preview.main([f'{folder}/made_up.pkl', '--config', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
 assert sys.modules.get(other) is None
 """
 

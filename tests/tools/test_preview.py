@@ -2,16 +2,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from matplotlib import animation
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from lib import cli
+from lib.data.augmentation import Augmentation
 from lib.data.clips import Clips
-from lib.data.heatmap import joint_heatmaps, limb_heatmaps
+from lib.data.store import open_store
+from lib.models import load_config
+from lib.plots import LEFT, RIGHT, channel_colours, colour_channels, new_figure
 from lib.tools import preview
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.oracle import joint_heatmaps, limb_heatmaps
 
-AUGMENTED = ['data.rotation=0.3', 'data.joint_noise=0.01', 'data.temporal_shift=3']
+AUGMENTED = ['augmentation.rotation=0.3', 'augmentation.joint_noise=0.01', 'augmentation.temporal_shift=3']
+TRAINED = 'S001C001P004R001A001'  # a clip of xsub_train
 
 
 @pytest.fixture
@@ -19,111 +25,135 @@ def path(write_pickle):
     return write_pickle(make_annotations([20, 30, 40] * 4, persons=[1, 2, 3] * 4))
 
 
-@pytest.fixture
-def path_3d(write_pickle):
-    return write_pickle(make_3d_annotations([20, 30, 40] * 4), '3d.pkl')
-
-
-def subject_of(path: Path, *overrides: str, clip: str | None = None) -> preview.Subject:
-    kind, config = preview.config_of(None, None, ['data.clip_len=8', *overrides])
+def views_of(path: Path, *overrides: str, clip: str | None = None, augmented: int = 0) -> list[preview.View]:
+    config = load_config('configs/action/MB_train.yaml', ['data.clip_len=8', *overrides])
     config.data.ann_file = str(path)
-    return preview.find(config, kind, clip)
+    split, number = preview.find_clip(open_store(path), 'xsub', clip)
+    config.data.benchmark = [split, split]
+    return preview.make_views(config, preview.renderer(config.script, config.heatmap), number, augmented)
 
 
-def first_view(batch: dict[str, np.ndarray], row: int) -> tuple[np.ndarray, np.ndarray]:
-    return batch['keypoint'][row : row + 1], batch['score'][row : row + 1]
-
-
-@pytest.mark.parametrize('kind', [None, 'vivit'])
-def test_maps_equal_the_oracle(path, kind):
-    subject = subject_of(path, 'heatmap.kind=both')
-    batch = subject.test[0, 0]
-    maps = [
-        draw(batch['keypoint'][0], batch['score'][0], img_shape=(56, 56)) for draw in (joint_heatmaps, limb_heatmaps)
-    ]
-    draw = preview.renderer(kind, {'kind': 'both'})
-    np.testing.assert_allclose(draw(*first_view(batch, 0))[0], np.concatenate(maps, axis=1), atol=1e-5)
-    if kind is None:
-        np.testing.assert_array_equal(subject.volume(), draw(*first_view(batch, 0))[0])
+@pytest.mark.parametrize('kind', ['mbert', 'vivit'])
+def test_heatmaps_equal_the_oracle(path, kind):
+    batch = Clips('val', ann_file=str(path), benchmark='xsub', clip_len=8, batch_size=1, seed=0)[0, 0]
+    point, score = batch['keypoint'], batch['score']
+    oracle = [draw(point[0], score[0], img_shape=(56, 56)) for draw in (joint_heatmaps, limb_heatmaps)]
+    drawn = preview.renderer(kind, {'kind': 'both'})(point, score)[0]
+    np.testing.assert_allclose(drawn, np.concatenate(oracle, axis=1), atol=1e-5)
+    if kind == 'mbert':
+        skeleton, heatmaps = views_of(path, 'heatmap.kind=both')
+        colours = channel_colours(skeleton.skeleton, 'both')
+        np.testing.assert_array_equal(heatmaps.images, colour_channels(drawn, colours))
+        np.testing.assert_array_equal(skeleton.keypoint, point[0])
 
 
 @pytest.mark.parametrize('overrides', [[], AUGMENTED])
 def test_augmented_views_are_those_of_training(path, overrides):
-    clip = 'S001C001P004R001A001'  # of xsub_train
-    subject = subject_of(path, *overrides, clip=clip)
-    settings = {key: yaml.safe_load(value) for key, value in (text[5:].split('=') for text in overrides)}
-    train = Clips('train', ann_file=str(path), benchmark='xsub', clip_len=8, batch_size=3, seed=0, **settings)
-    for epoch in (2, 3):
-        places = [(b, train.names(epoch, b).index(clip)) for b in range(len(train)) if clip in train.names(epoch, b)]
-        [(b, row)] = places
-        np.testing.assert_array_equal(subject.volume(epoch), subject.draw(*first_view(train[epoch, b], row))[0])
-    assert np.abs(subject.volume(2) - subject.volume(3)).max() > 0.1
+    config = load_config('configs/action/MB_train.yaml', ['data.clip_len=8', 'data.batch_size=3', *overrides])
+    train = Clips('train', Augmentation(**config.augmentation), **config.data | {'ann_file': str(path)})
+    views = views_of(path, *overrides, clip=TRAINED, augmented=2)[2:]
+    for epoch, view in enumerate(views):
+        [(b, row)] = [
+            (b, names.index(TRAINED)) for b in range(len(train)) if TRAINED in (names := train.names(epoch, b))
+        ]
+        batch = {name: array[row] for name, array in train[epoch, b].items()}
+        volume = joint_heatmaps(batch['keypoint'], batch['score'], img_shape=(56, 56))
+        wanted = colour_channels(volume, channel_colours(train.skeleton, 'joint'))
+        np.testing.assert_allclose(view.images, wanted, atol=1e-5)
+    assert np.abs(views[0].images - views[1].images).max() > 0.1
 
 
-@pytest.mark.parametrize('is_3d', [False, True])
-def test_the_box_is_the_one_that_the_maps_show(path, path_3d, is_3d):
-    subject = subject_of(path_3d if is_3d else path)
-    left, top, right, bottom = subject.box
-    moved = (subject.joints[0][0] - (left, top)) / (right - left, bottom - top) * 56
-    np.testing.assert_allclose(subject.test[0, 0]['keypoint'][0, 0], moved, atol=0.01)
+def test_skeletons_are_drawn_where_the_model_sees_them(path):
+    view, _ = views_of(path, clip=TRAINED)  # of two persons
+    axes = new_figure(4, 2).subplots()
+    view.score[1, 5] = 0
+    view.draw(axes, [0, 5])
+    first, second = (
+        item for item in axes.collections if isinstance(item, LineCollection) and len(item.get_colors()) > 1
+    )
+    limb = view.skeleton.limbs.index((5, 7))  # left shoulder to elbow
+    np.testing.assert_allclose(first.get_segments()[limb], view.keypoint[0, 0, [5, 7]])
+    np.testing.assert_allclose(second.get_segments()[limb], view.keypoint[0, 5, [5, 7]] + (56, 0))
+    np.testing.assert_allclose(first.get_colors()[limb, :3], LEFT)
+    np.testing.assert_allclose(first.get_colors()[view.skeleton.limbs.index((6, 8)), :3], RIGHT)
+    assert (second.get_colors()[17:, 3] == 0).all()  # the absent person
+    assert (second.get_colors()[:17, 3] > 0).any()
 
 
-@pytest.mark.parametrize('arguments', [['--clip', 'S001C001P010R001A003', '--kind', 'both'], ['--show', 'pipeline']])
-@pytest.mark.parametrize('is_3d', [False, True])
-def test_pictures_are_written(path, path_3d, tmp_path, arguments, is_3d):
-    file, out = path_3d if is_3d else path, tmp_path / 'new' / 'clip.png'
-    assert preview.main([str(file), *arguments, '--out', str(out)]) == cli.DONE
-    assert np.asarray(Image.open(out)).std() > 1
+@pytest.mark.parametrize('make', [make_annotations, make_3d_annotations])
+def test_a_png_has_a_row_for_each_view(write_pickle, tmp_path, make, capsys):
+    path, heights = write_pickle(make([20, 30, 40] * 4)), []
+    for augmented in (0, 2):
+        out = tmp_path / 'new' / f'{augmented}.png'
+        assert preview.main([str(path), '--augmented', str(augmented), '--out', str(out)]) == cli.DONE
+        image = np.asarray(Image.open(out))
+        assert image.std() > 10
+        heights.append(image.shape[0])
+    assert heights[1] - heights[0] == pytest.approx(heights[0], rel=0.2)  # two rows more
+    assert '48 samples of ' in capsys.readouterr().out
 
 
-def test_a_gif_has_all_samples_and_the_pace_of_the_clip(write_pickle, tmp_path):
-    total = 5  # fewer frames than samples: some are shown twice
-    out, data = tmp_path / 'clip.gif', make_annotations([total] * 3)
-    for annotation in data['annotations']:  # nobody moves, and still no sample may be dropped
-        annotation['keypoint'][:] = annotation['keypoint'][:, :1]
-        annotation['keypoint_score'][:] = 1
-    path = write_pickle(data)
-    assert preview.main([str(path), '--show', 'volume', '--clip_len', '8', '--out', str(out)]) == cli.DONE
+@pytest.mark.parametrize('ending', ['gif', 'mp4'])
+def test_an_animation_has_all_samples_and_the_pace_of_the_clip(write_pickle, tmp_path, ending):
+    if ending == 'mp4' and not animation.FFMpegWriter.isAvailable():
+        pytest.skip('ffmpeg is not installed')
+    out = tmp_path / f'clip.{ending}'
+    command = [str(write_pickle(make_annotations([61] * 3))), '--set', 'data.clip_len=8', '--out', str(out)]
+    assert preview.main(command) == cli.DONE
+    if ending == 'gif':
+        with Image.open(out) as gif:
+            assert gif.n_frames == 8
+            assert gif.info['duration'] == pytest.approx(1000 * 61 / 30 / 8, abs=6)
+    else:
+        assert b'ftyp' in out.read_bytes()[:16]
+
+
+def test_a_short_clip_is_slowed_down_to_what_a_gif_can_show(write_pickle, tmp_path):
+    out = tmp_path / 'clip.gif'
+    command = [str(write_pickle(make_annotations([3] * 3))), '--set', 'data.clip_len=12', '--out', str(out)]
+    assert preview.main(command) == cli.DONE
     with Image.open(out) as gif:
-        assert gif.n_frames == 8
-        durations = []
-        for t in range(8):
-            gif.seek(t)
-            durations.append(gif.info['duration'])
-    assert sum(durations) == pytest.approx(1000 * total / 30, abs=10)
+        assert gif.info['duration'] % 20 == 0 < gif.info['duration']  # equal frames are joined
 
 
-def test_an_mp4_has_all_samples_and_the_pace_of_the_clip(write_pickle, tmp_path):
-    av = pytest.importorskip('av')
-    out, path = tmp_path / 'clip.mp4', write_pickle(make_annotations([61] * 3))
-    assert preview.main([str(path), '--show', 'augmentation', '--clip_len', '8', '--out', str(out)]) == cli.DONE
-    with av.open(str(out)) as film:
-        stream = film.streams.video[0]
-        frames = [frame.to_ndarray(format='rgb24') for frame in film.decode(stream)]
-        assert float(stream.average_rate) == pytest.approx(30 * 8 / 61, rel=0.01)
-    sheets = list(preview.moving(subject_of(path), preview.panels_of('augmentation', subject_of(path), 0), 960))
-    for frame, expected in zip(frames, sheets, strict=True):
-        assert np.abs(frame.astype(float) - np.asarray(expected)).mean() < 4
+def test_an_mp4_without_ffmpeg_is_refused(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(animation.FFMpegWriter, 'isAvailable', lambda: False)
+    assert preview.main([str(path), '--out', str(tmp_path / 'clip.mp4')]) == cli.USER_ERROR
+    assert 'needs ffmpeg' in capsys.readouterr().err
 
 
 def test_a_run_is_shown_with_its_settings(trained_once, tmp_path, capsys):
     folder = trained_once('vanilla')
-    command = [str(folder / 'made_up.pkl'), '--checkpoint', str(folder / 'run'), '--out', str(tmp_path / 'clip.png')]
+    command = [str(folder / 'made_up.pkl'), '--config', str(folder / 'run'), '--out', str(tmp_path / 'clip.png')]
     assert preview.main(command) == cli.DONE
-    assert '12x12 px' in capsys.readouterr().out
+    assert ' 8 samples of ' in capsys.readouterr().out
+
+
+def test_existing_files_are_not_overwritten(path, tmp_path, capsys):
+    out = tmp_path / 'clip.png'
+    out.write_text('my own')
+    assert preview.main([str(path), '--out', str(out)]) == cli.USER_ERROR
+    assert f'{out} exists' in capsys.readouterr().err
+    assert out.read_text() == 'my own'
+
+
+def test_empty_splits_are_reported(write_pickle, tmp_path, capsys):
+    path = write_pickle(make_annotations([20]) | {'split': {'xsub_val': []}})
+    assert preview.main([str(path), '--out', str(tmp_path / 'clip.png')]) == cli.USER_ERROR
+    error = capsys.readouterr().err
+    assert 'no clips' in error
+    assert 'None' not in error
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--clip', 'nobody'], 'nobody'),
+        (['--clip', 'nobody'], 'no clip nobody in its splits. xsub_val has S001C001P00'),
         (['--out', 'clip.jpg'], 'clip.jpg'),
-        (['--out', 'clip.gif', '--show', 'pipeline'], 'pipeline'),
-        (['--epoch', '0'], '--epoch 0'),
         (['--set', 'heatmap.sigma=-1'], 'sigma is -1'),
         (['--set', 'heatmap.sgima=1'], 'sgima'),
         (['--config', 'configs/action/MB_train_2d.yaml'], 'data.input is keypoint_2d'),
-        (['--checkpoint', 'nowhere'], 'nowhere'),
+        (['--config', 'nowhere'], 'nowhere'),
     ],
 )
 def test_mistakes_are_reported(path, tmp_path, capsys, arguments, message):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.models import load_config
 from lib.tools import summary
-from lib.tools.checkpoints import load_config_file
 from tests.tiny import SCRIPTS, write_config
 
 ROWS = Path(__file__).parents[2] / 'configs' / 'action'
@@ -43,14 +43,13 @@ EXPECTED = {  # row: (parameters, multiply-adds)
 
 @pytest.mark.parametrize('row', [*list(EXPECTED)[:-1], pytest.param('vivit', marks=pytest.mark.slow)])
 def test_parameters_and_multiply_adds_of_the_published_rows(row):
-    kind, config = load_config_file(ROWS / f'{row}.yaml')
-    cost = summary.tensorflow_cost if kind == 'vivit' else summary.pytorch_cost
-    total, trained, operations = cost(kind, config)
+    config = load_config(ROWS / f'{row}.yaml')
+    total, trained, operations = summary.COSTS['tensorflow' if row == 'vivit' else 'pytorch'](config)
     parameters, multiply_adds = EXPECTED[row]
     assert total == parameters
     frozen = 512 * config.model.dim_in + config.model.dim_in if row.startswith('MB') else 0  # MotionBERT's pose head
     assert total - trained == frozen
-    assert operations == pytest.approx(multiply_adds, rel=0.02 if kind == 'vivit' else 0)
+    assert operations == pytest.approx(multiply_adds, rel=0.02 if row == 'vivit' else 0)
 
 
 @pytest.mark.parametrize('kind', SCRIPTS)

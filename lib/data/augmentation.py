@@ -1,0 +1,108 @@
+"""Random changes of training clips: the config section `augmentation`, and what each of its keys does.
+
+To add one: a field with its default and the inputs it applies to, its range in `__post_init__`, and a line in the
+method that applies it. N clips, M persons, T frames, V joints.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from lib.data.geometry import AffineMap, extent, jitter, random_crop_box, rotate, short_edge_shape
+from lib.data.keypoints import MOVES_2D, MOVES_3D, random_move
+from lib.data.sampling import ClipRandom, shifted_frames
+from lib.errors import UserError, check_values
+
+Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']  # of a model: data.input
+
+
+def _key(default: Any, *inputs: Input) -> Any:
+    return field(default=default, metadata={'inputs': inputs})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Section `augmentation`. The defaults are those of the first published row.
+
+    With data.input heatmap
+        crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
+        flip_ratio: share of mirrored clips.
+        rotation: largest angle in rad, either way, about the centre of the persons.
+        joint_noise: standard deviation, in diagonals of the person's box in the frame.
+        temporal_shift: largest shift in frames, either way; frames wrap around.
+        view_angle: largest angle in degrees, either way, by which a 3D pickle is turned about the vertical axis.
+    With data.input keypoint_2d or keypoint_3d
+        random_move: whether rotation, scale and position drift over the clip.
+        scale_range: edge of the window, in lengths of the persons' box (keypoint_2d only).
+
+    Raises UserError, naming the key, for a value out of range.
+    """
+
+    crop_area: tuple[float, float] = _key((0.56, 1.0), 'heatmap')
+    crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), 'heatmap')
+    flip_ratio: float = _key(0.5, 'heatmap')
+    rotation: float = _key(0.0, 'heatmap')
+    joint_noise: float = _key(0.0, 'heatmap')
+    temporal_shift: int = _key(0, 'heatmap')
+    view_angle: float = _key(30.0, 'heatmap')
+    random_move: bool = _key(True, 'keypoint_2d', 'keypoint_3d')
+    scale_range: tuple[float, float] = _key((1.0, 3.0), 'keypoint_2d')
+
+    def __post_init__(self) -> None:
+        (area_low, area_high), (ratio_low, ratio_high) = self.crop_area, self.crop_ratio
+        scale_low, scale_high = self.scale_range
+        rules = {
+            'crop_area': (0 < area_low <= area_high <= 1, 'two rising shares of the area, at most 1'),
+            'crop_ratio': (0 < ratio_low <= ratio_high, 'two rising positive ratios'),
+            'flip_ratio': (0 <= self.flip_ratio <= 1, 'between 0 and 1'),
+            'rotation': (self.rotation >= 0, '0 or more'),
+            'joint_noise': (self.joint_noise >= 0, '0 or more'),
+            'temporal_shift': (self.temporal_shift >= 0, '0 or more'),
+            'view_angle': (self.view_angle >= 0, '0 or more'),
+            'scale_range': (0 < scale_low <= scale_high, 'two rising positive lengths'),
+        }
+        check_values('augmentation', vars(self), rules)
+
+    def check_input(self, input: Input) -> None:
+        """Raises UserError if a key that has no effect on this input is not at its default."""
+        for key in fields(self):
+            value, default = getattr(self, key.name), key.default
+            changed = list(value) != list(default) if isinstance(default, tuple) else value != default
+            if changed and input not in key.metadata['inputs']:
+                raise UserError(f'augmentation.{key.name} has no effect with data.input {input}. Omit it.')
+
+    def shift_frames(self, frames: np.ndarray, random: ClipRandom) -> np.ndarray:
+        """The sampled frames (N, T), shifted in time."""
+        return shifted_frames(frames, self.temporal_shift, random.uniform(1)) if self.temporal_shift else frames
+
+    def camera_angle(self, random: ClipRandom) -> np.ndarray:
+        """Angle of the camera to a 3D clip, (N,) rad."""
+        return random.symmetric(np.radians(self.view_angle))
+
+    def move_joints(self, xy: np.ndarray, random: ClipRandom) -> np.ndarray:
+        """Moves joints in pixels of the image, xy (2, N, M, T, V). Missing ones stay zero."""
+        if self.rotation:
+            lowest, highest = (np.where(np.isfinite(edge), edge, 0) for edge in extent(xy))
+            xy = rotate(xy, random.symmetric(self.rotation), (lowest + highest) / 2)
+        if self.joint_noise:
+            xy = jitter(xy, self.joint_noise, np.moveaxis(random.uniform(3, *xy.shape[2:]), 1, 0))
+        return xy
+
+    def crop_and_flip(self, affine: AffineMap, size: int, random: ClipRandom) -> tuple[AffineMap, np.ndarray]:
+        """The map into a heatmap of `size` px, with a random resized crop and flip; which clips are flipped, (N,)."""
+        affine = affine.resize(short_edge_shape(affine.shape))
+        affine = affine.crop(random_crop_box(affine.shape, random, self.crop_area, self.crop_ratio))
+        flipped = random.uniform() < self.flip_ratio
+        return affine.resize((size, size)).flip(flipped), flipped
+
+    def move_keypoints(self, keypoint: np.ndarray, random: ClipRandom) -> np.ndarray:
+        """Lets keypoints (N, M, T, V, C) drift, C = 2 or 3 (see random_move)."""
+        if not self.random_move:
+            return keypoint
+        return random_move(keypoint, random.uniform(MOVES_2D if keypoint.shape[-1] == 2 else MOVES_3D, 2))
+
+    def window_scale(self, random: ClipRandom) -> np.ndarray:
+        """Edge of each clip's window in lengths of the persons' box, (N,)."""
+        low, high = self.scale_range
+        return low + (high - low) * random.uniform()

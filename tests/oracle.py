@@ -1,0 +1,125 @@
+"""Gaussian joint and limb maps in plain NumPy loops: the reference for both renderers.
+
+After GeneratePoseTarget of PYSKL (https://github.com/kennymckormick/pyskl, pyskl/datasets/pipelines/heatmap_related.py,
+Apache-2.0). M persons, T frames, V joints, L limbs, H and W map height and width; all lengths in pixels of the map.
+"""
+
+import numpy as np
+
+from lib.data.heatmap import MIN_SCORE
+from lib.data.skeletons import Skeleton, skeleton_of
+
+
+def joint_heatmaps(
+    keypoint: np.ndarray,
+    score: np.ndarray,
+    *,
+    img_shape: tuple[int, int],
+    sigma: float = 0.6,
+    use_score: bool = True,
+) -> np.ndarray:
+    """One map per joint and frame: the maximum over persons of `score * Gaussian`, cut off 3 sigma from the joint.
+
+    keypoint: (M,T,V,2), x right and y down; taken as float32, as PYSKL does. score: (M,T,V).
+    img_shape: (H,W). use_score: False takes every score as 1, those of missing joints too.
+    Returns (T,V,H,W) float32.
+    """
+    keypoint, score = _as_float32(keypoint, score, use_score)
+    num_frames, num_joints = keypoint.shape[1:3]
+    volume = np.zeros((num_frames, num_joints, *img_shape), np.float32)
+    for t in range(num_frames):
+        for v in range(num_joints):
+            for point, value in zip(keypoint[:, t, v], score[:, t, v], strict=True):
+                _draw_joint(volume[t, v], point, value, sigma)
+    return volume
+
+
+def limb_heatmaps(
+    keypoint: np.ndarray,
+    score: np.ndarray,
+    *,
+    img_shape: tuple[int, int],
+    sigma: float = 0.6,
+    use_score: bool = True,
+) -> np.ndarray:
+    """One map per limb and frame: the maximum over persons of `the lower score * Gaussian of the distance to the limb`.
+
+    Arguments as in joint_heatmaps. Returns (T,L,H,W) float32, L limbs in the order of `skeleton_of(V).limbs`.
+    Raises UserError for a V that no known skeleton has.
+    """
+    keypoint, score = _as_float32(keypoint, score, use_score)
+    num_frames, num_joints = keypoint.shape[1:3]
+    limbs = skeleton_of(num_joints).limbs
+    volume = np.zeros((num_frames, len(limbs), *img_shape), np.float32)
+    for t in range(num_frames):
+        for i, (start, end) in enumerate(limbs):
+            for points, values in zip(keypoint[:, t], score[:, t], strict=True):
+                _draw_limb(volume[t, i], points[start], points[end], values[start], values[end], sigma)
+    return volume
+
+
+def with_mirrored_copy(volume: np.ndarray, flip_order: np.ndarray) -> np.ndarray:
+    """PYSKL's `double`: the T frames of (T,V,H,W), then the same mirrored, left and right channels exchanged: 2T.
+
+    flip_order: `skeleton.flip_order` for joint maps, `limb_flip_order(skeleton)` for limb maps.
+    """
+    return np.concatenate([volume, volume[:, flip_order, :, ::-1]])
+
+
+def limb_flip_order(skeleton: Skeleton) -> np.ndarray:
+    """Permutation (L,) int64 of the limbs with left and right exchanged, as `Skeleton.flip_order` is of the joints."""
+    limbs = [set(limb) for limb in skeleton.limbs]
+    return np.array([limbs.index(set(skeleton.flip_order[list(limb)].tolist())) for limb in skeleton.limbs])
+
+
+def _as_float32(keypoint: np.ndarray, score: np.ndarray, use_score: bool) -> tuple[np.ndarray, np.ndarray]:
+    score = np.asarray(score, np.float32)
+    return np.asarray(keypoint, np.float32), score if use_score else np.ones_like(score)
+
+
+def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice:
+    """The pixels of one axis within 3 sigma of [low, high].
+
+    float32 decides, and int() truncates toward zero: the fast renderers follow both, for one more or one less pixel
+    at a window's edge would show as a difference of .01.
+    """
+    reach = np.float32(3 * sigma)
+    start, stop = max(int(low - reach), 0), min(int(high + reach) + 1, size)
+    return slice(start, stop) if start < stop else slice(0, 0)
+
+
+def _draw_joint(image: np.ndarray, point: np.ndarray, value: np.float32, sigma: float) -> None:
+    """Draws into image (H,W) around point (x,y)."""
+    if value < MIN_SCORE:
+        return
+    cols = _window(point[0], point[0], sigma, image.shape[1])
+    rows = _window(point[1], point[1], sigma, image.shape[0])
+    x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
+    distance2 = (x - np.float64(point[0])) ** 2 + (y - np.float64(point[1])) ** 2
+    _draw(image[rows, cols], value, distance2, sigma)
+
+
+def _draw_limb(
+    image: np.ndarray, start: np.ndarray, end: np.ndarray, start_value: np.float32, end_value: np.float32, sigma: float
+) -> None:
+    """Draws into image (H,W) along the segment from start (x,y) to end (x,y)."""
+    value = min(start_value, end_value)
+    if value < MIN_SCORE:
+        return
+    if np.sum((start - end) ** 2) < 1:
+        _draw_joint(image, start, start_value, sigma)
+        return
+    left, top = np.minimum(start, end)
+    right, bottom = np.maximum(start, end)
+    cols = _window(left, right, sigma, image.shape[1])
+    rows = _window(top, bottom, sigma, image.shape[0])
+    x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
+    start, along = start.astype(np.float64), end.astype(np.float64) - start
+    # The point of the segment that is nearest to each pixel: its share of the way from start to end.
+    share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / np.sum(along**2), 0, 1)
+    distance2 = (x - start[0] - share * along[0]) ** 2 + (y - start[1] - share * along[1]) ** 2
+    _draw(image[rows, cols], value, distance2, sigma)
+
+
+def _draw(patch: np.ndarray, value: np.float32, distance2: np.ndarray, sigma: float) -> None:
+    np.maximum(patch, value * np.exp(-distance2 / (2 * sigma**2)), out=patch, casting='same_kind')
