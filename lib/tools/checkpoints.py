@@ -1,7 +1,4 @@
-"""What the tools need of configs and checkpoints, whichever of the three models they are of.
-
-A framework is imported when something of its models is asked for, and only that one.
-"""
+"""Models and checkpoints for the tools, whatever the framework."""
 
 import importlib
 from collections.abc import Sequence
@@ -26,16 +23,15 @@ def build_model(config: EasyDict, num_joints: int) -> tuple[Any, Any]:
 
     num_joints: joints per person in a batch. Raises UserError, naming the keys, if they do not fit the model.
     """
-    model = MODELS[config.script]
-    if model.framework == 'tensorflow':
+    training = MODELS[config.script].training
+    if MODELS[config.script].framework == 'tensorflow':
         import tensorflow as tf
 
-        world = model.training.distributed.World(tf.distribute.get_strategy())
-        return model.training.make_model(config, num_joints, world)
+        return training.make_model(config, num_joints, training.distributed.World(tf.distribute.get_strategy()))
     import torch
 
     with torch.device('meta'):
-        return model.training.make_model(config, num_joints, torch.device('meta'))
+        return training.make_model(config, num_joints, torch.device('meta'))
 
 
 @dataclass(frozen=True)

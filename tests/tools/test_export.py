@@ -101,7 +101,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
     logits = np.concatenate(logits)
     assert np.ptp(expected, axis=0).max() > 0.01  # else a graph that looks at nothing would pass
     assert np.abs(logits - expected).max() < 1e-4
-    assert about['script'] == checkpoint.kind
+    assert about['script'] == checkpoint.script
     assert about['config'] == plain(open_checkpoint(path, ['train.precision=fp32']).config)
     assert about['class_names'] == [f'class {i}' for i in range(4)]
     assert len(about['joints']) == 17
