@@ -34,7 +34,7 @@ from lib.data.store import pickles_of
 from lib.errors import UserError, shown_text
 from lib.models import load_config
 from lib.tools.checkpoints import build_model
-from lib.tools.running import add_set, listed, log, make_parser, numbered, progress, run_tool
+from lib.tools.running import add_set, listed, log, make_parser, numbered, progress, run_tool, span
 
 SWAPPED_OUTSIDE, SWAPPED_INSIDE = 0.25, 0.98  # least shares of joints outside the image, and inside it once transposed
 HIGHEST_SCORE = 1.5  # the peaks of HRNet may exceed 1
@@ -371,7 +371,7 @@ def facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield 'layout', f'{skeleton}, {"x, y, z in metres" if dataset.is_3d else "x, y in pixels"}'
     persons, frames = Counter(clip.shape[0] for clip in clips), [clip.shape[1] for clip in clips]
     yield 'persons', ', '.join(f'{count} in {number:,} clips' for count, number in sorted(persons.items())[:6])
-    yield 'frames', f'{min(frames)} to {max(frames)}, median {np.median(frames):g}'
+    yield 'frames', f'{span(min(frames), max(frames))}, median {np.median(frames):g}'
     if not dataset.is_3d:
         shapes = Counter(clip.img_shape for clip in clips).most_common(4)
         yield 'images', listed([f'{h} x {w} in {number:,} clips' for (h, w), number in shapes])

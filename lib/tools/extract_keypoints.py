@@ -1,20 +1,12 @@
-"""Find the keypoints of the persons in videos: a PYSKL pickle, to predict on, to look at or to train on.
+"""Extract the keypoints of the persons in videos into a PYSKL pickle, to predict, look at or train on.
 
     python -m lib.tools.extract_keypoints video.mp4 --out clip.pkl
-    python -m lib.tools.predict checkpoint/action/mbert clip.pkl
 
-Each video is a clip that has the file's name without its ending, in the list `all`; its label is 0, for a video tells
-none. To train, make a pickle of each video, and one of them all with their labels by lib.tools.make_pickle.
+Each video becomes a clip with its name, in the split `all` and with label 0. torchvision's Keypoint R-CNN detects the
+persons (a CPU takes seconds per frame); they are tracked by their poses. Its weights (226 MB) are downloaded on first
+use, or named by --weights: https://download.pytorch.org/models/keypointrcnn_resnet50_fpn_coco-fc266e95.pth
 
-torchvision's Keypoint R-CNN finds the persons of each frame, on a GPU where there is one; a CPU takes seconds for a
-frame. Its weights (226 MB) are fetched on first use. Where there is no network, get the file elsewhere and name it:
-
-    https://download.pytorch.org/models/keypointrcnn_resnet50_fpn_coco-fc266e95.pth
-    python -m lib.tools.extract_keypoints video.mp4 --out clip.pkl --weights keypointrcnn_resnet50_fpn_coco-fc266e95.pth
-
-Persons are then followed by their poses (lib/data/tracking.py); the ten most present ones are kept. PyAV reads videos
-(pip install av). All frames are taken as they follow each other, so that one with a varying frame rate is not evened
-out. NTU RGB+D, which the published rows are trained on, has 30 frames a second.
+PyAV reads the videos (pip install av). All frames are used; the models were trained on 30 frames per second.
 """
 
 import argparse
@@ -28,15 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from lib.cli import DONE, USER_ERROR
 from lib.data.tracking import track
 from lib.errors import UserError, shown_text, user_file
-from lib.files import check_writable, make_folder, replacing, require_file
-from lib.stop import STOPPED, interrupt_at_once
-from lib.tools.check_data import listed, numbered
+from lib.files import make_folder, replacing, require_file
 from lib.tools.make_pickle import FLOAT16_KEEPS
+from lib.tools.running import add_out, check_new, listed, log, make_parser, numbered, progress, run_tool
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -233,7 +222,7 @@ def joint_scores(maps: 'Tensor', boxes: 'Tensor') -> 'Tensor':
 def extract(video: Video, detect: 'Detector', batch_size: int) -> tuple[dict[str, Any] | None, str]:
     """The annotation of a video, None where nobody is in it, and what was found, in words."""
     began, frames = time.monotonic(), []
-    with tqdm(total=video.num_frames or None, desc=shown_text(video.name), unit='frame', disable=None) as bar:
+    with progress(None, total=video.num_frames or None, desc=shown_text(video.name), unit='frame') as bar:
         for pictures in read_batches(video, batch_size):
             frames += detect(pictures)
             bar.update(len(pictures))
@@ -260,72 +249,49 @@ def extract(video: Video, detect: 'Detector', batch_size: int) -> tuple[dict[str
     return annotation, told + speed
 
 
-def run(files: Sequence[Path], out: Path, weights: Path | None, batch_size: int, score: float) -> Iterator[str]:
-    """Writes the pickle; what it tells comes as it goes. Raises UserError."""
-    if out.suffix != '.pkl':
-        raise UserError(f'{out} must end in .pkl.')
-    if out.exists():
-        raise UserError(f'{out} is there already. Name a new --out, or remove it.')
-    check_writable(out.parent, 'Name another --out.')
-    videos = [open_video(file) for file in files]
-    names = {}
+def extract_videos(args: argparse.Namespace) -> None:
+    """Writes the pickle."""
+    if args.batch_size < 1 or not 0 <= args.score < 1:
+        raise UserError('--batch_size must be at least 1, and --score at least 0 and below 1.')
+    if args.out.suffix != '.pkl':
+        raise UserError(f'{args.out} must end in .pkl.')
+    check_new(args.out)
+    videos, names = [open_video(file) for file in args.videos], {}
     for video in videos:
         if video.name in names:
             raise UserError(
                 f'{names[video.name]} and {video.path} would both be the clip {shown_text(video.name)}. Rename one.'
             )
         names[video.name] = video.path
-    detect = make_detector(load_model(weights, score))
+    detect = make_detector(load_model(args.weights, args.score))
 
     annotations = []
     for video in videos:
-        annotation, told = extract(video, detect, batch_size)
-        yield told
+        annotation, text = extract(video, detect, args.batch_size)
+        log.info('%s', text)
         if annotation:
             annotations.append(annotation)
     if not annotations:
         raise UserError(
-            f'nobody was found in {listed(list(map(str, files)))}, so nothing was written. A lower --score than '
-            f'{score:g} finds persons who are small, dark or half hidden.'
+            f'nobody was found in {listed(list(map(str, args.videos)))}, so nothing was written. A lower --score than '
+            f'{args.score:g} finds persons who are small, dark or half hidden.'
         )
-    make_folder(out.parent)
-    with replacing(out) as file:
+    make_folder(args.out.parent)
+    with replacing(args.out) as file:
         split = {LIST: [annotation['frame_dir'] for annotation in annotations]}
         pickle.dump({'split': split, 'annotations': annotations}, file, protocol=4)
-    yield f'{out}: {numbered(len(annotations), "clip")} in the list {LIST}, all with label 0, as videos tell none'
-    yield f'Next: python -m lib.tools.predict CHECKPOINT {shlex.quote(str(out))}'
+    log.info('%s: %s in the split %s, all with label 0', args.out, numbered(len(annotations), 'clip'), LIST)
+    log.info('Next: python -m lib.tools.predict CHECKPOINT %s', shlex.quote(str(args.out)))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog='python -m lib.tools.extract_keypoints',
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, 'extract_keypoints')
     parser.add_argument('videos', nargs='+', type=Path, metavar='VIDEO', help='files that ffmpeg can read')
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='new .pkl file')
-    parser.add_argument('--weights', type=Path, metavar='FILE', help="the detector's (default: fetched by torchvision)")
-    parser.add_argument('--batch_size', type=int, default=4, metavar='N', help='frames at once (default: %(default)s)')
-    parser.add_argument(
-        '--score', type=float, default=0.7, help='probability from which a find is a person (default: %(default)s)'
-    )
-    args = parser.parse_args(arguments)
-    if args.batch_size < 1:
-        parser.error('--batch_size must be at least 1')
-    if not 0 <= args.score < 1:
-        parser.error('--score must be from 0 to below 1')
-    with warnings.catch_warnings(), interrupt_at_once():
-        warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
-        try:
-            for line in run(args.videos, args.out, args.weights, args.batch_size, args.score):
-                print(line, flush=True)
-        except KeyboardInterrupt:
-            print('\nstopped. Nothing was written.', file=sys.stderr)
-            return STOPPED
-        except UserError as error:
-            print(f'error: {error}', file=sys.stderr)
-            return USER_ERROR
-    return DONE
+    add_out(parser, 'FILE', text='new .pkl file', required=True)
+    parser.add_argument('--weights', type=Path, metavar='FILE', help='of the detector (default: downloaded)')
+    parser.add_argument('--batch_size', type=int, default=4, metavar='FRAMES', help='(default: %(default)s)')
+    parser.add_argument('--score', type=float, default=0.7, help='least probability of a person (default: %(default)s)')
+    return run_tool(extract_videos, parser, argv)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,11 @@
-"""Predict the actions in one's own keypoints by a checkpoint of any of the three models.
+"""Predict the actions in files of keypoints with a checkpoint of any of the three models.
 
-    python -m lib.tools.predict checkpoint/action/mbert clip.json
-    python -m lib.tools.predict checkpoint/action/mbert long.json --window 120 --stride 60 --out predicted
-    python -m lib.tools.predict checkpoint/action/vivit data/action/sample_hrnet.pkl --list xsub_val --per-person
+    python -m lib.tools.predict checkpoint/action/mbert clip.json --window 120 --out out/predicted
 
-INPUT is a file of MMPose or AlphaPose (JSON), a folder of OpenPose's JSON files, .npy, .npz, or a PYSKL pickle, whose
-clips are predicted as --evaluate does. Prints the five likeliest actions of each. Of windows it prints the segments in
-which they agree: "240-300" are the frames from number 240, counted from 0, up to and without 300. With --out a folder
-gets predictions.json, and of each input with several windows a picture, timeline.png. `--set data.class_names=FILE`
-names the classes of other sets than NTU RGB+D.
+INPUT is a file or folder of keypoints in any supported format (data/README.md), or a PYSKL pickle, whose clips are
+predicted as an evaluation does. Prints the five most likely actions of each. Inputs of over 300 frames are cut into
+windows and reported as segments: "240-300" are frames 240 to 299. --out receives predictions.json and, for inputs with
+windows, a timeline. --set data.class_names=FILE names the classes.
 """
 
 import argparse
@@ -27,18 +24,16 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.cli import run
 from lib.data.batches import make_clips
 from lib.data.classes import class_names
 from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError, shown_text
-from lib.files import check_writable, make_folder, write_text
-from lib.log import say
+from lib.files import make_folder, write_text
 from lib.plots import save_figure, timeline_figure
-from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
+from lib.tools.running import add_checkpoint, add_out, add_set, check_new, log, make_parser, numbered, run_tool
 
 LONGEST = 300  # frames of NTU60's longest clip; what is longer is no single action, unless a pickle says that it is one
 WINDOW = 120  # frames: 4 s at 30 frames a second, as long as NTU60's longer actions
@@ -344,7 +339,7 @@ def notes_of(subjects: Sequence[Subject], most: int, data_input: str) -> Iterato
         if crowded:
             yield (
                 f'over {numbered(most, "person")}, up to {max(counts)}, in {crowded:,} of '
-                f'{numbered(len(counts), "window")}: the model takes {who} of each; --per-person looks at all'
+                f'{numbered(len(counts), "window")}: the model takes {who} of each; --per_person looks at all'
             )
     if left_out := sum(subject.left_out for subject in subjects if subject.person in (None, 1)):
         yield f'{numbered(left_out, "person")} beyond the {MOST_PERSONS} most present of a file left out'
@@ -362,25 +357,27 @@ def notes_of(subjects: Sequence[Subject], most: int, data_input: str) -> Iterato
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def check_out(out: Path) -> None:
-    """Raises UserError where the folder cannot be written or has predictions already."""
-    check_writable(out, 'Name another --out.')
-    there = sorted([*out.glob('predictions.json'), *out.glob('timeline*.png')])
-    if there:
-        raise UserError(f'{there[0]} is there already. Name a new --out, or remove it.')
-
-
 def predict(args: argparse.Namespace) -> None:
+    if args.img_shape and not all(1 <= size <= LARGEST_COORDINATE for size in args.img_shape):
+        raise UserError(f'--img_shape {args.img_shape[0]} {args.img_shape[1]}: give height and width in pixels.')
+    if args.window is not None and args.window < 1:
+        raise UserError(f'--window {args.window}: give at least 1 frame.')
+    if args.stride is not None and not 1 <= args.stride <= (args.window or WINDOW):
+        raise UserError(f'--stride {args.stride}: give 1 to {args.window or WINDOW} frames, the length of a window.')
     if args.out:
-        check_out(args.out)
-    checkpoint = open_checkpoint(args.evaluate, args.set)
+        check_new(args.out, 'predictions.json', 'timeline*.png')
+    checkpoint = open_checkpoint(args.checkpoint, args.set)
     names, most = class_names(checkpoint.config), checkpoint.config.data.max_persons
     subjects = []
     for path in args.inputs:
         for annotation in read_input(path, args.layout, args.img_shape and tuple(args.img_shape), args.list):
             check_suits(checkpoint, annotation, path)
             subjects += subjects_of(path, annotation, most, args.window, args.stride, args.per_person)
-    say(f'{checkpoint.path}: {checkpoint.script}, epoch {checkpoint.epoch}, {len(names)} classes')
+    if args.stride and not args.window and all(len(subject.windows) == 1 for subject in subjects):
+        raise UserError(
+            f'--stride {args.stride} has no effect: no input is cut into windows. Add --window, or omit it.'
+        )
+    log.info('%s: %s, epoch %s, %s classes', checkpoint.path, checkpoint.script, checkpoint.epoch, len(names))
     logging.getLogger('lib.data.store').setLevel(logging.WARNING)  # where it packs is a folder that is gone at once
     predicted = predict_subjects(checkpoint, subjects)
     if args.out:  # before a pipe that may be closed
@@ -391,11 +388,11 @@ def predict(args: argparse.Namespace) -> None:
     else:
         texts = (line for pair in zip(subjects, predicted, strict=True) for line in lines_of(*pair, names))
     for line in texts:
-        say(line)
+        log.info('%s', line)
     for note in notes_of(subjects, most, checkpoint.config.data.input):
-        say(f'note: {note}')
+        log.info('note: %s', note)
     if args.out:
-        say(f'written: {written} in {args.out}')
+        log.info('written: %s in %s', written, args.out)
 
 
 def write(
@@ -422,37 +419,26 @@ def write(
     return 'predictions.json' + (f' and {numbered(drawn, "timeline")}' if drawn else '')
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog='python -m lib.tools.predict'
-    )
-    parser.add_argument('evaluate', type=Path, metavar='CHECKPOINT', help="a run's folder, or a file in it")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, 'predict')
+    add_checkpoint(parser)
     parser.add_argument('inputs', type=Path, nargs='+', metavar='INPUT', help='keypoints')
-    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints, where their number does not tell it')
+    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints (default: by their number)')
     parser.add_argument(
-        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the images in pixels, where files lack it'
+        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the images in pixels, if files lack it'
     )
     parser.add_argument(
         '--window',
         type=int,
         metavar='FRAMES',
-        help=f'length of the windows (default: {WINDOW} where a clip has over {LONGEST} frames; a pickle is not cut)',
+        help=f'length of a window (default: {WINDOW} for clips of over {LONGEST} frames; a pickle is not cut)',
     )
-    parser.add_argument('--stride', type=int, metavar='FRAMES', help='from window to window (default: half a window)')
-    parser.add_argument('--per-person', action='store_true', help='look at each person alone, while it is there')
-    parser.add_argument('--list', metavar='NAME', help='clips of a pickle: those of this list (default: all)')
-    parser.add_argument('--out', type=Path, metavar='FOLDER', help='new folder for predictions.json and timelines')
-    parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='as --evaluate of the scripts takes it'
-    )
-    args = parser.parse_args(arguments)
-    if args.img_shape and not all(1 <= size <= LARGEST_COORDINATE for size in args.img_shape):
-        parser.error(f'--img_shape {args.img_shape[0]} {args.img_shape[1]}: pixels, height and width')
-    if args.window is not None and args.window < 1:
-        parser.error(f'--window {args.window}: at least 1 frame')
-    if args.stride is not None and not 1 <= args.stride <= (args.window or WINDOW):
-        parser.error(f'--stride {args.stride}: at least 1 frame, and no more than a window, {args.window or WINDOW}')
-    return run(predict, args)
+    parser.add_argument('--stride', type=int, metavar='FRAMES', help='between windows (default: half a window)')
+    parser.add_argument('--per_person', action='store_true', help='predict each person alone, while present')
+    parser.add_argument('--list', metavar='NAME', help='split of a pickle to predict (default: all clips)')
+    add_out(parser, 'FOLDER', text='folder for predictions.json and timelines')
+    add_set(parser)
+    return run_tool(predict, parser, argv)
 
 
 if __name__ == '__main__':

@@ -104,3 +104,8 @@ def numbered(count: int, noun: str) -> str:
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names, with an ellipsis if there are more."""
     return ', '.join(map(shown_text, names[:most])) + (', ...' if len(names) > most else '')
+
+
+def span(first: int, last: int) -> str:
+    """'4-7', or '4' if both are 4."""
+    return f'{first}' if first == last else f'{first}-{last}'

@@ -1,5 +1,6 @@
-"""Tools import a framework only when the model needs it."""
+"""The --help of tools is short, and they import a framework only when the model needs it."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if '\ndef main(' in path.read_text()]
 HELP = """
-import importlib, sys, types
-sys.modules['tensorboardX'] = types.SimpleNamespace(SummaryWriter=None)  # it imports torch
+import importlib, sys
 for name in sys.argv[1:]:
     module = importlib.import_module(f'lib.tools.{name}')
     try:
@@ -36,6 +36,13 @@ def test_help_needs_no_framework():
     done = subprocess.run([sys.executable, '-c', HELP, *TOOLS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('usage:') == len(TOOLS)
+
+
+@pytest.mark.parametrize('name', [name for name in TOOLS if name != 'make_pickle'])
+def test_the_description_is_one_example_and_at_most_ten_lines(name):
+    description = importlib.import_module(f'lib.tools.{name}').__doc__.strip()
+    assert f'\n    python -m lib.tools.{name} ' in description
+    assert len(description.splitlines()) <= 10
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_each_person_alone(run, tmp_path):
     keypoint[1, :30], score[1, :30] = 0, 0
     keypoint[:, 90:], score[:, 90:] = 0, 0
     file = write_array(tmp_path / 'a.npz', keypoint, score)
-    entries = predicted(tmp_path / 'out', run, file, '--per-person')
+    entries = predicted(tmp_path / 'out', run, file, '--per_person')
     assert [(e['person'], e['windows'][0]['start'], e['windows'][0]['end']) for e in entries] == [
         (1, 0, 90),
         (2, 30, 90),
@@ -174,6 +174,10 @@ def test_mistakes_are_reported_before_anything_is_predicted(run, tmp_path, write
     assert 'holds no checkpoint' in refused(tmp_path, file)
     long = write_array(tmp_path / 'long.npz', *persons(3000, count=2))
     assert '--stride' in refused(run, long, '--window', 1500, '--stride', 1)
+    assert '--stride 5 has no effect' in refused(run, file, '--stride', 5)
+    assert '--stride 121' in refused(run, long, '--stride', 121)
+    assert '--window 0' in refused(run, long, '--window', 0)
+    assert '--img_shape 0 5' in refused(run, long, '--img_shape', 0, 5)
     assert not out.exists()
 
     predicted(out, run, file)

@@ -1,17 +1,13 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
 from lib.errors import UserError
 from lib.tools.running import add_out, check_new, log, make_parser, run_tool
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(main):
@@ -73,25 +69,3 @@ def test_existing_output_is_refused_by_name(tmp_path, capsys):
     ):
         assert run_tool(work, parser, ['--out', str(out)]) == code
         assert ('plot1.png' in capsys.readouterr().err) == (code == 2)
-
-
-TOOLS = ()
-
-
-@pytest.mark.parametrize('name', TOOLS)
-def test_help_is_short_and_loads_no_framework(name):
-    code = (
-        'import atexit, runpy, sys\n'
-        f'sys.argv = ["{name}", "--help"]\n'
-        'atexit.register(lambda: print({"torch", "tensorflow"} & set(sys.modules), file=sys.stderr))\n'
-        f'runpy.run_module("lib.tools.{name}", run_name="__main__")'
-    )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, 'set()\n')
-    usage, description, *_ = done.stdout.split('\n\n', 1)
-    assert usage.startswith(f'usage: python -m lib.tools.{name}')
-    description = (
-        description[: description.index('\npositional arguments:')] if 'positional' in description else description
-    )
-    assert len(description.strip().splitlines()) <= 10
-    assert description.count(f'python -m lib.tools.{name} ') == 1
