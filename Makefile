@@ -22,8 +22,8 @@ test: .venv/tests
 test-all: test
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q -m 'slow or hypothesis'
 
-data/action/sample_hrnet.pkl: lib/data/sample.py | .venv/runs
-	$(RUN) -m lib.data.sample --out data/action --files data/action/sample_files
+data/action/sample_hrnet.pkl: lib/tools/sample/dataset.py | .venv/runs
+	$(RUN) -m lib.tools.sample --out data/action --files data/action/sample_files
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.data.sample import write_files, write_sample
+from lib.tools.sample.dataset import write_files, write_sample
 from tests.tiny import SCRIPTS, caller
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ ELSEWHERE = {
     'make ': 'runs these tests, or what the fixture does with less data',
     'pip install': 'downloads packages',
     'source ': 'is for an interactive shell',
-    'lib.data.sample': 'writes the whole sample; the fixture writes a part',
+    'lib.tools.sample': 'writes the whole sample; the fixture writes a part',
     'torchrun': 'needs a GPU for each process',
     'sbatch': 'needs SLURM',
     'TF_CONFIG': 'needs two hosts',

@@ -167,7 +167,7 @@ def require_pickle(path: Path) -> None:
     if not path.is_file():
         raise UserError(
             f'{path} is not there. Download the PYSKL pickles of NTU60 from {LINKS[0]} (2D) and {LINKS[1]} (3D) into '
-            'data/action/, or make the small sample set with `python -m lib.data.sample --out data/action` and train '
+            'data/action/, or make the small sample set with `python -m lib.tools.sample --out data/action` and train '
             'with a config of configs/sample/.'
         )
 

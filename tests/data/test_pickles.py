@@ -53,7 +53,12 @@ def test_reads_real_motion(motion, name):
 def test_a_missing_file_says_where_to_get_it(tmp_path):
     with pytest.raises(ValueError, match='not there') as error:
         load_annotations(tmp_path / 'ntu60_hrnet.pkl')
-    for part in ('ntu60_hrnet.pkl', 'nturgbd/ntu60_hrnet.pkl', 'nturgbd/ntu60_3danno.pkl', 'python -m lib.data.sample'):
+    for part in (
+        'ntu60_hrnet.pkl',
+        'nturgbd/ntu60_hrnet.pkl',
+        'nturgbd/ntu60_3danno.pkl',
+        'python -m lib.tools.sample',
+    ):
         assert part in str(error.value)
 
 

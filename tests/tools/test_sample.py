@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.data import sample
 from lib.data.classes import NTU60
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import NTU25
+from lib.tools.sample import dataset as sample
 
 PERSONS = (1, 2, 3, 6, 7, 8)  # three on each side of the cross-subject split
 
