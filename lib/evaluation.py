@@ -113,10 +113,10 @@ def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
     """The ten most frequent mistakes of a confusion matrix (K, K), a line each."""
     pairs = most_confused(matrix)
     if not pairs:
-        return ['no clip was taken for another class']
+        return ['every clip was predicted correctly']
     width = max(len(names[true]) for true, _, _ in pairs)
     rows = [
-        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  taken for {names[taken]}'
+        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  predicted as {names[taken]}'
         for true, taken, count in pairs
     ]
     return ['most confused: clips, share of the class, class', *rows]

@@ -135,6 +135,7 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
 
     from lib.pytorch.heatmap import HeatmapRenderer
 
+    make_world('vanilla', device)
     renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
     compiled = torch.compile(renderer, fullgraph=True)
     inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, 2, FRAMES, JOINTS)]
@@ -212,17 +213,21 @@ def memory_of_step(side: str, config: EasyDict, device: str) -> int:
 
 
 def make_world(script: str, device: str) -> Any:
-    """The one device to train on."""
+    """The one device to train on. Raises UserError if there is none."""
     distributed = MODELS[script].training.distributed
     if MODELS[script].framework == 'pytorch':
         import torch
 
-        return distributed.World(0, 1, torch.device(device))
-    import tensorflow as tf
+        has_gpu, world = torch.cuda.is_available(), distributed.World(0, 1, torch.device(device))
+    else:
+        import tensorflow as tf
 
-    if device == 'cpu':
-        tf.config.set_visible_devices([], 'GPU')
-    return distributed.World(tf.distribute.get_strategy())
+        if device == 'cpu':
+            tf.config.set_visible_devices([], 'GPU')
+        has_gpu, world = bool(tf.config.list_logical_devices('GPU')), distributed.World(tf.distribute.get_strategy())
+    if device == 'cuda' and not has_gpu:
+        raise UserError(f'--device cuda: {MODELS[script].framework} sees no GPU.')
+    return world
 
 
 def make_step(side: str, config: EasyDict, world: Any) -> Step:

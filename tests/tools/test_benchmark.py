@@ -78,6 +78,16 @@ def test_both_sides_train_the_same_kind_of_model(kind, tmp_path, monkeypatch, ca
     assert all(size > 1e8 for size in row['peak memory'])
 
 
+@pytest.mark.parametrize('kind', tiny.SCRIPTS)
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('tensorflow.config.list_logical_devices', lambda kind: [])
+    monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
+    command = ['train', 'render', '--device', 'cuda', '--config', str(tiny.write_config(kind, tmp_path))]
+    assert benchmark.main(command) == 1
+    assert capsys.readouterr().out.count('sees no GPU') == 3
+
+
 def test_a_killed_process_is_an_error_of_its_row_alone():
     with pytest.raises(BrokenProcessPool):
         benchmark.in_new_process(os._exit, 9)
