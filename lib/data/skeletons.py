@@ -89,10 +89,10 @@ _HALPE26 = (
     'right_small_toe', 'left_heel', 'right_heel',
 )  # fmt: skip
 
-# Joint orders by the names that --layout accepts. Equal names mean the same joint, except that Kinect's neck is a little
-# higher than the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25) and
-# poseParametersRender (BODY-25B); Fang et al., TPAMI 2022 (Halpe, as AlphaPose and MMPose write it); Jin et al., ECCV
-# 2020 (COCO-WholeBody); Bazarevsky et al., 2020 (BlazePose, MediaPipe's landmarks).
+# Joint orders by the names that --layout accepts. Equal names mean the same joint, except that Kinect's neck is a
+# little higher than the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25)
+# and its poseParameters.cpp (BODY-25B); Fang et al., TPAMI 2022 (Halpe, as AlphaPose and MMPose write it); Jin et al.,
+# ECCV 2020 (COCO-WholeBody); Bazarevsky et al., 2020 (BlazePose, MediaPipe's landmarks).
 LAYOUTS = {
     'coco17': COCO17.joints,
     'openpose18': (

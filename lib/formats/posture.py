@@ -7,7 +7,7 @@ import numpy as np
 from lib.data.skeletons import COCO17, LAYOUTS, convert
 
 CLEARLY = 0.1  # margin between two fits. Of 450 clips of real motion the right layout wins by .14 to .55
-A_BODY = 0.6  # least fit, direction aside, of what may be a body: real ones have .65 to .8, random joints .3 to .5
+A_BODY = 0.58  # least fit, direction aside, of what may be a body: real ones have .65 to .8, random joints .3 to .5
 MOST_POSES = 500  # evenly spaced
 _NOSE, _HIPS, _ANKLES = [0], [11, 12], [15, 16]
 _LEFT, _RIGHT = ((5, 7), (7, 9), (11, 13), (13, 15)), ((6, 8), (8, 10), (12, 14), (14, 16))

@@ -12,9 +12,9 @@ frame. Its weights (226 MB) are fetched on first use. Where there is no network,
     https://download.pytorch.org/models/keypointrcnn_resnet50_fpn_coco-fc266e95.pth
     python -m lib.tools.extract_keypoints video.mp4 --out clip.pkl --weights keypointrcnn_resnet50_fpn_coco-fc266e95.pth
 
-Persons are then followed by their poses (lib/data/tracking.py); the ten most present ones are kept. PyAV reads videos
-(pip install av). All frames are taken as they follow each other, so that one with a varying frame rate is not evened
-out. NTU RGB+D, which the published rows are trained on, has 30 frames a second.
+Persons are then followed by their poses (lib/formats/tracking.py); the ten most present ones are kept. PyAV reads
+videos (pip install av). All frames are taken as they follow each other, so that one with a varying frame rate is not
+evened out. NTU RGB+D, which the published rows are trained on, has 30 frames a second.
 """
 
 import argparse
@@ -31,9 +31,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.cli import DONE, USER_ERROR
-from lib.data.tracking import track
 from lib.errors import UserError, shown_text, user_file
 from lib.files import check_writable, make_folder, replacing, require_file
+from lib.formats.tracking import track
 from lib.stop import STOPPED, interrupt_at_once
 from lib.tools.check_data import listed, numbered
 from lib.tools.make_pickle import FLOAT16_KEEPS

@@ -30,10 +30,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.cli import DONE, USER_ERROR
-from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.skeletons import COCO17, LAYOUTS
 from lib.errors import UserError, shown, shown_text, user_file
 from lib.files import check_writable, make_folder, replacing, require_file, write_text
+from lib.formats import read_keypoint_file
+from lib.formats.clip import LARGEST_COORDINATE
 from lib.tools.check_data import numbered, span
 
 KEYS = ('frame_dir', 'label', 'total_frames', 'img_shape', 'original_shape', 'keypoint')  # and keypoint_score

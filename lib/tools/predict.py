@@ -30,12 +30,13 @@ from easydict import EasyDict
 from lib.cli import run
 from lib.data.batches import make_clips
 from lib.data.classes import class_names
-from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError, shown_text
 from lib.figures import BLUE, GRID, VERMILION, new_figure, save_figure
 from lib.files import check_writable, make_folder, write_text
+from lib.formats import read_keypoint_file
+from lib.formats.clip import LARGEST_COORDINATE
 from lib.log import say
 from lib.tools.check_data import numbered
 from lib.tools.checkpoints import Checkpoint, open_checkpoint

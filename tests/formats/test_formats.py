@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lib.data import sample
-from lib.data.keypoint_files import read_keypoint_file
 from lib.data.pickles import check_annotation, load_annotations
 from lib.data.skeletons import COCO17, LAYOUTS, convert
+from lib.formats import read_keypoint_file
 from tests.annotations import make_3d_annotations, make_annotations
 
 PX, SCORE = 0.051, 0.00051  # what rounding to a decimal, and to three, may change
