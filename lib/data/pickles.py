@@ -237,6 +237,7 @@ def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, 
     checked = [check_annotation(annotation, place) for annotation, place in zip(kept, where, strict=True)]
     layout = checked[0]['keypoint'].shape[2:]
     for place, annotation in zip(where, checked, strict=True):
+        refuse_third_score(annotation, place)
         if annotation['keypoint'].shape[2:] != layout:
             raise UserError(
                 f'{place} ({shown_text(annotation["frame_dir"])}) has (joints, coordinates) = '
@@ -348,13 +349,6 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
         score = checked['keypoint_score'] = _floats(checked['keypoint_score'], 'keypoint_score', where)
         if score.shape != keypoint.shape[:3]:
             raise UserError(f'{where}: keypoint_score has shape {score.shape}, keypoint needs {keypoint.shape[:3]}.')
-    if keypoint.shape[3] == 3 and _is_score(keypoint):
-        raise UserError(
-            f'{where}: x and y of keypoint are pixels, so that its third number, '
-            f'{np.nanmin(keypoint[..., 2]):.3g} to {np.nanmax(keypoint[..., 2]):.3g}, is a score. Put it into '
-            'keypoint_score: '
-            "annotation['keypoint_score'] = keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2]."
-        )
     if keypoint.shape[3] == 2:
         shape = annotation.get('img_shape')
         if isinstance(shape, np.ndarray) and shape.ndim == 1:
@@ -365,14 +359,19 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
     return checked
 
 
-def _is_score(keypoint: np.ndarray) -> bool:
-    """Whether the third of (M, T, V, 3) is a score: within 0 and 1, or 0, 1, 2, beside coordinates beyond any room."""
-    xy, third = keypoint[..., :2], keypoint[..., 2]
-    return bool(
-        np.nanmax(np.abs(xy), initial=0) > MOST_METRES
-        and np.nanmin(third, initial=0) >= 0
-        and 0 < np.nanmax(third, initial=0) <= HIGHEST_SCORE
-    )
+def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if the third number of a checked annotation's joints is a score, not a depth in metres."""
+    keypoint = annotation['keypoint']
+    if keypoint.shape[3] == 2 or not keypoint.size:
+        return
+    third = keypoint[..., 2]
+    low, high = np.nanmin(third, initial=0), np.nanmax(third, initial=0)
+    if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and 0 < high <= HIGHEST_SCORE:
+        raise UserError(
+            f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so that its third '
+            f"number, up to {high:.3g}, is a score. Put it into keypoint_score: annotation['keypoint_score'] = "
+            "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2]."
+        )
 
 
 def _integer(value: Any, key: str, where: str, minimum: int) -> int:

@@ -45,7 +45,8 @@ def read_keypoint_file(
     img_shape: (h, w) in pixels, if the file does not have it; without it the smallest image that holds all points.
     max_persons: the most present ones are kept (in 3D, those that move most).
     Annotations that are not a pickle's have further keys: persons_left_out, their number beyond max_persons;
-    img_shape_known, False if it was guessed; first_frame, the number of the first frame in the file.
+    img_shape_known, False if it was guessed; first_frame, the number of the first frame in the file; source, the format
+    and layout.
 
     Raises UserError that names the file, the place in it, what was found and what to do.
     """

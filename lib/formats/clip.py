@@ -123,8 +123,12 @@ def to_annotation(
             'keypoint': np.ascontiguousarray(persons[..., :2], np.float32),
             'keypoint_score': np.ascontiguousarray(persons[..., 2], np.float32),
         }
-    known = clip.is_3d or known_shape is not None
-    return annotation | {'persons_left_out': left_out, 'img_shape_known': known, 'first_frame': first}
+    return annotation | {
+        'persons_left_out': left_out,
+        'img_shape_known': clip.is_3d or known_shape is not None,
+        'first_frame': first,
+        'source': f'{clip.source}, {layout}',
+    }
 
 
 def _metres(joints: np.ndarray, path: Path) -> np.ndarray:

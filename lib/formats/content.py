@@ -61,17 +61,23 @@ def read_content(path: Path, supported: str) -> Any:
     for offset, magic, kind in _RECOGNISED:
         if start[offset:].startswith(magic):
             _refuse(path, kind, supported)
-    with user_file(path):
-        content = path.read_bytes().removeprefix(b'\xef\xbb\xbf')
     if start[:1] in (b'[', b'{'):
-        return _parse(content, path)
-    try:
-        text = content.decode('utf-16' if content[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8')
-    except UnicodeDecodeError:
-        text = '\0'
+        with user_file(path):
+            return _parse(path.read_bytes().removeprefix(b'\xef\xbb\xbf'), path)
+    text = read_text(path)
     if '\0' in text or not text.strip():
         _refuse(path, 'neither text nor an array' if text.strip() else 'empty', supported)
     return text
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8 or UTF-16; of other files a NUL character."""
+    with user_file(path):
+        content = path.read_bytes().removeprefix(b'\xef\xbb\xbf')
+    try:
+        return content.decode('utf-16' if content[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8')
+    except UnicodeDecodeError:
+        return '\0'
 
 
 def _refuse(path: Path, kind: str, supported: str) -> None:

@@ -24,7 +24,14 @@ import numpy as np
 from lib.cli import DONE, FAILED, USER_ERROR
 from lib.config import read_config, resolve_config
 from lib.data.clips import Clips
-from lib.data.pickles import check_annotation, read_pickle, require_form
+from lib.data.pickles import (
+    check_annotation,
+    is_without_persons,
+    lost_names_hint,
+    read_pickle,
+    refuse_third_score,
+    require_form,
+)
 from lib.data.skeletons import COCO17, PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
 from lib.errors import UserError, shown_text
@@ -97,15 +104,19 @@ def survey(path: Path) -> Survey:
     """
     files = pickles_of(path)
     split: dict[str, list[str]] = {}
-    annotations, faults = [], defaultdict(list)
+    annotations, faults, empty = [], defaultdict(list), []
     for file in files:
         more_split, more = require_form(read_pickle(file), file)
         for name, ids in more_split.items():
             split.setdefault(name, []).extend(ids)
         for i, annotation in enumerate(more):
             where = f'annotation {i}' if len(files) == 1 else f'{file.name}: annotation {i}'
+            if is_without_persons(annotation):
+                empty.append(str(annotation.get('frame_dir', where)))
+                continue
             try:
                 annotations.append(check_annotation(annotation, where))
+                refuse_third_score(annotations[-1], where)
             except ValueError as error:
                 faults[re.sub(r'\(.*?\)|\[.*?\]|\d+', '', str(error)[len(where) :])].append(str(error))
     findings = [
@@ -117,7 +128,11 @@ def survey(path: Path) -> Survey:
         for messages in faults.values()
     ]
     if not annotations:
-        raise UserError(f'{path} holds no sound annotation: {findings[0].what}')
+        raise UserError(f'{path} holds no sound annotation: {findings[0].what if findings else "nobody in any clip"}')
+    if empty:
+        findings.append(
+            Finding(f'nobody in {numbered(len(empty), "clip")}, left out: {listed(empty)}', 'nothing need be done')
+        )
     layouts = Counter(annotation['keypoint'].shape[2:] for annotation in annotations)
     layout = layouts.most_common(1)[0][0]
     for other, count in layouts.items():
@@ -249,7 +264,7 @@ def of_coordinates(found: Survey) -> Iterator[Finding]:
         yield Finding(
             f'the {num_joints} joints are not in the order of {PICKLE_SKELETONS[num_joints].name}: heads are not above '
             'hips, or these not above ankles',
-            'reorder the joints (2D: y points down, 3D: up), or mirrored clips and limbs will be wrong',
+            'reorder the joints (2D: y points down, 3D: up; make_pickle --layout does it), or limbs will be wrong',
         )
     if not found.is_3d and 0 < found.extreme <= 2:
         yield Finding(
@@ -324,6 +339,16 @@ def of_clips(found: Survey) -> Iterator[Finding]:
 def of_lists(found: Survey) -> Iterator[Finding]:
     known = set(found.names)
     lost = {name: [i for i in dict.fromkeys(ids) if i not in known] for name, ids in found.split.items()}
+    void = [name for name, ids in found.split.items() if len(lost[name]) == len(set(ids))]
+    if void:
+        hint = lost_names_hint({name: found.split[name] for name in void}, found.names)
+        yield Finding(
+            f'no clip with an annotation in {"split" if len(void) == 1 else "splits"} {listed(void, 8)}'
+            + (f'; {hint}' if hint else ''),
+            'write the same names in split and as frame_dir' if hint else 'add annotations, or remove the empty split',
+            True,
+        )
+    lost = {name: ids for name, ids in lost.items() if name not in void}
     if any(lost.values()):
         counts = ', '.join(f'{name} {len(ids):,}' for name, ids in lost.items() if ids)
         first = next(ids for ids in lost.values() if ids)

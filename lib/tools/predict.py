@@ -4,9 +4,9 @@
     python -m lib.tools.predict checkpoint/action/mbert long.json --window 120 --stride 60 --out predicted
     python -m lib.tools.predict checkpoint/action/vivit data/action/sample_hrnet.pkl --list xsub_val --per-person
 
-INPUT is a file of MMPose or AlphaPose (JSON), a folder of OpenPose's JSON files, .npy, .npz, or a PYSKL pickle, whose
-clips are predicted as --evaluate does. Prints the five likeliest actions of each. Of windows it prints the segments in
-which they agree: "240-300" are the frames from number 240, counted from 0, up to and without 300. With --out a folder
+INPUT is a file or folder of keypoints in any format of data/README.md, or a PYSKL pickle, whose clips are predicted as
+--evaluate does. Prints the five likeliest actions of each. Of windows it prints the segments in which they agree:
+"240-300" are the frames from number 240 to 299, in the file's own numbers if it has any. With --out a folder
 gets predictions.json, and of each input with several windows a picture, timeline.png. `--set data.class_names=FILE`
 names the classes of other sets than NTU RGB+D.
 """
@@ -55,8 +55,9 @@ class Subject:
     """What is predicted: a clip, or one person of it, as the windows (start, end) in which the model looks at it.
 
     person: number from 1 on, None for everybody. frames, persons: of the whole clip. left_out: further persons, whom
-    the file has. empty: frames without anybody. clips: the annotation of each window, None where nobody is in it.
-    present: how many persons there are in each window. is_whole: whether the pickle's clip is left as it is.
+    the file has. empty: frames without anybody. windows: in the video's own frame numbers. clips: the annotation of
+    each window, None where nobody is in it. present: how many persons there are in each window. is_whole: whether the
+    pickle's clip is left as it is.
     """
 
     file: Path
@@ -98,7 +99,7 @@ def read_input(
     if list_name is None:
         return annotations
     if not is_of_pickle(annotations[0]):
-        raise UserError(f'{path} is no PYSKL pickle, and --list names a list of one: leave it away.')
+        raise UserError(f'{path} is not a PYSKL pickle, and --list names a split of one: omit it.')
     lists = load_annotations(path)['split']
     if list_name not in lists:
         known = ', '.join(map(shown_text, lists)) or 'none'
@@ -132,9 +133,17 @@ def check_suits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) 
         joints = ' or '.join(f'{number} joints ({PICKLE_SKELETONS[number].name})' for number in needed)
         raise UserError(
             f'{path} holds {size}D keypoints of {num_joints} joints, and the model of {checkpoint.path} was trained on '
-            f'{wanted} of {joints or "other joints"}. Give it such a file, or name a checkpoint that was trained on '
-            'such keypoints.'
+            f'{wanted} of {joints or "other joints"}. Give it such a file, name a checkpoint that was trained on such '
+            f'keypoints{_conversion(num_joints, size, needed)}.'
         )
+
+
+def _conversion(num_joints: int, size: int, needed: Sequence[int]) -> str:
+    """The hint that 2D joints of another layout can be converted."""
+    layouts = [name for name, joints in LAYOUTS.items() if len(joints) == num_joints]
+    if size != 2 or 17 not in needed or not layouts:
+        return ''
+    return f', or name the layout of the joints, from which they are converted: --layout {" or ".join(layouts)}'
 
 
 def presence(annotation: dict[str, Any]) -> np.ndarray:
@@ -163,6 +172,7 @@ def subjects_of(
     their presence there. Of one person alone, what is before and after it is not looked at.
     """
     frames, there = annotation['total_frames'], presence(annotation)
+    first = annotation.get('first_frame', 0)
     if window is None and frames > LONGEST and not is_of_pickle(annotation):
         window = WINDOW
     cut = windows_of(frames, window or frames, stride or max(1, (window or frames) // 2))
@@ -199,7 +209,7 @@ def subjects_of(
                 empty=int((amount.sum(axis=0) == 0).sum()),
                 img_shape_known=annotation.get('img_shape_known', True),
                 is_whole=is_whole,
-                windows=windows,
+                windows=[(start + first, end + first) for start, end in windows],
                 clips=clips,
                 present=counts,
             )
@@ -312,7 +322,7 @@ def lines_of(subject: Subject, found: Sequence[np.ndarray | None], names: Sequen
     about += '' if subject.person else f', {persons}'
     yield f'{subject.title}: {about}' + (f', {len(found):,} windows of {end - start:,} frames' if several else '')
     if several:
-        width = 2 * len(str(subject.frames)) + 1
+        width = 2 * len(str(subject.windows[-1][1])) + 1
         for s in segments_of(subject.windows, found):
             yield f'  {f"{s.start}-{s.end}":>{width}}  {action_text(s.action, s.probability, names)}'
     elif found[0] is None:
@@ -484,9 +494,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument('evaluate', type=Path, metavar='CHECKPOINT', help="a run's folder, or a file in it")
     parser.add_argument('inputs', type=Path, nargs='+', metavar='INPUT', help='keypoints')
-    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints, where their number does not tell it')
+    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints (default: by their number)')
     parser.add_argument(
-        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the images in pixels, where files lack it'
+        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the images in pixels, if files lack it'
     )
     parser.add_argument(
         '--window',
