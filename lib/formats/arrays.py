@@ -5,7 +5,7 @@ x, y, z, visibility. An .npz has them as `keypoint`, and may have `keypoint_scor
 """
 
 import contextlib
-from itertools import chain, permutations
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lib.formats.values import first_item, float32
 NAME, FILES = 'arrays', '.npy and .npz'
 _AXES = '(frames, joints, 2 or 3) or (persons, frames, joints, 2 or 3)'
 _NAMES = {'keypoint': ('keypoint', 'keypoints'), 'keypoint_score': ('keypoint_score', 'keypoint_scores', 'scores')}
-_LAYOUT_OF = {17: 'coco17', 18: 'openpose18', 25: 'body25', 33: 'blazepose33'}
+JUMPY = 1.5  # mean step over time by that over joints; real clips have .07 to .52
 
 
 def recognises(content: Any) -> bool:
@@ -129,20 +129,19 @@ def _require_axes(keypoint: np.ndarray, where: str, layout: str | None) -> None:
         if largest.max() > 2 and ((largest > 0) & (largest <= 1)).any():
             number = int(((largest > 0) & (largest <= 1)).argmax())
             refuse(f'person {number} has only numbers between 0 and 1, as scores')
-    for order in permutations(range(4)) if layout != 'ntu25' else ():
-        other = keypoint.transpose(order)
-        if frames > 1 and order[2:] != (2, 3) and other.shape[2] in _LAYOUT_OF and other.shape[3] in (2, 3):
-            alternative = _fit(other)
-            if alternative > max(_fit(keypoint) + CLEARLY, A_BODY):
-                refuse(f'the joints form no body, but do with the axes in the order {order}')
+    xy = keypoint[..., :2].astype(np.float64)
+    over_time, over_joints = (
+        np.nanmean(np.abs(np.diff(xy, axis=axis))) if xy.shape[axis] > 1 else 0 for axis in (1, 2)
+    )
+    if over_time > JUMPY * over_joints > 0:
+        refuse('points are nearer to each other within a joint than within a frame; probably joints come before frames')
+    if layout != 'ntu25' and (persons, size) == (2, 2) and frames > 1 and keypoint.shape[2] == 17:
+        given, other = _fits(keypoint), _fits(keypoint.transpose(3, 1, 2, 0))
+        if other[0] > given[0] + CLEARLY and other[1] > max(given[1], A_BODY):
+            refuse('the joints form bodies only with x and y first; probably the axes are (2, frames, joints, persons)')
 
 
-def _fit(keypoint: np.ndarray) -> float:
-    """How well (M, T, V, 2 or 3) is a body, direction aside."""
-    layout = _LAYOUT_OF.get(keypoint.shape[2])
-    if layout is None:
-        return 0
-    joints = keypoint[0, :: max(1, keypoint.shape[1] // 50), :, :2].astype(np.float64)
-    joints = np.concatenate([joints, joints.any(axis=-1, keepdims=True)], axis=-1)
-    found = fit(joints, layout)
-    return found[1] if found else 0
+def _fits(keypoint: np.ndarray) -> np.ndarray:
+    """The worst fit (2,) of the persons (M, T, 17, 2); see posture.fit."""
+    joints = np.concatenate([keypoint, (keypoint != 0).any(axis=-1, keepdims=True)], axis=-1)
+    return np.min([fit(person, 'coco17') or (0, 0) for person in joints], axis=0)

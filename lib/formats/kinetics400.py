@@ -1,7 +1,8 @@
 """PYSKL's compressed release of Kinetics-400, converted to a folder of ordinary pickles.
 
 Annotations of the index k400_hrnet.pkl lack `keypoint` and have raw_file (path of a kpfile), frame_inds (S,) the frame
-of each of S skeletons, rising, and box_score (S,). A kpfile is a pickled {frame_dir: {'keypoint': (S, V, 3) x, y, score}}.
+each of S skeletons, rising, and box_score (S,). A kpfile is a pickled {frame_dir: {'keypoint': (S, V, 3)}}, x, y and
+score.
 """
 
 import pickle

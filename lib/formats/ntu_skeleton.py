@@ -54,8 +54,9 @@ def read(content: str, where: str) -> Clip:
             body = take(_BODY)[0]
             if take_count() != _JOINTS:
                 raise UserError(f'{where}: frame {t} has a body of other than {_JOINTS} joints.')
+            numbers = take(_JOINTS * _JOINT)
             try:
-                joints = np.array(take(_JOINTS * _JOINT), np.float64).reshape(_JOINTS, _JOINT)[:, :3]
+                joints = np.array(numbers, np.float64).reshape(_JOINTS, _JOINT)[:, :3]
             except ValueError:
                 raise UserError(f'{where}: frame {t} has a joint that is not made of numbers.') from None
             frames[t].append(Person(joints.astype(np.float32), body))

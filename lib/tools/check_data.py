@@ -128,7 +128,7 @@ def survey(path: Path) -> Survey:
         for messages in faults.values()
     ]
     if not annotations:
-        raise UserError(f'{path} holds no sound annotation: {findings[0].what if findings else "nobody in any clip"}')
+        raise UserError(f'{path} holds no sound annotation: {findings[0].what if findings else "no clip has a person"}')
     if empty:
         findings.append(
             Finding(f'nobody in {numbered(len(empty), "clip")}, left out: {listed(empty)}', 'nothing need be done')
