@@ -4,6 +4,7 @@ A module for each source: `recognises(content)` says whether it wrote a file, `r
 by frame as a `Clip`. To support another source, write such a module and a test, and add it to FORMATS.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from lib.formats.clip import NOBODY, Clip, merged, to_annotation
 from lib.formats.content import Pickled, read_content
 from lib.formats.frame_numbers import frame_numbers
 from lib.formats.values import first_item
+
+log = logging.getLogger(__name__)
 
 FORMATS = (mmpose, openpose, alphapose, ultralytics, coco, kinetics, mediapipe, ntu_skeleton, arrays)  # tried in turn
 SUPPORTED = ', '.join(f'{module.NAME} ({module.FILES})' for module in (*FORMATS, pyskl))
@@ -59,14 +62,23 @@ def read_keypoint_file(
             return [to_annotation(_read_frames(files, path, layout), path, layout, img_shape, max_persons)]
     else:
         files = [path]
-    annotations = []
+    annotations, empty = [], []
     for file in files:
         content = read_content(file, SUPPORTED)
         if isinstance(content, Pickled):
             annotations += pyskl.read(content.data, file, layout)
+            continue
+        clip = _clip_of(content, file, layout)
+        if len(files) > 1 and not any(clip.frames.values()):
+            empty.append(file)
         else:
-            clip = _clip_of(content, file, layout)
             annotations.append(to_annotation(clip, file, layout, img_shape, max_persons))
+    if not annotations:
+        raise UserError(NOBODY.format(path))
+    if empty:
+        log.warning(
+            '%s: %d of %d files have no person and are left out (%s)', path, len(empty), len(files), empty[0].name
+        )
     return annotations
 
 

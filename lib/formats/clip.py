@@ -104,7 +104,7 @@ def to_annotation(
     else:
         persons, left_out = _by_identity(joints, frame, identity, num_frames, max_persons, clip.is_3d)
     log.info(
-        '%s: %s, %s, %d %s, %d %s, the first one is %d%s',
+        '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
         path, clip.source, layout, len(persons) + left_out, 'person' if len(persons) + left_out == 1 else 'persons',
         num_frames, 'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
     )  # fmt: skip
@@ -127,7 +127,7 @@ def to_annotation(
         'persons_left_out': left_out,
         'img_shape_known': clip.is_3d or known_shape is not None,
         'first_frame': first,
-        'source': f'{clip.source}, {layout}',
+        'source': f'{clip.source} ({layout})',
     }
 
 
