@@ -44,10 +44,12 @@ def convert_kinetics(index: Path, kpfiles: Path, box_thr: float, out: Path) -> s
     make_folder(partial)
     for left in partial.glob('*.pkl'):
         left.unlink()
+    stems = Counter(file.stem for file in files.values() if file)
     total: Counter[str] = Counter()
     for number, (raw_file, file) in enumerate(tqdm(files.items(), unit='file', disable=None)):
         if file:
-            total += _convert_file(file, by_file[raw_file], box_thr, splits_of, partial / f'{file.stem}_{number}.pkl')
+            name = f'{file.stem}.pkl' if stems[file.stem] == 1 else f'{file.stem}_{number}.pkl'
+            total += _convert_file(file, by_file[raw_file], box_thr, splits_of, partial / name)
     if not total['clips']:
         raise UserError(f'{index}: no clip has a skeleton with a box score of {box_thr:g} or more. Lower --box_thr.')
     partial.rename(out)
