@@ -13,7 +13,9 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ LINKS = (
     'https://download.openmmlab.com/mmaction/pyskl/data/nturgbd/ntu60_hrnet.pkl',
     'https://download.openmmlab.com/mmaction/pyskl/data/nturgbd/ntu60_3danno.pkl',
 )
+MOST_METRES = 30  # from the camera; what Kinect sees is nearer
+HIGHEST_SCORE = 2  # of COCO's visibility; scores of estimators may be a little over 1
 
 
 def load_annotations(path: str | os.PathLike) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def load_annotations(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises UserError if there is no such file, or for whatever is not a sound PYSKL pickle.
     """
-    return _checked(read_pickle(path), Path(path))
+    return check_content(read_pickle(path), Path(path))
 
 
 def read_pickle(path: str | os.PathLike) -> Any:
@@ -47,11 +51,8 @@ def read_pickle(path: str | os.PathLike) -> Any:
         try:
             return _Unpickler(file).load()
         except UserError as error:
-            raise UserError(
-                f'{path}: refused. It {error}, which is not plain data; nothing in it was run. If the file is yours, '
-                'save only plain containers, numbers, text and NumPy arrays (str(path), tensor.numpy()); otherwise get '
-                'it from its original source.'
-            ) from None
+            remedy = '' if str(error).endswith('.') else _PLAIN
+            raise UserError(f'{path}: refused. It {error}{remedy}') from None
         except Exception as error:  # a damaged pickle may raise anything
             raise UserError(
                 f'{path}: cannot be read as a pickle ({type(error).__name__}: {shown_text(str(error))}). The file has '
@@ -70,9 +71,51 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _NAMED:
             return None
         if (module, name) not in _CALLED:
-            raise UserError(f'asks for {shown_text(f"{module}.{name}")}')
+            raise UserError(f'asks for {shown_text(f"{module}.{name}")}, {_remedy(module, name)}')
         function = _CALLED[module, name]
         return lambda *arguments: function(*arguments)
+
+
+def _remedy(module: str, name: str) -> str:
+    """What to do about a name in a pickle that is not plain data."""
+    root = module.split('.')[0]
+    if root in _CONVERSIONS or (root in _BENIGN and not name.startswith('_')):
+        how = _CONVERSIONS.get(root) or _BENIGN[root]
+        return f'which is not plain data: convert it before saving, by {how}.'
+    if root in sys.stdlib_module_names or root in ('__builtin__', 'commands', 'copy_reg'):
+        return 'which could run code; nothing in it was run. Get the file from its original source.'
+    return f'which is not plain data{_PLAIN}'
+
+
+_PLAIN = (
+    '; nothing in it was run. Save only dicts, lists, numbers, text and arrays of numbers: of objects their parts, '
+    "np.asarray(array, 'float32'), array.tolist(), tensor.numpy(), str(path)."
+)
+# How values of other packages become plain data.
+_CONVERSIONS = {
+    'torch': 'tensor.numpy() (of one on a GPU: tensor.cpu().numpy())',
+    'tensorflow': 'tensor.numpy()',
+    'jax': 'np.asarray(array)',
+    'jaxlib': 'np.asarray(array)',
+    'pathlib': 'str(path)',
+    'pandas': '.to_numpy(), or .tolist()',
+    'numpy': "np.asarray(array, 'float32')",
+    'scipy': 'np.asarray(array), of a sparse one .toarray()',
+    'easydict': 'dict(...)',
+    'addict': '.to_dict()',
+    'mmcv': 'dict(...)',
+    'mmengine': 'dict(...)',
+    'omegaconf': 'OmegaConf.to_container(...)',
+}
+_BENIGN = {  # of the standard library
+    'collections': 'dict(...) or list(...)',
+    'datetime': 'str(...)',
+    'decimal': 'float(...)',
+    'fractions': 'float(...)',
+    'uuid': 'str(...)',
+    'enum': '.value',
+    'array': "np.asarray(array, 'float32')",
+}
 
 
 class Dtype:
@@ -172,23 +215,60 @@ def require_pickle(path: Path) -> None:
         )
 
 
-def _checked(data: Any, path: Path) -> dict[str, Any]:
+def check_content(data: Any, path: Path) -> dict[str, Any]:
+    """The content of a PYSKL pickle, checked; clips without persons are left out, with a warning.
+
+    Raises UserError, naming the file, for what is not a sound PYSKL pickle.
+    """
     split, annotations = require_form(data, path)
-    where = [f'{path}: annotation {i}' for i in range(len(annotations))]
-    annotations = [check_annotation(annotation, place) for annotation, place in zip(annotations, where, strict=True)]
-    layout = annotations[0]['keypoint'].shape[2:]
-    for i, annotation in enumerate(annotations):
+    return {'split': split, 'annotations': check_annotations(annotations, path)}
+
+
+def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """Sound annotations of one layout. Clips without persons are left out, with a warning that gives their number."""
+    where = [
+        f'{path}: annotation {i}' for i, annotation in enumerate(annotations) if not is_without_persons(annotation)
+    ]
+    if empty := len(annotations) - len(where):
+        if not where:
+            raise UserError(f'{path}: none of its clips has a person in it.')
+        warnings.warn(f'{path}: {empty} of {len(annotations)} clips have no persons and are left out.', stacklevel=2)
+    kept = [annotation for annotation in annotations if not is_without_persons(annotation)]
+    checked = [check_annotation(annotation, place) for annotation, place in zip(kept, where, strict=True)]
+    layout = checked[0]['keypoint'].shape[2:]
+    for place, annotation in zip(where, checked, strict=True):
+        refuse_third_score(annotation, place)
         if annotation['keypoint'].shape[2:] != layout:
             raise UserError(
-                f'{where[i]} ({shown_text(annotation["frame_dir"])}) has (joints, coordinates) = '
+                f'{place} ({shown_text(annotation["frame_dir"])}) has (joints, coordinates) = '
                 f'{annotation["keypoint"].shape[2:]}, the first one {layout}; one file holds one layout.'
             )
-    return {'split': split, 'annotations': annotations}
+    return checked
+
+
+def is_without_persons(annotation: Any) -> bool:
+    """Whether an annotation says that nobody was found: keypoint of shape (0, T, V, C), or None or an empty list."""
+    if not isinstance(annotation, dict) or 'keypoint' not in annotation or 'raw_file' in annotation:
+        return False
+    keypoint = annotation['keypoint']
+    if isinstance(keypoint, np.ndarray):
+        return keypoint.ndim > 0 and len(keypoint) == 0
+    return keypoint is None or keypoint == []
 
 
 def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]]:
-    """Split and annotations of what `read_pickle` found. Raises UserError for another form."""
+    """Split and annotations of what `read_pickle` found; the splits are without the clips that have no persons.
+
+    Raises UserError for another form.
+    """
     if not isinstance(data, dict) or not {'split', 'annotations'} <= data.keys():
+        if is_annotation(data) or (isinstance(data, list | tuple) and data and is_annotation(data[0])):
+            raise UserError(
+                f'{path}: it has {"an annotation" if isinstance(data, dict) else f"{len(data):,} annotations"} without '
+                "'split', which training needs. Add its lists: pickle.dump({'split': {'train': [frame_dir, ...], "
+                "'val': [...]}, 'annotations': [...]}, file), or make a pickle of it and a table of labels with "
+                '`python -m lib.tools.make_pickle`.'
+            )
         found = f'the keys {shown(list(data))}' if isinstance(data, dict) else f'a {type(data).__name__}'
         raise UserError(f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {found}.")
     split, annotations = data['split'], data['annotations']
@@ -196,11 +276,42 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
         raise UserError(f"{path}: 'split' must be a dict of lists and 'annotations' a list of dicts.")
     if not annotations:
         raise UserError(f'{path}: holds no annotations.')
+    if is_kinetics(annotations[0]):
+        raise UserError(
+            f'{path}: {shown_text(str(annotations[0].get("frame_dir", "annotation 0")))} has no keypoints of its own '
+            "(raw_file): this is the index of PYSKL's Kinetics-400. Convert it with the folder of its keypoint files: "
+            f'`python -m lib.tools.make_pickle {path} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
+        )
     split = {name: ids.tolist() if isinstance(ids, np.ndarray) else ids for name, ids in split.items()}
     for name, ids in split.items():
         if not isinstance(name, str) or not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
             raise UserError(f'{path}: split {shown(name)} must be a list of frame_dir texts.')
-    return {name: list(ids) for name, ids in split.items()}, list(annotations)
+    empty = {annotation.get('frame_dir') for annotation in annotations if is_without_persons(annotation)}
+    return {name: [i for i in ids if i not in empty] for name, ids in split.items()}, list(annotations)
+
+
+def is_annotation(data: Any) -> bool:
+    return isinstance(data, dict) and ('keypoint' in data or is_kinetics(data))
+
+
+def is_kinetics(annotation: Any) -> bool:
+    """Whether an annotation is one of PYSKL's Kinetics-400 index, which has its keypoints elsewhere."""
+    return isinstance(annotation, dict) and 'raw_file' in annotation and 'keypoint' not in annotation
+
+
+def lost_names_hint(split: Mapping[str, Sequence[str]], frame_dirs: Iterable[str]) -> str:
+    """How the names in splits differ from those of the clips, if they do so by an ending or a folder; else empty."""
+    known = set(frame_dirs)
+    lost = next((name for names in split.values() for name in names if name not in known), None)
+    for what, plain in (
+        ('ending', lambda name: re.sub(r'\.\w{1,9}$', '', name)),
+        ('folder', lambda name: name.replace('\\', '/').rsplit('/', 1)[-1]),
+        ('folder and ending', lambda name: re.sub(r'\.\w{1,9}$', '', name.replace('\\', '/').rsplit('/', 1)[-1])),
+    ):
+        twin = lost and next((name for name in known if plain(name) == plain(lost)), None)
+        if twin:
+            return f'the names differ by {what}: {shown_text(lost)} in a split, {shown_text(twin)} as frame_dir'
+    return ''
 
 
 def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
@@ -211,8 +322,8 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
         where += f' ({shown_text(annotation["frame_dir"])})'
     if 'raw_file' in annotation:
         raise UserError(
-            f'{where} points to a keypoint file of its own (raw_file), as the Kinetics pickles do. '
-            'That form is not supported yet: all keypoints must be inside the pickle.'
+            f'{where} points to a keypoint file of its own (raw_file), as the index of Kinetics-400 does. Convert it: '
+            '`python -m lib.tools.make_pickle k400_hrnet.pkl --kpfiles FOLDER --out data/action/k400`.'
         )
     missing = [key for key in ('frame_dir', 'label', 'total_frames', 'keypoint') if key not in annotation]
     if missing:
@@ -248,6 +359,21 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
     return checked
 
 
+def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if the third number of a checked annotation's joints is a score, not a depth in metres."""
+    keypoint = annotation['keypoint']
+    if keypoint.shape[3] == 2 or not keypoint.size:
+        return
+    third = keypoint[..., 2]
+    low, high = np.nanmin(third, initial=0), np.nanmax(third, initial=0)
+    if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and 0 < high <= HIGHEST_SCORE:
+        raise UserError(
+            f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so that its third '
+            f"number, up to {high:.3g}, is a score. Put it into keypoint_score: annotation['keypoint_score'] = "
+            "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2]."
+        )
+
+
 def _integer(value: Any, key: str, where: str, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not minimum <= value < 2**31:
         raise UserError(f'{where}: {key} must be a whole number, {minimum} or more, found {shown(value)}.')
@@ -259,6 +385,6 @@ def _floats(value: Any, key: str, where: str) -> np.ndarray:
         found = f'an array of {value.dtype}' if isinstance(value, np.ndarray) else f'a {type(value).__name__}'
         raise UserError(
             f'{where}: {key} must be an array of floating point numbers, found {found}. Convert it: '
-            f"np.asarray({key}, 'float32')."
+            + (f"{key}.astype('float32')." if isinstance(value, np.ndarray) else f"np.asarray({key}, 'float32').")
         )
     return value

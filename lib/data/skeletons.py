@@ -89,9 +89,10 @@ _HALPE26 = (
     'right_small_toe', 'left_heel', 'right_heel',
 )  # fmt: skip
 
-# Joint orders, by the names that --layout takes. A name is one joint in all of them, but Kinect's neck is a little
-# higher than the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25); Fang et
-# al., TPAMI 2022 (Halpe, as AlphaPose and MMPose write it); Jin et al., ECCV 2020 (COCO-WholeBody).
+# Joint orders by the names that --layout accepts. Equal names mean the same joint, except that Kinect's neck is a
+# little higher than the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25)
+# and its poseParameters.cpp (BODY-25B); Fang et al., TPAMI 2022 (Halpe, as AlphaPose and MMPose write it); Jin et al.,
+# ECCV 2020 (COCO-WholeBody); Bazarevsky et al., 2020 (BlazePose, MediaPipe's landmarks).
 LAYOUTS = {
     'coco17': COCO17.joints,
     'openpose18': (
@@ -105,11 +106,22 @@ LAYOUTS = {
         'left_eye', 'right_ear', 'left_ear', 'left_big_toe', 'left_small_toe', 'left_heel', 'right_big_toe',
         'right_small_toe', 'right_heel',
     ),
+    'body25b': (
+        *COCO17.joints, 'neck', 'head_top', 'left_big_toe', 'left_small_toe', 'left_heel', 'right_big_toe',
+        'right_small_toe', 'right_heel',
+    ),
     'halpe26': _HALPE26,
     'halpe136': (*_HALPE26, *_FACE, *_HANDS),
     'wholebody133': (
         *COCO17.joints, 'left_big_toe', 'left_small_toe', 'left_heel', 'right_big_toe', 'right_small_toe',
         'right_heel', *_FACE, *_HANDS,
+    ),
+    'blazepose33': (
+        'nose', 'left_eye_inner', 'left_eye', 'left_eye_outer', 'right_eye_inner', 'right_eye', 'right_eye_outer',
+        'left_ear', 'right_ear', 'mouth_left', 'mouth_right', 'left_shoulder', 'right_shoulder', 'left_elbow',
+        'right_elbow', 'left_wrist', 'right_wrist', 'left_pinky', 'right_pinky', 'left_index', 'right_index',
+        'left_thumb', 'right_thumb', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle', 'right_ankle',
+        'left_heel', 'right_heel', 'left_foot_index', 'right_foot_index',
     ),
     'ntu25': NTU25.joints,
     'h36m17': H36M17.joints,

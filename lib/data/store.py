@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lib.data.pickles import load_annotations, require_pickle
+from lib.data.pickles import load_annotations, lost_names_hint, require_pickle
 from lib.errors import UserError
 from lib.files import check_writable, hold_lock, make_folder, sync_folder
 
@@ -139,7 +139,7 @@ def pickles_of(ann_file: Path) -> list[Path]:
     if not ann_file.is_dir():
         require_pickle(ann_file)
         return [ann_file]
-    if files := sorted(file for file in ann_file.glob('*.pkl') if file.is_file()):
+    if files := sorted(file for file in ann_file.glob('[!.]*.pkl') if file.is_file()):
         return files
     raise UserError(f'{ann_file} is a folder without a *.pkl file. Name a PYSKL pickle, or a folder of them.')
 
@@ -187,6 +187,10 @@ def _build(file: Path, folder: Path) -> None:
     """Builds a store in a temporary folder and moves it into place. To be called under the lock."""
     log.info('packing %s into %s (once)', file, folder)
     source, data = _source(file), load_annotations(file)
+    names = {annotation['frame_dir'] for annotation in data['annotations']}
+    hint = lost_names_hint(data['split'], names)
+    if hint and names.isdisjoint(set().union(*data['split'].values())):
+        raise UserError(f'{file}: no clip of its splits has an annotation: {hint}. Write the same names in both.')
     temporary = folder.with_suffix('.packing')
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
@@ -205,10 +209,12 @@ def _build(file: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     if num_missing:
         warnings.warn(f'{file}: {num_missing} joints with NaN or infinity in them count as missing.', stacklevel=2)
-    names = {annotation['frame_dir'] for annotation in data['annotations']}
     for split, ids in data['split'].items():
         if lost := len(set(ids) - names):
-            warnings.warn(f'{file}: {lost} clips of split {split} have no annotation and are left out.', stacklevel=2)
+            reason = f': {hint}' if hint else ''
+            warnings.warn(
+                f'{file}: {lost} clips of split {split} have no annotation and are left out{reason}.', stacklevel=2
+            )
 
 
 def _write_arrays(folder: Path, data: dict[str, Any]) -> int:

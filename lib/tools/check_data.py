@@ -28,7 +28,14 @@ from easydict import EasyDict
 
 from lib.cli import DONE, FAILED
 from lib.data.batches import make_clips
-from lib.data.pickles import check_annotation, read_pickle, require_form
+from lib.data.pickles import (
+    check_annotation,
+    is_without_persons,
+    lost_names_hint,
+    read_pickle,
+    refuse_third_score,
+    require_form,
+)
 from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
 from lib.errors import UserError, shown_text
@@ -132,15 +139,19 @@ def read_dataset(path: Path) -> tuple[Dataset, list[Finding]]:
     Raises UserError if a file is not a dataset at all.
     """
     files, split = pickles_of(path), {}
-    annotations, faults = [], defaultdict(list)
+    annotations, faults, empty = [], defaultdict(list), []
     for file in files:
         more_split, more = require_form(read_pickle(file), file)
         for name, ids in more_split.items():
             split.setdefault(name, []).extend(ids)
         for i, annotation in enumerate(more):
             where = f'annotation {i}' if len(files) == 1 else f'{file.name}: annotation {i}'
+            if is_without_persons(annotation):
+                empty.append(str(annotation.get('frame_dir', where)))
+                continue
             try:
                 annotations.append(check_annotation(annotation, where))
+                refuse_third_score(annotations[-1], where)
             except UserError as error:
                 faults[re.sub(r'\(.*?\)|\[.*?\]|\d+', '', str(error)[len(where) :])].append(str(error))
     findings = [
@@ -152,7 +163,10 @@ def read_dataset(path: Path) -> tuple[Dataset, list[Finding]]:
         for messages in faults.values()
     ]
     if not annotations:
-        raise UserError(f'{path} holds no sound annotation: {findings[0].text}')
+        raise UserError(f'{path} holds no sound annotation: {findings[0].text if findings else "no clip has a person"}')
+    if empty:
+        text = f'{numbered(len(empty), "clip")} without persons, left out: {listed(empty)}'
+        findings.append(Finding(text, 'none needed'))
     layouts = Counter(annotation['keypoint'].shape[2:] for annotation in annotations)
     layout = layouts.most_common(1)[0][0]
     for other in layouts.keys() - {layout}:
@@ -213,7 +227,7 @@ def check_coordinates(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(
             f'the {num_joints} joints are not in the order of {PICKLE_SKELETONS[num_joints].name}: heads are not above '
             'hips, or hips not above ankles',
-            'reorder the joints (2D: y points down, 3D: up); otherwise flips and limbs will be wrong',
+            'reorder the joints (2D: y points down, 3D: up; make_pickle --layout does it): else limbs are wrong',
         )
     extreme = max(clip.extreme for clip in clips)
     if not dataset.is_3d and 0 < extreme <= 2:
@@ -274,10 +288,8 @@ def check_splits(dataset: Dataset) -> Iterator[Finding]:
             continue
         text = f'split {shown_text(split)} is empty'
         text += f': none of its {len(ids):,} names has an annotation ({listed(ids, 2)})' if ids else ''
-        stems = {Path(name).stem for name in names}
-        is_ending = any(name in stems or Path(name).stem in names for name in ids)
-        remedy = 'use the same names in both: they differ by an ending' if is_ending else 'add clips, or remove it'
-        yield Finding(text, f'{remedy} (frame_dir is {shown_text(dataset.clips[0].name)}, ...)', True)
+        hint = lost_names_hint({split: ids}, names)
+        yield Finding(text, f'use the same names in both: {hint}' if hint else 'add clips, or remove the split', True)
     if any(missing.values()):
         counts = ', '.join(f'{split} {len(ids):,}' for split, ids in missing.items() if ids)
         text = f'names in splits without a sound annotation, which are skipped: {counts}'

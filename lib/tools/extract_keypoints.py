@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lib.data.tracking import track
 from lib.errors import UserError, shown_text, user_file
 from lib.files import make_folder, replacing, require_file
+from lib.formats.tracking import track
 from lib.tools.make_pickle import FLOAT16_KEEPS
 from lib.tools.running import add_out, check_new, listed, log, make_parser, numbered, progress, run_tool
 

@@ -4,8 +4,8 @@
 
 INPUT is a file or folder of keypoints in any supported format (data/README.md), or a PYSKL pickle, whose clips are
 predicted as an evaluation does. Prints the five most likely actions of each. Inputs of over 300 frames are cut into
-windows and reported as segments: "240-300" are frames 240 to 299. --out receives predictions.json and, for inputs with
-windows, a timeline. --set data.class_names=FILE names the classes.
+windows and reported as segments: "240-300" are frames 240 to 299 by the numbers in the file. --out receives
+predictions.json and, for inputs with windows, a timeline. --set data.class_names=FILE names the classes.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from easydict import EasyDict
 
 from lib.data.batches import make_clips
 from lib.data.classes import class_names
-from lib.data.keypoint_files import LARGEST_COORDINATE, read_keypoint_file
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError, shown_text
 from lib.files import make_folder, write_text
+from lib.formats import read_keypoint_file
+from lib.formats.clip import LARGEST_COORDINATE
 from lib.plots import save_figure, timeline_figure
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 from lib.tools.running import add_checkpoint, add_out, add_set, check_new, log, make_parser, numbered, run_tool
@@ -48,8 +49,9 @@ class Subject:
     """What is predicted: a clip, or one person of it, as the windows (start, end) in which the model looks at it.
 
     person: number from 1 on, None for everybody. frames, persons: of the whole clip. left_out: further persons, whom
-    the file has. empty: frames without anybody. clips: the annotation of each window, None where nobody is in it.
-    present: how many persons there are in each window. is_whole: whether the pickle's clip is left as it is.
+    the file has. empty: frames without anybody. windows: in the video's own frame numbers. clips: the annotation of
+    each window, None where nobody is in it. present: how many persons there are in each window. is_whole: whether the
+    pickle's clip is left as it is.
     """
 
     file: Path
@@ -91,7 +93,7 @@ def read_input(
     if list_name is None:
         return annotations
     if not is_of_pickle(annotations[0]):
-        raise UserError(f'{path} is no PYSKL pickle, and --list names a list of one: leave it away.')
+        raise UserError(f'{path} is not a PYSKL pickle, and --list names a split of one: omit it.')
     lists = load_annotations(path)['split']
     if list_name not in lists:
         known = ', '.join(map(shown_text, lists)) or 'none'
@@ -125,9 +127,17 @@ def check_suits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) 
         joints = ' or '.join(f'{number} joints ({PICKLE_SKELETONS[number].name})' for number in needed)
         raise UserError(
             f'{path} holds {size}D keypoints of {num_joints} joints, and the model of {checkpoint.path} was trained on '
-            f'{wanted} of {joints or "other joints"}. Give it such a file, or name a checkpoint that was trained on '
-            'such keypoints.'
+            f'{wanted} of {joints or "other joints"}. Give it such a file, name a checkpoint that was trained on such '
+            f'keypoints{_conversion(num_joints, size, needed)}.'
         )
+
+
+def _conversion(num_joints: int, size: int, needed: Sequence[int]) -> str:
+    """The hint that 2D joints of another layout can be converted."""
+    layouts = [name for name, joints in LAYOUTS.items() if len(joints) == num_joints]
+    if size != 2 or 17 not in needed or not layouts:
+        return ''
+    return f', or name the layout of the joints, from which they are converted: --layout {" or ".join(layouts)}'
 
 
 def presence(annotation: dict[str, Any]) -> np.ndarray:
@@ -156,6 +166,7 @@ def subjects_of(
     their presence there. Of one person alone, what is before and after it is not looked at.
     """
     frames, there = annotation['total_frames'], presence(annotation)
+    first = annotation.get('first_frame', 0)
     if window is None and frames > LONGEST and not is_of_pickle(annotation):
         window = WINDOW
     cut = windows_of(frames, window or frames, stride or max(1, (window or frames) // 2))
@@ -192,7 +203,7 @@ def subjects_of(
                 empty=int((amount.sum(axis=0) == 0).sum()),
                 img_shape_known=annotation.get('img_shape_known', True),
                 is_whole=is_whole,
-                windows=windows,
+                windows=[(start + first, end + first) for start, end in windows],
                 clips=clips,
                 present=counts,
             )
@@ -305,7 +316,7 @@ def lines_of(subject: Subject, found: Sequence[np.ndarray | None], names: Sequen
     about += '' if subject.person else f', {persons}'
     yield f'{subject.title}: {about}' + (f', {len(found):,} windows of {end - start:,} frames' if several else '')
     if several:
-        width = 2 * len(str(subject.frames)) + 1
+        width = 2 * len(str(subject.windows[-1][1])) + 1
         for s in segments_of(subject.windows, found):
             yield f'  {f"{s.start}-{s.end}":>{width}}  {action_text(s.action, s.probability, names)}'
     elif found[0] is None:

@@ -1,11 +1,9 @@
 import collections
 import copy
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -75,14 +73,6 @@ def test_other_containers_are_read(write_pickle, protocol):
     assert [a['frame_dir'] for a in loaded['annotations']] == [a['frame_dir'] for a in data['annotations']]
 
 
-@pytest.mark.parametrize('value', [Path('x'), torch.zeros(1)])
-def test_other_values_are_refused_with_what_to_do(write_pickle, value):
-    data = make_annotations([20, 30, 40])
-    data['annotations'][1]['keypoint'] = value
-    with pytest.raises(ValueError, match=r'set\.pkl: refused\. It asks for .*(Path|torch).*str\(path\)'):
-        load_annotations(write_pickle(data))
-
-
 def test_object_arrays_are_refused(write_pickle):
     data = make_annotations([20, 30, 40])
     data['annotations'][1]['keypoint'] = np.array([{}, []], object)
@@ -112,10 +102,6 @@ MISTAKES = {
         f'{ANNOTATION} has zero frames',
     ),
     'frames disagree': (lambda a, d: a.update(total_frames=31), f'{ANNOTATION}: total_frames is 31.* 30 frames'),
-    'no person': (
-        lambda a, d: a.update(keypoint=a['keypoint'][:0], keypoint_score=None),
-        f'{ANNOTATION} holds no person',
-    ),
     'no person axis': (
         lambda a, d: a.update(keypoint=a['keypoint'][0]),
         rf'{ANNOTATION}: keypoint must be .*\(30, 17, 2\)',

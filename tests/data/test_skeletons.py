@@ -16,7 +16,7 @@ PRINTED = {
 }
 SIZES = {
     'coco17': 17, 'openpose18': 18, 'body25': 25, 'halpe26': 26, 'halpe136': 136, 'wholebody133': 133, 'ntu25': 25,
-    'h36m17': 17,
+    'h36m17': 17, 'body25b': 25, 'blazepose33': 33,
 }  # fmt: skip
 
 

@@ -141,7 +141,7 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
     'no list': (lambda data: data['split']['xsub_val'].pop(), 'warning 1 clip .S001C001P023R001A004. in no split'),
     'both sides': (to_lists(xsub_train=['S001C001P023R001A004']), r'warning 1 clip both in xsub_train and xsub_val'),
     'an empty split': (lambda data: data['split'].update(xsub_val=[]), 'FAULT split xsub_val is empty'),
-    'names with an ending': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by an ending'),
+    'names with an ending': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by ending'),
     'untrained class': (lambda data: data['annotations'][23].update(label=4), 'warning .*tested but not trained'),
 }
 

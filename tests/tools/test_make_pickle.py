@@ -9,10 +9,10 @@ import pytest
 
 import train_action_vanilla
 from lib.cli import DONE, USER_ERROR
-from lib.data import sample
 from lib.data.classes import NTU60
 from lib.data.pickles import load_annotations
 from lib.tools import check_data, make_pickle
+from lib.tools.sample import dataset as sample
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.tiny import caller, lines, write_config
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lib.data.pickles import load_annotations
-from lib.data.tracking import LONGEST_GAP, track
+from lib.formats.tracking import LONGEST_GAP, track
 
 RANDOM = np.random.default_rng(0)
 BODY = RANDOM.uniform([0, 0], [60, 200], (17, 2))

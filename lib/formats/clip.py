@@ -1,0 +1,271 @@
+"""What every reader returns: the persons of each frame, and how they become a PYSKL annotation.
+
+M persons, P poses of all frames together, T frames, V joints, C coordinates.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lib.data.skeletons import COCO17, LAYOUTS, convert
+from lib.errors import UserError
+from lib.formats.frame_numbers import MOST_FRAMES
+from lib.formats.posture import better_layouts
+from lib.formats.tracking import track
+
+LARGEST_COORDINATE = 10**5  # px
+FARTHEST = 100  # m; what Kinect sees is nearer
+NORMALISED = 2  # the largest coordinate of those that are shares of the image
+SAME_POINT = 1.5  # px, between what two halves of a body share
+LEAST_NAMES = 6  # of COCO's joints that must be among a file's joint names before these are believed
+NOBODY = '{} has no person in any frame. Leave it out.'
+_BY_NUMBER = {len(LAYOUTS[name]): name for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33')} | {
+    len(LAYOUTS[name]): name for name in ('wholebody133', 'halpe136')
+}
+
+log = logging.getLogger(__name__)
+
+
+class Person(NamedTuple):
+    """joints (V, 3) float32: x, y and score, or x, y, z in metres. identity: None if the estimator does not track."""
+
+    joints: np.ndarray
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The content of a file.
+
+    source: the format's name. frames: persons by frame number. layout: if the format has only one. joint_names: if the
+    file has them. img_shape: (h, w) in pixels, None if unknown. is_certain: whether identities are those of the file
+    even if everybody has the same. is_3d: joints in metres. note: what users should know.
+    """
+
+    source: str
+    frames: Mapping[int, Sequence[Person]]
+    layout: str | None = None
+    joint_names: Sequence[str] | None = None
+    img_shape: tuple[int, int] | None = None
+    name: str | None = None
+    label: int = 0
+    is_certain: bool = False
+    is_3d: bool = False
+    note: str = ''
+
+
+def to_annotation(
+    clip: Clip, path: Path, layout: str | None, img_shape: tuple[int, int] | None, max_persons: int
+) -> dict[str, Any]:
+    """The annotation of a clip, as `lib.formats.read_keypoint_file` describes it. Logs one line about the file."""
+    if not clip.frames:
+        raise UserError(NOBODY.format(path))
+    first, num_frames = min(clip.frames), max(clip.frames) - min(clip.frames) + 1
+    if num_frames > MOST_FRAMES:
+        raise UserError(
+            f'{path} goes from frame {first} to {max(clip.frames)}, and at most {MOST_FRAMES:,} are read. Cut the '
+            'video into parts, or correct the frame numbers.'
+        )
+    frames = [(number - first, person) for number in sorted(clip.frames) for person in clip.frames[number]]
+    if not frames:
+        raise UserError(NOBODY.format(path))
+    num_joints = len(frames[0][1].joints)
+    for frame, person in frames:
+        if len(person.joints) != num_joints:
+            raise UserError(
+                f'{path}: frame {frame + first} has a person of {len(person.joints)} joints, others have {num_joints}.'
+            )
+    joints = np.stack([person.joints for _, person in frames])  # (P, V, 3)
+    frame, identity = np.array([number for number, _ in frames]), [person.identity for _, person in frames]
+    if clip.is_3d:
+        joints, known_shape = _metres(joints, path), None
+        layout = layout or clip.layout
+        require_joints(num_joints, layout, path)
+    else:
+        known_shape = clip.img_shape or img_shape
+        joints = _pixels(joints, path, known_shape)
+        layout, joints = _in_coco(joints, clip, layout, path)
+    there = joints.any(axis=(1, 2))
+    joints, frame, identity = joints[there], frame[there], list(compress(identity, there))
+    if not len(joints):
+        raise UserError(NOBODY.format(path))
+    if not clip.is_certain and _untracked(frame, identity):
+        ends = np.searchsorted(frame, np.arange(num_frames + 1))
+        parts = [joints[start:end] for start, end in pairwise(ends)]
+        tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
+        persons = np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1)
+        left_out = tracks.left_out
+    else:
+        persons, left_out = _by_identity(joints, frame, identity, num_frames, max_persons, clip.is_3d)
+    log.info(
+        '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
+        path, clip.source, layout, len(persons) + left_out, 'person' if len(persons) + left_out == 1 else 'persons',
+        num_frames, 'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
+    )  # fmt: skip
+    annotation = {
+        'frame_dir': clip.name or (path.resolve().name if path.is_dir() else path.stem),
+        'label': clip.label,
+        'total_frames': num_frames,
+    }
+    if clip.is_3d:
+        annotation |= {'keypoint': np.ascontiguousarray(persons, np.float32)}
+    else:
+        shape = known_shape or _smallest_image(joints[..., :2])
+        annotation |= {
+            'img_shape': shape,
+            'original_shape': shape,
+            'keypoint': np.ascontiguousarray(persons[..., :2], np.float32),
+            'keypoint_score': np.ascontiguousarray(persons[..., 2], np.float32),
+        }
+    return annotation | {
+        'persons_left_out': left_out,
+        'img_shape_known': clip.is_3d or known_shape is not None,
+        'first_frame': first,
+        'source': f'{clip.source} ({layout})',
+    }
+
+
+def _metres(joints: np.ndarray, path: Path) -> np.ndarray:
+    joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True), joints, np.float32(0))
+    if (largest := np.abs(joints).max()) > FARTHEST:
+        raise UserError(f"{path} has a coordinate of {largest:.6g}. Kinect's joints must be in metres.")
+    return joints
+
+
+def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -> np.ndarray:
+    """Joints (P, V, 3) in pixels with scores of at most 1, and zeros where one is missing."""
+    found = np.isfinite(joints).all(axis=-1) & (joints[..., 2] > 0) & joints[..., :2].any(axis=-1)
+    joints = np.where(found[..., None], joints, np.float32(0))
+    joints[..., 2] = joints[..., 2].clip(max=1)
+    points = joints[found][:, :2]
+    largest = np.abs(points).max(initial=0)
+    if largest > LARGEST_COORDINATE:
+        raise UserError(f'{path} has a coordinate of {largest:.6g}, which is not in pixels.')
+    if len(points) and largest <= NORMALISED:
+        if (points < 0).any(axis=1).mean() > 0.2:
+            raise UserError(
+                f'{path}: coordinates go from {points.min():.3g} to {points.max():.3g}: neither pixels nor shares of '
+                'the image. Convert them to pixels, counted from the upper left corner.'
+            )
+        if img_shape is None:
+            raise UserError(
+                f'{path}: all coordinates are between {points.min():.3g} and {points.max():.3g}, shares of the image. '
+                'Name its size in pixels, --img_shape H W, or multiply by the width and height of the image.'
+            )
+        joints[..., :2] *= np.float32(img_shape[::-1])
+    return joints
+
+
+def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> tuple[str, np.ndarray]:
+    """The name of the layout, and joints (P, 17, 3). Halves of a body are joined before joints are left out."""
+    joints = _joined(joints, clip)
+    names = [_plain(name) for name in clip.joint_names or ()]
+    if layout is None and len(names) == joints.shape[1] and len(set(names) & set(COCO17.joints)) >= LEAST_NAMES:
+        order = [names.index(name) if name in names else -1 for name in COCO17.joints]
+        padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
+        return 'joints by their names', padded[:, order]
+    guessed = layout is None and clip.layout is None
+    layout = layout or clip.layout or _BY_NUMBER.get(joints.shape[1])
+    require_joints(joints.shape[1], layout, path)
+    if guessed and (better := better_layouts(joints, layout)):
+        raise UserError(
+            f'{path} has {joints.shape[1]} joints, as {layout}, but they form a body only as {" or ".join(better)}. '
+            f'Name the layout: --layout {better[0]} (or --layout {layout}, if it is that after all).'
+        )
+    return layout, convert(joints, layout, 'coco17')
+
+
+def _plain(name: object) -> str:
+    """'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' as left_hip."""
+    text = ''.join(f'_{c}' if c.isupper() and i and str(name)[i - 1].islower() else c for i, c in enumerate(str(name)))
+    parts = text.lower().replace('-', '_').replace(' ', '_').strip('_').split('_')
+    sides = {'l': 'left', 'r': 'right', 'left': 'left', 'right': 'right'}
+    side = [sides[part] for part in parts if part in sides]
+    return '_'.join([*side, *(part for part in parts if part and part not in sides)])
+
+
+def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
+    """Joints (P, V, 3) with the halves of one body put together in the first half; the other half becomes zeros.
+
+    Two poses of a frame are halves if they meet in a point, and have no joint in common that is not at the same place.
+    """
+    row = 0
+    for number in sorted(clip.frames):
+        count = len(clip.frames[number])
+        part = joints[row : row + count]
+        row += count
+        if count == 1 or clip.is_certain:
+            continue
+        found = (part[..., 2] > 0).astype(np.float32)
+        most = np.minimum(found.sum(axis=1)[:, None], found.sum(axis=1)) / 2  # beyond, it is a person found twice
+        for a, b in np.argwhere(np.triu(found @ found.T <= most, k=1)):
+            if _are_halves(part[a], part[b]):
+                part[a] = np.where(part[a, :, 2:] > 0, part[a], part[b])
+                part[b] = 0
+    return joints
+
+
+def _are_halves(a: np.ndarray, b: np.ndarray) -> bool:
+    a_found, b_found = a[:, 2] > 0, b[:, 2] > 0
+    if (both := a_found & b_found).any():
+        return bool((np.linalg.norm(a[both, :2] - b[both, :2], axis=1) < SAME_POINT).all())
+    return bool((np.linalg.norm(a[a_found, None, :2] - b[b_found, :2], axis=-1) < SAME_POINT).any())
+
+
+def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
+    """Whether identities say nothing: one is missing, all are the same, or two persons of a frame share one."""
+    return (
+        None in identity or len(set(identity)) == 1 or len(set(zip(frame.tolist(), identity, strict=True))) < len(frame)
+    )
+
+
+def _by_identity(
+    joints: np.ndarray, frame: np.ndarray, identity: list[str], num_frames: int, max_persons: int, is_3d: bool
+) -> tuple[np.ndarray, int]:
+    """Persons (M, T, V, 3), the most present ones first (in 3D: who move most), and how many are left out."""
+    names, person = np.unique(identity, return_inverse=True)
+    if is_3d:
+        found = np.where(joints.any(axis=-1, keepdims=True), joints, np.nan).astype(np.float64)
+        weight = np.array([_motion(found[person == m]) for m in range(len(names))])
+    else:
+        weight = np.bincount(person, joints[..., 2].sum(axis=1))
+    order = np.argsort(-weight, kind='stable')[:max_persons]
+    persons = np.zeros((len(order), num_frames, *joints.shape[1:]), np.float32)
+    for m, number in enumerate(order):
+        persons[m, frame[person == number]] = joints[person == number]
+    return persons, len(names) - len(order)
+
+
+def _motion(joints: np.ndarray) -> float:
+    """Variance over time, summed over the joints (T, V, 3) of a person, NaN if missing; above 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # a joint that is never there
+        return float(np.nan_to_num(np.nanvar(joints, axis=0)).sum())
+
+
+def require_joints(num_joints: int, layout: str | None, path: Path) -> None:
+    """Raises UserError if no layout is known for the number of joints, or the named one has another number."""
+    known = ', '.join(f'{name} ({len(joints)})' for name, joints in LAYOUTS.items())
+    if layout is None:
+        raise UserError(f'{path} has {num_joints} joints, a number of no known layout. Name it by --layout: {known}.')
+    if len(LAYOUTS[layout]) != num_joints:
+        raise UserError(f'{path} has {num_joints} joints, which are not those of {layout}. Layouts are {known}.')
+
+
+def _smallest_image(points: np.ndarray) -> tuple[int, int]:
+    """(h, w) of the smallest image that holds all points. Heatmaps do not depend on it."""
+    width, height = np.maximum(points.max(axis=(0, 1)), 0).astype(int) + 1
+    return int(height), int(width)
+
+
+def merged(clips: Mapping[int, Clip], note: str) -> Clip:
+    """One clip of clips with one frame each, by frame number."""
+    first = next(iter(clips.values()))
+    frames = {number: next(iter(clip.frames.values())) for number, clip in clips.items()}
+    return replace(first, frames=frames, note=note or first.note)

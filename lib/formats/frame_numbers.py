@@ -1,0 +1,78 @@
+"""The frame numbers of a video's images, from their names."""
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from lib.errors import UserError, shown_text
+
+LARGEST_STEP = 12  # from one frame number to the next, somewhere; milliseconds have larger steps everywhere
+MOST_FRAMES = 108_000  # an hour at 30 frames a second
+_ROBOFLOW = re.compile(r'[._](jpe?g|png|bmp|webp)\.rf\.\w+')  # a hash in the names of exported images
+
+
+class Numbered(NamedTuple):
+    """Frame numbers by name, and a note if the names have none, so that their order counts."""
+
+    numbers: dict[str, int]
+    note: str = ''
+
+
+def frame_numbers(names: Collection[str], where: str) -> Numbered:
+    """The number of each name's frame: the first group of digits that varies from name to name.
+
+    If that is no frame number (time stamps, a number that recurs, text that varies before it), frames are counted from
+    0 in the order of the names. Raises UserError for frames of several videos.
+    """
+    names = list(dict.fromkeys(names))
+    if len(names) == 1:
+        digits = re.findall(r'\d{1,9}', _stem(names[0]))
+        return Numbered({names[0]: int(digits[-1]) if digits else 0})
+    tokens = {name: re.findall(r'\d+|\D+', _stem(name)) for name in names}
+    for column in zip(*tokens.values(), strict=False):
+        if len(set(column)) == 1:
+            continue
+        if all(token.isdecimal() for token in column):
+            numbers = [int(token) for token in column]
+            steps = np.diff(sorted(min(number, 10**15) for number in numbers))
+            if len(set(column)) == len(names) > len(set(numbers)):
+                raise UserError(f'{where} has two frames of the same number, written in two ways. Remove one of them.')
+            is_dense = len(names) < 3 or steps.min() <= LARGEST_STEP
+            if len(set(numbers)) == len(names) and is_dense and steps.sum() < MOST_FRAMES:
+                return Numbered(dict(zip(names, numbers, strict=True)))
+        break
+    _refuse_several_videos(names, where)
+    ordered = sorted(names, key=_natural)
+    return Numbered(
+        {name: i for i, name in enumerate(ordered)},
+        f'frames in the order of their names ({shown_text(ordered[0])} ... {shown_text(ordered[-1])}), which have no '
+        'frame number',
+    )
+
+
+def _refuse_several_videos(names: Collection[str], where: str) -> None:
+    """Raises UserError if names count frames after different words."""
+    videos: dict[str, set[str]] = {}  # the numbers that follow each word
+    for name in names:
+        *before, last, _ = (
+            re.split(r'(\d+)(?!.*\d)', _stem(name)) if re.search(r'\d', _stem(name)) else (_stem(name), '', '')
+        )
+        videos.setdefault(''.join(filter(str.isalpha, ''.join(before))), set()).add(last)
+    numbered = [numbers for numbers in videos.values() if numbers != {''}]
+    counted = any(len(numbers) > 1 for numbers in numbered)
+    if len(videos) > 1 and (counted or (len(numbered) > 1 and set.intersection(*numbered))):
+        raise UserError(
+            f'{where} has frames of several videos ({", ".join(map(shown_text, list(videos)[:3]))}). Put each into a '
+            'file or folder of its own.'
+        )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers by value, fractions as in 10.25 < 10.5, and a name before longer ones."""
+    return [(int(t), '') if t.isdecimal() else (-1, t) for t in re.findall(r'(?<=\d)\.\d+|\d+|\D', _stem(name))]
+
+
+def _stem(name: str) -> str:
+    return re.sub(r'\.[A-Za-z]\w{0,4}$', '', _ROBOFLOW.sub('', name))

@@ -1,0 +1,89 @@
+"""MMPose: predictions of a video or an image as its inferencer saves them, and dumps of what it yields.
+
+{'meta_info': {...}, 'instance_info': [{'frame_id', 'instances': [instance]}]}    a video; the list alone, too
+[instance]                                                                        an image
+[{'predictions': [[instance]]}], or the predictions alone: [[instance]]           json.dump of the results
+instance: {'keypoints': [[x, y]], 'keypoint_scores': [score], 'track_id'}; MMPose 0.x: {'keypoints': [[x, y, score]]}
+"""
+
+from typing import Any
+
+import numpy as np
+
+from lib.errors import UserError, shown
+from lib.formats.clip import Clip, Person
+from lib.formats.values import first_item, has, identity, mapping, numbers, sequence, triples, whole_number
+
+NAME, FILES = 'MMPose', 'JSON'
+
+
+def recognises(content: Any) -> bool:
+    if has(content, 'instance_info') or has(content, 'predictions') or has(content, 'instances'):
+        return True
+    depth, item = first_item(content)
+    if depth == 1 and (has(item, 'instances') or has(item, 'predictions')):
+        return True
+    if depth not in (1, 2, 3) or not has(item, 'keypoints'):
+        return False
+    return 'keypoint_scores' in item or ('image_id' not in item and first_item(item['keypoints'])[0] == 2)
+
+
+def read(content: Any, where: str) -> Clip:
+    names = None
+    if isinstance(content, dict):
+        names = _joint_names(content.get('meta_info'))
+        content = content.get('instance_info', [content])
+    depth, first = first_item(content)
+    entries = sequence(content, where)
+    if has(first, 'instances'):
+        return Clip(NAME, _numbered(entries, where), joint_names=names)
+    if has(first, 'predictions'):
+        frames = [mapping(entry, f'{where}: entry {i}').get('predictions') for i, entry in enumerate(entries)]
+    else:
+        frames = [entries] if depth == 1 else entries
+    # Each frame is a list of instances, or of one image with such a list.
+    frames = [
+        frame[0] if frame and isinstance(frame, list) and isinstance(frame[0], list) else frame for frame in frames
+    ]
+    return Clip(NAME, {i: _persons(frame, f'{where}: frame {i}') for i, frame in enumerate(frames)}, joint_names=names)
+
+
+def _numbered(entries: list[Any], where: str) -> dict[int, list[Person]]:
+    frames: dict[int, list[Person]] = {}
+    for i, entry in enumerate(entries):
+        number = whole_number(mapping(entry, f'{where}: entry {i}'), 'frame_id')
+        if number is None or number in frames:
+            raise UserError(
+                f'{where}: entry {i}: frame_id must be a whole number, different in each frame, found '
+                f'{shown(entry.get("frame_id"))}.'
+            )
+        frames[number] = _persons(entry.get('instances'), f'{where}: frame {number}')
+    return frames
+
+
+def _persons(instances: Any, where: str) -> list[Person]:
+    persons = []
+    for i, instance in enumerate(sequence(instances, where)):
+        place = f'{where}: person {i}'
+        keypoints = mapping(instance, place).get('keypoints')
+        points = numbers(keypoints, f'{place}: keypoints')
+        if 'keypoint_scores' not in instance and points.ndim == 2 and points.shape[1] == 3:
+            joints = triples(keypoints, f'{place}: keypoints')
+        else:
+            score = numbers(instance.get('keypoint_scores'), f'{place}: keypoint_scores')
+            if points.ndim != 2 or points.shape[1] != 2 or score.shape != points.shape[:1]:
+                raise UserError(
+                    f'{place}: keypoints must be [x, y] of each joint and keypoint_scores a number for each, found '
+                    f'shapes {points.shape} and {score.shape}.'
+                )
+            joints = np.concatenate([points, score[:, None]], axis=1)
+        persons.append(Person(joints, identity(instance.get('track_id'))))
+    return persons
+
+
+def _joint_names(meta_info: Any) -> list[Any] | None:
+    """keypoint_id2name: {'0': 'nose'}, or keypoint_names: ['nose']."""
+    names = meta_info.get('keypoint_id2name', meta_info.get('keypoint_names')) if isinstance(meta_info, dict) else None
+    if isinstance(names, dict) and all(str(number).isdecimal() for number in names):
+        return [names[number] for number in sorted(names, key=int)]
+    return names if isinstance(names, list) else None

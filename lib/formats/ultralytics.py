@@ -1,0 +1,95 @@
+"""Ultralytics YOLO pose: JSON of results[0].to_json(), a list of those, or a folder of save_txt's label files.
+
+    [{'name': 'person', 'box': {...}, 'keypoints': {'x': [...], 'y': [...], 'visible': [...]}, 'track_id': 1}]
+    0 cx cy w h x y score x y score ... [confidence] [track]       a line for each person, shares of the image
+
+Joints it is unsure of are at (0, 0) and keep their score: they are missing.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from lib.data.skeletons import LAYOUTS
+from lib.errors import UserError, shown
+from lib.formats.clip import Clip, Person
+from lib.formats.values import first_item, has, identity, mapping, numbers, sequence
+
+NAME, FILES = 'Ultralytics', 'JSON, or a folder of label files'
+_BEFORE = 5  # class and box
+_COUNTS = sorted({len(names) for names in LAYOUTS.values()}, key=lambda count: (count != 17, count))
+
+
+def recognises(content: Any) -> bool:
+    if isinstance(content, str):
+        words = content.split('\n', 1)[0].split()
+        return len(words) > _BEFORE + 2 * 17 and all(map(_is_number, words))
+    depth, item = first_item(content)
+    if depth == 1 and isinstance(item, str):  # a list of what to_json() returns
+        return item.lstrip().startswith('[')
+    return depth in (1, 2) and has(item, 'box') and (not item.get('keypoints') or has(item['keypoints'], 'x', 'y'))
+
+
+def read(content: Any, where: str) -> Clip:
+    if isinstance(content, str):
+        return Clip(NAME, {0: _lines(content, where)})
+    depth, first = first_item(content)
+    if isinstance(first, str):
+        content = [_parsed(text, f'{where}: frame {i}') for i, text in enumerate(content)]
+    elif depth == 1:
+        content = [content]
+    return Clip(NAME, {i: _people(frame, f'{where}: frame {i}') for i, frame in enumerate(content)})
+
+
+def _parsed(text: Any, where: str) -> Any:
+    try:
+        return json.loads(text) if text else []
+    except (ValueError, TypeError, RecursionError):
+        raise UserError(f'{where} must be the text that to_json() returns, found {shown(text)}.') from None
+
+
+def _people(people: Any, where: str) -> list[Person]:
+    persons = []
+    for i, person in enumerate(sequence(people, where)):
+        place = f'{where}: person {i}'
+        if not mapping(person, place).get('keypoints'):  # another thing than a person, or a model without poses
+            continue
+        keypoints = mapping(person['keypoints'], f'{place}: keypoints')
+        columns = [numbers(keypoints.get(key), f'{place}: keypoints {key}') for key in ('x', 'y')]
+        visible = keypoints.get('visible')
+        score = np.ones_like(columns[0]) if visible is None else numbers(visible, f'{place}: keypoints visible')
+        if columns[0].ndim != 1 or not columns[0].shape == columns[1].shape == score.shape:
+            raise UserError(f'{place}: keypoints must have one x, y and visible for each joint.')
+        persons.append(Person(np.stack([*columns, score], axis=1), identity(person.get('track_id'))))
+    return persons
+
+
+def _lines(text: str, where: str) -> list[Person]:
+    persons = []
+    for i, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if not all(map(_is_number, words)):
+            raise UserError(f'{where}: line {i} must be numbers, found {shown(line)}.')
+        values = np.array(words[_BEFORE:], np.float32)
+        fits = [(count, size) for count in _COUNTS for size in (3, 2) if 0 <= len(values) - count * size <= 2]
+        if not fits:
+            raise UserError(f'{where}: line {i} has {len(words)} numbers, not class, box and joints of a known layout.')
+        count, size = fits[0]
+        joints = values[: count * size].reshape(count, size)
+        if size == 2:
+            joints = np.concatenate([joints, np.ones((count, 1), np.float32)], axis=1)
+        after = words[_BEFORE + count * size :]
+        track = after[-1] if after and float(after[-1]).is_integer() and float(after[-1]) >= 1 else None
+        persons.append(Person(joints, identity(track and float(track))))
+    return persons
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False

@@ -1,0 +1,29 @@
+"""A standing body that walks, as keypoint files of every source have it."""
+
+import numpy as np
+
+from lib.data.skeletons import LAYOUTS, convert
+
+IMG_SHAPE = (720, 1280)
+_BODY = [
+    [0, 0], [5, -5], [-5, -5], [10, -2], [-10, -2], [25, 20], [-25, 20], [35, 50], [-35, 50], [38, 80], [-38, 80],
+    [15, 90], [-15, 90], [17, 135], [-17, 135], [18, 180], [-18, 180],
+]  # fmt: skip
+
+
+def body(frames: int = 6, at: tuple[float, float] = (300, 210), score: float = 0.9) -> np.ndarray:
+    """(T, 17, 3) float64: x, y, score of COCO's joints; 2 px a frame to the right, while wrists and ankles swing."""
+    pose = np.array(_BODY, float) + at + 2 * np.arange(frames)[:, None, None] * (1, 0)
+    pose[:, 9, 0] += 8 * np.sin(np.arange(frames) / 3)
+    pose[:, 15:, 0] += 10 * np.sin(np.arange(frames) / 4)[:, None] * (1, -1)
+    return np.concatenate([pose, np.full((frames, 17, 1), score)], axis=-1)
+
+
+def in_layout(joints: np.ndarray, layout: str) -> np.ndarray:
+    """COCO's joints (..., 17, 3) in another layout, those that COCO lacks in the middle of their neighbours."""
+    joints_there = convert(joints, 'coco17', layout)
+    middles = {'neck': (5, 6), 'mid_hip': (11, 12), 'root': (11, 12), 'head': (1, 2), 'belly': (5, 12)}
+    for i, name in enumerate(LAYOUTS[layout]):
+        if name in middles and name not in LAYOUTS['coco17']:
+            joints_there[..., i, :] = joints[..., middles[name], :].mean(axis=-2)
+    return joints_there

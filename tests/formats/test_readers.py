@@ -1,0 +1,374 @@
+"""Each source in the forms that its users have, and anything of that shape: read, or refused in one line."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib.data.skeletons import COCO17, LAYOUTS
+from lib.errors import UserError
+from lib.formats import read_keypoint_file
+from lib.formats.frame_numbers import frame_numbers
+from tests.formats.bodies import IMG_SHAPE, body, in_layout
+
+TWO = np.stack([body(at=(200, 210)), body(at=(600, 210))])
+ONE = TWO[:1]
+SHARES = TWO / (1280, 720, 1)
+
+
+def flat(pose: np.ndarray) -> list[float]:
+    return [round(float(number), 6) for number in pose.ravel()]
+
+
+def frames(joints: np.ndarray, person) -> list[list]:
+    """person(m, pose) of the persons of each frame."""
+    return [[person(m, joints[m, t]) for m in range(len(joints))] for t in range(joints.shape[1])]
+
+
+def alphapose(joints: np.ndarray, idx, names=lambda t: f'{t}.jpg') -> list[dict]:
+    return [
+        {'image_id': names(t), 'keypoints': flat(joints[m, t]), 'idx': idx(m, t)}
+        for t in range(joints.shape[1])
+        for m in range(len(joints))
+    ]
+
+
+def mmpose(m: int, pose: np.ndarray) -> dict:
+    return {'keypoints': pose[:, :2].tolist(), 'keypoint_scores': pose[:, 2].tolist(), 'track_id': m}
+
+
+def ultralytics(m: int, pose: np.ndarray) -> dict:
+    columns = dict(zip(('x', 'y', 'visible'), pose.T.tolist(), strict=True))
+    return {'name': 'person', 'box': {'x1': 1}, 'keypoints': columns, 'track_id': m + 1}
+
+
+def label_line(m: int, pose: np.ndarray) -> str:
+    return ' '.join(map(str, [0, 0.5, 0.5, 0.1, 0.3, *flat(pose), m + 1]))
+
+
+def landmarks(m: int, pose: np.ndarray) -> list[dict]:
+    points = in_layout(pose, 'blazepose33')
+    return [{'x': x, 'y': y, 'z': -0.1, 'visibility': v} for x, y, v in points.tolist()]
+
+
+def coco(joints: np.ndarray, names=None, track: bool = True, file=lambda t: f'v_{t:06d}.jpg') -> dict:
+    order = list(range(17)) if names is None else [COCO17.joints.index(name) for name in names]
+    images = [{'id': 90 - t, 'file_name': file(t), 'height': 720, 'width': 1280} for t in range(joints.shape[1])]
+    persons = [
+        {'id': t, 'image_id': 90 - t, 'category_id': 1, 'keypoints': flat(joints[m, t, order] * (1, 1, 0) + (0, 0, 2))}
+        | ({'attributes': {'track_id': m}} if track else {})
+        for t in range(joints.shape[1])
+        for m in range(len(joints))
+    ]
+    boxes = [{'id': 99, 'image_id': 90, 'category_id': 2, 'bbox': [0, 0, 1, 1]}]
+    categories = [{'id': 1, 'name': 'person'} | ({} if names is None else {'keypoints': names})]
+    return {'images': images, 'annotations': persons + boxes, 'categories': categories}
+
+
+def kinetics(joints: np.ndarray) -> dict:
+    def skeleton(m: int, pose: np.ndarray) -> dict:
+        points = in_layout(pose, 'openpose18')
+        return {'pose': flat(points[:, :2]), 'score': flat(points[:, 2])}
+
+    data = [{'frame_index': t + 1, 'skeleton': people} for t, people in enumerate(frames(joints, skeleton))]
+    return {'data': data, 'label': 'abseiling', 'label_index': 4}
+
+
+def table(joints: np.ndarray, header: str, row) -> str:
+    """A CSV with row(t, m, v, x, y, score) for each joint of BlazePose."""
+    points = in_layout(joints, 'blazepose33')
+    rows = [row(t, m, v, *map(float, points[m, t, v])) for m, t, v in np.ndindex(points.shape[:3])]
+    return '\n'.join([header, *rows])
+
+
+def wide(joints: np.ndarray, columns) -> str:
+    points = in_layout(joints, 'blazepose33')[0]
+    header = ','.join(f'{name}' for v in range(33) for name in columns(v))
+    return '\n'.join([header, *(','.join(map(str, flat(pose))) for pose in points)])
+
+
+NAMES = list(COCO17.joints[::-1])
+SHAPE = {'img_shape': IMG_SHAPE}
+META = {'keypoint_id2name': {str(i): name for i, name in enumerate(NAMES)}}
+REVERSED = TWO[:, :, ::-1]
+
+# name: (content, what is read, arguments, first frame). A text is written as it is.
+VARIANTS = {
+    'alphapose idx numbers': (alphapose(TWO, lambda m, t: m), TWO, {}, 0),
+    'alphapose idx text': (alphapose(TWO, lambda m, t: f'person {m}'), TWO, {}, 0),
+    'alphapose idx nested': (alphapose(TWO, lambda m, t: [[m + 0.0], [m + 5.0]]), TWO, {}, 0),
+    **{
+        f'alphapose idx {value}': (alphapose(TWO, lambda m, t, value=value: value), TWO, {}, 0)
+        for value in (None, 'x', [], [[]], -1, [-1.0], 0.5, float('nan'), True, {}, 0, [[0.0], [0.0]])
+    },
+    'alphapose idx in part': (alphapose(TWO, lambda m, t: m if t else None), TWO, {}, 0),
+    'alphapose names with sizes': (alphapose(TWO, lambda m, t: m, lambda t: f'v_{t + 3}_1280x720.jpg'), TWO, {}, 3),
+    'alphapose names': (alphapose(TWO, lambda m, t: m, lambda t: f'{"abcdef"[t]}.jpg'), TWO, {}, 0),
+    'alphapose numbers': (alphapose(TWO, lambda m, t: m, lambda t: t + 7), TWO, {}, 7),
+    'alphapose halpe26': (alphapose(in_layout(TWO, 'halpe26'), lambda m, t: m), TWO, {}, 0),
+    'poseflow without persons in a frame': (
+        {'0.jpg': [], **{f'{t + 1}.jpg': [{'keypoints': flat(TWO[0, t]), 'idx': 1}] for t in range(5)}},
+        np.concatenate([np.zeros((1, 1, 17, 3)), ONE[:, :5]], axis=1),
+        {},
+        0,
+    ),
+    'tracked from frame 12': (
+        {'7': {f'{t:04d}': {'keypoints': flat(ONE[0, t - 12])} for t in range(12, 18)}},
+        ONE,
+        {},
+        12,
+    ),
+    'mmpose video': ([{'frame_id': t, 'instances': i} for t, i in enumerate(frames(TWO, mmpose), 4)], TWO, {}, 4),
+    'mmpose names': (
+        {
+            'meta_info': META,
+            'instance_info': [{'frame_id': t, 'instances': i} for t, i in enumerate(frames(REVERSED, mmpose))],
+        },
+        TWO,
+        {},
+        0,
+    ),
+    'mmpose h36m by name': (
+        {
+            'meta_info': {'keypoint_names': list(LAYOUTS['h36m17'])},
+            'instance_info': [
+                {'frame_id': t, 'instances': i} for t, i in enumerate(frames(in_layout(TWO, 'h36m17'), mmpose))
+            ],
+        },
+        TWO * (~np.isin(np.arange(17), [1, 2, 3, 4]))[:, None],
+        {},
+        0,
+    ),
+    'mmpose predictions of images': ([{'predictions': f} for f in frames(TWO, mmpose)], TWO, {}, 0),
+    'mmpose 0.x': (frames(TWO, lambda m, pose: {'bbox': [0], 'keypoints': pose.tolist()}), TWO, {}, 0),
+    'ultralytics texts': ([json.dumps(f) for f in frames(TWO, ultralytics)], TWO, {}, 0),
+    'ultralytics a line each': ('\n'.join(json.dumps(f) for f in frames(TWO, ultralytics)), TWO, {}, 0),
+    'ultralytics shares': (frames(SHARES, ultralytics), TWO, SHAPE, 0),
+    'ultralytics without persons': (
+        [[], [], *frames(ONE[:, 2:], ultralytics)],
+        ONE * (np.arange(6) > 1)[:, None, None],
+        {},
+        0,
+    ),
+    'mediapipe with gaps': (
+        [None, [], *frames(SHARES[:1, 2:], landmarks)],
+        ONE * (np.arange(6) > 1)[:, None, None],
+        SHAPE,
+        0,
+    ),
+    'mediapipe persons': (frames(SHARES, landmarks), TWO, SHAPE, 0),
+    'mediapipe frames': (
+        [{'frame': t + 5, 'pose_landmarks': f[0]} for t, f in enumerate(frames(SHARES[:1], landmarks))],
+        ONE,
+        SHAPE,
+        5,
+    ),
+    'mediapipe by number': ({str(t): f[0] for t, f in enumerate(frames(SHARES[:1], landmarks))}, ONE, SHAPE, 0),
+    'mediapipe csv with persons': (
+        table(SHARES, 'person;frame;landmark;x;y;z;visibility', lambda t, m, v, x, y, s: f'{m};{t};{v};{x};{y};0;{s}'),
+        TWO,
+        SHAPE,
+        0,
+    ),
+    'mediapipe csv of names': (
+        table(
+            SHARES[:1],
+            'Timestamp,Name,Y,X',
+            lambda t, m, v, x, y, s: f'{t / 30},{LAYOUTS["blazepose33"][v].upper()},{y},{x}',
+        ),
+        ONE,
+        SHAPE,
+        0,
+    ),
+    'mediapipe csv by columns': (wide(SHARES, lambda v: (f'x{v + 1}', f'y{v + 1}', f'v{v + 1}')), ONE, SHAPE, 0),
+    'mediapipe csv by names': (
+        wide(SHARES, lambda v: [f'{LAYOUTS["blazepose33"][v]}_{c}' for c in ('x', 'y', 'visibility')]),
+        ONE,
+        SHAPE,
+        0,
+    ),
+    'coco tracked': (coco(TWO), TWO, {}, 0),
+    'coco untracked': (coco(TWO, track=False), TWO, {}, 0),
+    'coco names': (coco(TWO, NAMES), TWO, {}, 0),
+    'coco names of Roboflow': (coco(TWO, file=lambda t: f'v_{t:03d}_jpg.rf.{"0a1b2c"[t:] * 2}.jpg'), TWO, {}, 0),
+    'coco results': (
+        [{'image_id': t, 'category_id': 1, 'keypoints': flat(ONE[0, t]), 'score': 0.9} for t in range(6)],
+        ONE,
+        {},
+        0,
+    ),
+    'kinetics-skeleton': (kinetics(SHARES), TWO, SHAPE, 1),
+    'array in json': (TWO.tolist(), TWO, {}, 0),
+    'array of x, y, z and visibility': (in_layout(ONE, 'blazepose33')[0][..., [0, 1, 2, 2]].tolist(), ONE, {}, 0),
+}
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variants_are_read_to_a_hundredth_of_a_pixel(name, tmp_path):
+    content, expected, arguments, first = VARIANTS[name]
+    path = tmp_path / 'clip.file'
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    [found] = read_keypoint_file(path, **arguments)
+    assert found['keypoint'].shape == expected[..., :2].shape
+    order = np.argsort(
+        [
+            person[person[..., 2] > 0][:, 0].mean()
+            for person in np.concatenate([found['keypoint'], found['keypoint_score'][..., None]], -1)
+        ]
+    )
+    there = expected[..., 2:] > 0
+    np.testing.assert_allclose(found['keypoint'][order], expected[..., :2] * there, atol=0.01)
+    np.testing.assert_array_equal(found['keypoint_score'][order] > 0, there[..., 0])
+    assert found['first_frame'] == first
+    assert (found['label'] == 4) is (name == 'kinetics-skeleton')
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_label_folders_of_ultralytics(size, tmp_path):
+    """With and without scores; frames without persons have no file, or an empty one."""
+    for t in (1, 2, 5):
+        lines = [label_line(m, SHARES[m, t, :, :size]) for m in range(2)]
+        (tmp_path / f'clip_{t + 10}.txt').write_text('\n'.join(lines) + '\n')
+    (tmp_path / 'clip_14.txt').write_text('')
+    (tmp_path / '.DS_Store').write_bytes(b'\0')
+    [found] = read_keypoint_file(tmp_path, img_shape=IMG_SHAPE)
+    np.testing.assert_allclose(found['keypoint'][:, [0, 1, 4]], TWO[:, [1, 2, 5], :, :2], atol=0.01)
+    assert not found['keypoint'][:, [2, 3]].any()
+    assert found['first_frame'] == 11
+
+
+def test_joints_at_the_origin_are_missing(tmp_path):
+    """Ultralytics sets joints it is unsure of to (0, 0) and keeps their score."""
+    joints = ONE.copy()
+    joints[0, 2, 5, :2] = 0
+    (tmp_path / 'x.json').write_text(json.dumps(frames(joints, ultralytics)))
+    [found] = read_keypoint_file(tmp_path / 'x.json')
+    assert np.argwhere(found['keypoint_score'] == 0).tolist() == [[0, 2, 5]]
+
+
+@pytest.mark.parametrize('shared', ['mid_hip', None])
+def test_halves_of_a_body_are_joined(shared, tmp_path):
+    """They meet in a joint that both have, or in joints at the same place."""
+    whole = in_layout(ONE, 'body25')[0]
+    low = np.array([name.endswith(('hip', 'knee', 'ankle')) for name in LAYOUTS['body25']])
+    middle = LAYOUTS['body25'].index('mid_hip')
+    for t in range(6):
+        upper, lower = whole[t] * ~low[:, None], whole[t] * low[:, None]
+        if shared:
+            upper[middle] = whole[t, middle]
+        else:
+            lower[middle] = 0
+            upper[1] = lower[LAYOUTS['body25'].index('left_hip')]  # the neck, which COCO lacks
+        people = [{'pose_keypoints_2d': flat(half)} for half in (upper, lower)]
+        (tmp_path / f'v_{t}_keypoints.json').write_text(json.dumps({'people': people}))
+    [found] = read_keypoint_file(tmp_path)
+    np.testing.assert_allclose(found['keypoint'], ONE[..., :2], atol=0.01)
+
+
+@pytest.mark.parametrize('layout', ['h36m17', 'body25b', 'ntu25'])
+@pytest.mark.parametrize('turn', [0, 90])
+def test_a_layout_that_fits_clearly_better_is_named(layout, turn, tmp_path):
+    """Only if the guessed one does not fit: lying persons are read."""
+    turned = TWO.copy()
+    if turn:
+        turned[..., :2] = TWO[..., 1::-1]
+    joints = in_layout(turned, layout)
+    for name, is_read in ((layout, False), ('coco17', True)):
+        points = joints if name == layout else turned
+        (tmp_path / 'x.json').write_text(json.dumps(alphapose(points, lambda m, t: m)))
+        if is_read:
+            assert read_keypoint_file(tmp_path / 'x.json')[0]['keypoint'].shape == (2, 6, 17, 2)
+        elif not turn:
+            with pytest.raises(UserError, match=f'--layout .*{layout}'):
+                read_keypoint_file(tmp_path / 'x.json')
+        assert read_keypoint_file(tmp_path / 'x.json', name)[0]['keypoint'].shape == (2, 6, 17, 2)
+
+
+NUMBERED = {  # names: numbers, or a part of the refusal
+    'v_3.jpg v_4.jpg v_7.jpg': [3, 4, 7],
+    '9.jpg 10.jpg 11.jpg': [9, 10, 11],
+    'a_0001_v2.jpg a_0002_v3.jpg a_0004_v2.jpg': [1, 2, 4],
+    '10_00_58.5.png 10_00_59.25.png 10_01_00.0.png': [0, 1, 2],
+    't_0033.jpg t_0066.jpg t_0100.jpg': [0, 1, 2],
+    'T10.png T10.25.png T10.5.png': [0, 1, 2],
+    'b.jpg a.jpg c.jpg': [1, 0, 2],
+    'v_1.jpg v_2.jpg w_1.jpg': 'several videos',
+    'v_1 v_2 camera': 'several videos',
+    '1.jpg 01.jpg': 'same number',
+}
+
+
+@pytest.mark.parametrize('names', NUMBERED)
+def test_frame_numbers(names):
+    expected = NUMBERED[names]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f'here .*{expected}'):
+            frame_numbers(names.split(), 'here')
+    else:
+        numbers, note = frame_numbers(names.split(), 'here')
+        assert [numbers[name] for name in names.split()] == expected
+        assert bool(note) is (min(expected) == 0)
+
+
+# --- anything of the right shape -----------------------------------------------------------------------------------
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=3), st.just([]), st.just({})
+)
+JSON_VARIANTS = [content for content, *_ in VARIANTS.values() if not isinstance(content, str)]
+TEXT_VARIANTS = [content for content, *_ in VARIANTS.values() if isinstance(content, str)]
+
+
+def places(content: object) -> list[tuple[object, object]]:
+    """(container, key) of everything inside."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [place for key, value in items for place in [(content, key), *places(value)]]
+
+
+def read_or_refused(path: Path) -> None:
+    for arguments in ({}, SHAPE):
+        try:
+            for annotation in read_keypoint_file(path, **arguments):
+                assert np.isfinite(annotation['keypoint']).all()
+                assert annotation['keypoint'].shape[1] == annotation['total_frames'] > 0
+        except UserError as error:
+            message = str(error)
+        else:
+            continue
+        assert '\n' not in message
+        assert path.name in message
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@given(
+    variant=st.integers(0, len(JSON_VARIANTS) - 1),
+    changes=st.lists(st.tuples(st.floats(0, 1), SCALARS, st.booleans()), max_size=3),
+)
+def test_any_json_of_the_right_shape_is_read_or_refused_in_a_line(variant, changes, tmp_path):
+    content = copy.deepcopy(JSON_VARIANTS[variant])
+    for share, value, is_removed in changes:
+        inside = places(content)
+        if inside:
+            container, key = inside[int(share * (len(inside) - 1))]
+            container[key] = value
+            if is_removed:
+                del container[key]
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    read_or_refused(tmp_path / 'x.json')
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_text_of_the_right_shape_is_read_or_refused_in_a_line(data, tmp_path):
+    skeleton = (Path(__file__).parent / 'cases' / 'ntu_skeleton_raw' / 'S001C001P001R001A008.skeleton').read_text()
+    label = '\n'.join(label_line(m, SHARES[m, 0]) for m in range(2))
+    parts = re.split(r'(\W)', data.draw(st.sampled_from([*TEXT_VARIANTS, skeleton, label])))
+    for _ in range(data.draw(st.integers(0, 3))):
+        parts[data.draw(st.integers(0, len(parts) - 1))] = data.draw(st.text(max_size=3) | st.integers().map(str))
+    (tmp_path / 'x.txt').write_text(''.join(parts))
+    read_or_refused(tmp_path / 'x.txt')
