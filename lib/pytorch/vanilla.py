@@ -186,7 +186,7 @@ class Transformer(nn.Module):
 class VanillaTransformer(Transformer):
     """The vanilla transformer on heatmap volumes or keypoints; its arguments are the keys of section `model`.
 
-    dim_in: numbers per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
+    dim_in: inputs per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
     protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. drop_path_rate: of the
     blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value out of range.
     """
@@ -215,7 +215,7 @@ class VanillaTransformer(Transformer):
         check_model_keys(locals())
         if num_frames % t_patch_size:
             raise UserError(
-                f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}: '
+                f'model.num_frames {num_frames} is not a multiple of model.t_patch_size {t_patch_size}: '
                 f'set model.num_frames to {num_frames + -num_frames % t_patch_size}'
             )
         super().__init__(
@@ -247,7 +247,7 @@ class VanillaTransformer(Transformer):
             )
         if clip_len != next_multiple:
             raise UserError(
-                f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}: '
+                f'data.clip_len {clip_len} is not a multiple of model.t_patch_size {self.t_patch_size}: '
                 f'set data.clip_len to {next_multiple}'
             )
         check_joints(self, num_joints, dim_in)
