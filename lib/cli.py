@@ -57,8 +57,8 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Calls main(args) and returns the exit code.
 
-    A UserError prints one line and gives exit code 2, a non-finite loss likewise 1. Any other exception is a bug: it
-    keeps its traceback and gives exit code 1.
+    A UserError prints one line and returns 2, a non-finite loss prints one line and returns 1. Any other exception is a
+    bug and keeps its traceback (exit code 1).
     """
     try:
         with console.messages(), interrupt_at_once():

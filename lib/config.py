@@ -81,18 +81,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
+def _bind(values: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
     """Checks the keyword arguments of `call` and fills in defaults."""
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     keys = {p.name: p for p in inspect.signature(call).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for key, value in given.items():
+    for key, value in values.items():
         if key not in keys:
             raise UserError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
         _check_type(value, hints[key], f'{where}.{key}')
     for key, parameter in keys.items():
-        if key not in given and parameter.default is parameter.empty:
+        if key not in values and parameter.default is parameter.empty:
             raise UserError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
-    return {key: given[key] if key in given else _plain(parameter.default) for key, parameter in keys.items()}
+    return {key: values[key] if key in values else _plain(parameter.default) for key, parameter in keys.items()}
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:

@@ -81,7 +81,7 @@ class Run:
         if checkpoints:
             if resume and not checkpoints[0].samefile(resume):
                 raise UserError(
-                    f'{folder} holds a run of its own ({checkpoints[0]}), which resumes automatically. To resume from '
+                    f'{folder} already contains a run ({checkpoints[0]}), which resumes automatically. To resume from '
                     f'{resume}, name an empty folder as --checkpoint.'
                 )
             run._read_newest(checkpoints)
@@ -248,8 +248,8 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
         raise UserError(f'{path} is a checkpoint of {own}: use train_action_{own}.py.')
     if to_resume and 'optimizer' not in content:
         raise UserError(
-            f'{path} holds weights without an optimizer: it cannot be resumed. It can be evaluated, or a PyTorch run '
-            'can start from it (--pretrained).'
+            f'{path} has no optimizer state and cannot be resumed. It can be evaluated or, with PyTorch, used as '
+            '--pretrained weights.'
         )
     return content
 

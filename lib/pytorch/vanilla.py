@@ -45,15 +45,15 @@ class SkeleEmbed(nn.Module):
         _, dim_in, num_frames, num_joints = x.shape
         if num_frames > self.num_frames or num_frames % self.t_patch_size:
             raise UserError(
-                f'a clip of {num_frames} frames was given to a model of num_frames {self.num_frames} and t_patch_size '
-                f'{self.t_patch_size}: it takes multiples of {self.t_patch_size} up to {self.num_frames}'
+                f'the clip has {num_frames} frames, but the model (num_frames {self.num_frames}, t_patch_size '
+                f'{self.t_patch_size}) expects a multiple of {self.t_patch_size} up to {self.num_frames}'
             )
         if (num_joints, dim_in) != (self.num_joints, self.proj.in_channels):
             raise UserError(
-                f'{num_joints} joints of {dim_in} channels were given to a model '
-                f'of num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
+                f'the input has {num_joints} joints of {dim_in} channels, but the model has '
+                f'num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
             )
-        # As a matrix product: on a CPU a convolution takes twice as long, and four times backward.
+        # As a matrix product: on a CPU a convolution is 2 (forward) to 4 (backward) times slower.
         patch, step = 'n c (t p) (v q) -> n t v (p q c)', dict(zip('pq', self.proj.stride, strict=True))
         weight = rearrange(self.proj.weight, 'd c p q -> d (p q c)')
         return linear(rearrange(x, patch, **step), weight, self.proj.bias)
@@ -242,7 +242,7 @@ class VanillaTransformer(Transformer):
         next_multiple = clip_len + -clip_len % self.t_patch_size
         if clip_len > self.num_frames:
             raise UserError(
-                f'data.clip_len {clip_len} is over model.num_frames {self.num_frames}: '
+                f'data.clip_len {clip_len} exceeds model.num_frames {self.num_frames}: '
                 f'set data.clip_len to {self.num_frames}, or both to {next_multiple}'
             )
         if clip_len != next_multiple:
