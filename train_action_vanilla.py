@@ -2,9 +2,9 @@
 
     python train_action_vanilla.py --config configs/action/vanilla.yaml --checkpoint checkpoint/action/vanilla
     python train_action_vanilla.py --evaluate checkpoint/action/vanilla/best_epoch.bin
-    torchrun --nproc_per_node=8 train_action_vanilla.py ...     # the same config: data.batch_size is that of all GPUs
+    torchrun --nproc_per_node=8 train_action_vanilla.py ...     # same config: data.batch_size is global
 
-A stopped run is resumed by the same command. The device is a GPU if there is one, else the CPU.
+The same command resumes a stopped run. Runs on a GPU if available, else on the CPU.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from lib.pytorch import checkpoint, distributed, training
 from lib.recipe import step_seed
 from lib.stop import StopSignal
 
-SCRIPT = 'vanilla'  # its row in the table of models, lib/models.py
+SCRIPT = 'vanilla'  # row in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:
@@ -46,11 +46,11 @@ def train(args: argparse.Namespace) -> None:
         training.log_heatmaps(log, render, val_clips, world)
         while run.epoch < options.epochs:
             model.train()
-            results = []  # of steps, still on the device
+            results = []  # per step, on the device
             batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
             for step, batch in log.progress(batches, train_clips):
                 training.set_learning_rates(optimizer, options, run.epoch, step, len(train_clips))
-                seed = step_seed(options.seed, run.epoch, step, world.rank)  # of the dropout
+                seed = step_seed(options.seed, run.epoch, step, world.rank)  # for dropout
                 results.append(training.train_step(forward, optimizer, batch, options, share, seed))
 
                 to_report, to_save = log.is_due(step, steps), options.saves_after(step)

@@ -3,8 +3,8 @@
     python train_action_vivit.py --config configs/action/vivit.yaml --checkpoint checkpoint/action/vivit
     python train_action_vivit.py --evaluate checkpoint/action/vivit/best_epoch.npz
 
-A stopped run is resumed by the same command. The devices are all GPUs of the host, else the CPU, or those of several
-hosts if TF_CONFIG names them (see lib/tensorflow/distributed.py). data.batch_size is that of all devices together.
+The same command resumes a stopped run. Runs on all GPUs of the host, else on the CPU; on several hosts with
+TF_CONFIG (see lib/tensorflow/distributed.py). data.batch_size is global.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from lib.models import load_config
 from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, training
 
-SCRIPT = 'vivit'  # its row in the table of models, lib/models.py
+SCRIPT = 'vivit'  # row in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
         log.start(train_clips, val_clips, training.describe(model), world, [])
         training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
-            results = []  # of steps, still on the devices
+            results = []  # per step, on the devices
             batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
             for step, shares in log.progress(batches, train_clips):
                 optimizer.learning_rate.assign(config.optimizer.lr * options.lr_factor(run.epoch, step, steps))

@@ -1,4 +1,4 @@
-"""The command line that the three training scripts share, and what a user sees when something is wrong."""
+"""Command line of the training scripts: arguments, error messages and exit codes."""
 
 import argparse
 import sys
@@ -10,28 +10,37 @@ from lib.errors import UserError
 from lib.models import MODELS
 from lib.stop import STOPPED, interrupt_at_once
 
-DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, beside STOPPED
+DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, besides STOPPED
 
 
 def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """MotionBERT's flags. doc: the script's docstring. script: its model in lib/models.py."""
+    """Parses the flags, which follow MotionBERT's. doc: the script's docstring. script: name of the model."""
     default_config, finetunes = MODELS[script].default_config, MODELS[script].framework == 'pytorch'
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
-    parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='for checkpoints and logs; a run there is resumed')
-    parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to resume from, for an empty folder')
-    parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint to evaluate, instead of training')
+    parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='output folder; a run in it is resumed')
+    parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to resume from in an empty folder')
+    parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint or run folder to evaluate')
     if finetunes:
-        parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='weights to start from (train.finetune true)')
+        parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='pretrained weights, for train.finetune')
         parser.add_argument(
             '-ms',
             '--selection',
             default='latest_epoch.bin',
             metavar='FILE',
-            help='which file there (default: %(default)s)',
+            help='file in the folder of --pretrained (default: %(default)s)',
         )
-    parser.add_argument('-freq', '--print_freq', type=int, default=50, metavar='STEPS', help='(default: %(default)s)')
-    parser.add_argument('--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key')
+    parser.add_argument(
+        '-freq',
+        '--print_freq',
+        type=int,
+        default=50,
+        metavar='STEPS',
+        help='steps between reports (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='overrides a config key'
+    )
     args = parser.parse_args(argv)
     if args.print_freq < 1:
         parser.error('--print_freq must be at least 1')
@@ -39,16 +48,17 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
         if args.resume or (finetunes and args.pretrained):
             parser.error('--evaluate excludes --resume and --pretrained')
     elif not args.checkpoint:
-        parser.error('name the folder for checkpoints and logs: --checkpoint FOLDER')
+        parser.error('--checkpoint FOLDER is required for training')
     if not args.evaluate:
         args.config = args.config or default_config
     return args
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Calls main(args) and turns mistakes of the user into a message. Returns the exit code.
+    """Calls main(args) and returns the exit code.
 
-    A UserError is one line and exit code 2. Any other error is a bug: it keeps its traceback, and the exit code is 1.
+    A UserError prints one line and returns 2, a non-finite loss prints one line and returns 1. Any other exception is a
+    bug and keeps its traceback (exit code 1).
     """
     try:
         with console.messages(), interrupt_at_once():

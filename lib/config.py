@@ -22,19 +22,19 @@ Sections = Mapping[str, Callable[..., Any]]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The sections and the entry `script` of a config file; only their form is checked. Raises UserError naming it."""
+    """Reads `script` and the sections of a config file, checking only the structure. Raises UserError naming it."""
     with user_file(path):
         content = Path(path).read_bytes()
     config = _parse(content, f'{path} is not valid YAML')
     if not isinstance(config, dict) or not all(
         isinstance(keys, dict) for name, keys in config.items() if name != 'script'
     ):
-        raise UserError(f'{path}: a config has `script: NAME` and sections, each `section: {{key: value}}`.')
+        raise UserError(f'{path}: expected `script: NAME` and sections, each `section: {{key: value}}`.')
     return config
 
 
 def override(config: Mapping[str, dict], overrides: Iterable[str]) -> dict[str, dict]:
-    """A copy of the sections, changed by 'section.key=value'. Raises UserError for another form."""
+    """Returns a copy of the sections with each 'section.key=value' applied. Raises UserError for any other form."""
     config = {section: dict(keys) for section, keys in config.items()}
     for text in overrides:
         name, equals, value = text.partition('=')
@@ -46,7 +46,7 @@ def override(config: Mapping[str, dict], overrides: Iterable[str]) -> dict[str, 
 
 
 def bind(config: Mapping[str, dict], sections: Sections, where: str) -> dict[str, dict[str, Any]]:
-    """All keys of all sections, checked, with defaults filled in. Raises UserError naming `where` and the key."""
+    """Checks all sections and fills in defaults. Raises UserError naming `where` and the key."""
     for section in config:
         if section not in sections:
             raise UserError(f'{where}: unknown section {section!r}.{_nearest(section, sections)}')
@@ -54,7 +54,7 @@ def bind(config: Mapping[str, dict], sections: Sections, where: str) -> dict[str
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{'script': ..., 'section.key': value, ...}."""
+    """Flattens a config to {'script': ..., 'section.key': value, ...}."""
     entries = {}
     for name, value in config.items():
         entries |= {f'{name}.{key}': v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
@@ -62,7 +62,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{'section.key': (value in one, value in other)} for all entries that differ; None stands for absent."""
+    """Entries that differ between two configs: {'section.key': (value in one, value in other)}; None: absent."""
     one, other = flat(one), flat(other)
     return {
         name: (one.get(name), other.get(name)) for name in sorted({*one, *other}) if one.get(name) != other.get(name)
@@ -70,7 +70,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as plain dicts and lists, for YAML files and checkpoints."""
+    """Converts a config to plain dicts and lists, for YAML files and checkpoints."""
     return {
         name: {key: _plain(value) for key, value in keys.items()} if isinstance(keys, Mapping) else keys
         for name, keys in config.items()
@@ -81,18 +81,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _bind(given: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
-    """The keyword arguments of `call`, checked, with defaults."""
+def _bind(values: Mapping[str, Any], call: Callable, where: str) -> dict[str, Any]:
+    """Checks the keyword arguments of `call` and fills in defaults."""
     hints = typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     keys = {p.name: p for p in inspect.signature(call).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for key, value in given.items():
+    for key, value in values.items():
         if key not in keys:
             raise UserError(f'{where}.{key} is not a known key.{_nearest(key, keys)}')
         _check_type(value, hints[key], f'{where}.{key}')
     for key, parameter in keys.items():
-        if key not in given and parameter.default is parameter.empty:
+        if key not in values and parameter.default is parameter.empty:
             raise UserError(f'{where}.{key} is missing; it must be {_name(hints[key])}.')
-    return {key: given[key] if key in given else _plain(parameter.default) for key, parameter in keys.items()}
+    return {key: values[key] if key in values else _plain(parameter.default) for key, parameter in keys.items()}
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
@@ -144,26 +144,26 @@ def _name(hint: Any) -> str:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f' Did you mean {close[0]}?' if close else f' Known are {", ".join(known)}.'
+    return f' Did you mean {close[0]}?' if close else f' Known: {", ".join(known)}.'
 
 
-def _parse(text: str | bytes, complaint: str) -> Any:
-    """What a YAML text holds. Raises UserError, which begins with `complaint`."""
+def _parse(text: str | bytes, problem: str) -> Any:
+    """Parses YAML. Raises UserError with a message that begins with `problem`."""
     try:
         return yaml.load(text, _Loader)
-    except Exception as error:  # PyYAML raises whatever its constructors stumble on, as with !!int x or a 13th month
-        problem = ' '.join(str(error).split())
-        raise UserError(f'{complaint}: {problem[:300]}') from None
+    except Exception as error:  # PyYAML passes on errors of its constructors, e.g. for !!int x or a 13th month
+        details = ' '.join(str(error).split())
+        raise UserError(f'{problem}: {details[:300]}') from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a section has twice, of which PyYAML would take the last one."""
+    """Rejects duplicate keys, for which PyYAML would use the last value."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen = set()
+        keys = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f'the key {key.value!r} is given twice', key.start_mark)
-            seen.add(key.value)
+            if key.value in keys:
+                raise yaml.composer.ComposerError(None, None, f'duplicate key {key.value!r}', key.start_mark)
+            keys.add(key.value)
         return node

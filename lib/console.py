@@ -1,4 +1,4 @@
-"""Messages on the console: modules log them with `logging`, scripts and tools print them inside `with messages()`."""
+"""Console output: modules use `logging`; scripts and tools print the messages inside `with messages()`."""
 
 import contextlib
 import logging
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """Prints the package's log messages from INFO on, and warnings as one line."""
+    """Context manager that prints log messages of the package, and warnings on one line each."""
     logger, handler = logging.getLogger('lib'), _Console()
-    level, logger.propagate = logger.level, False  # TensorFlow gives the root logger a handler of its own
+    level, logger.propagate = logger.level, False  # TensorFlow adds a handler to the root logger
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -39,12 +39,12 @@ class _Console(logging.Handler):
 
 
 def peak_process_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+    """Peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def silence() -> None:
-    """Silences this process: of several that train together only one prints. Errors are still printed."""
+    """Silences all output of this process except errors."""
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 closed with the process
     logging.disable()
     warnings.simplefilter('ignore')

@@ -1,4 +1,4 @@
-"""The exception for mistakes of the user: it ends a command with one line and exit code 2, without a traceback."""
+"""User errors, which end a command with one line and exit code 2 instead of a traceback."""
 
 import contextlib
 import reprlib
@@ -11,7 +11,7 @@ _repr.maxlevel, _repr.maxdict, _repr.maxstring, _repr.maxother = 2, 4, 100, 100
 
 
 class UserError(ValueError):
-    """A command, config or file that cannot be used. The text says what was found and what to do."""
+    """Invalid command, config or file. The message states what was found and what to do."""
 
 
 @contextlib.contextmanager
@@ -24,18 +24,18 @@ def user_file(path: str | Path, action: str = 'read') -> Iterator[None]:
 
 
 def check_values(section: str, values: Mapping[str, Any], rules: Mapping[str, tuple[bool, str]]) -> None:
-    """Raises UserError for the first key of a config section whose rule does not hold.
+    """Raises UserError for the first invalid value in a config section.
 
-    rules: {key: (whether it holds, what the value must be)}.
+    rules: {key: (whether its value is valid, description of valid values)}.
     """
-    for key, (holds, rule) in rules.items():
-        if not holds:
+    for key, (is_valid, rule) in rules.items():
+        if not is_valid:
             value = list(values[key]) if isinstance(values[key], tuple) else values[key]
             raise UserError(f'{section}.{key} is {value}; it must be {rule}.')
 
 
 def shown(value: object) -> str:
-    """A value for a message: short and on one line."""
+    """Formats a value for a message: short, on one line."""
     try:
         return ' '.join(_repr.repr(value).split())
     except ValueError:  # a number of over 4,300 digits
@@ -43,5 +43,5 @@ def shown(value: object) -> str:
 
 
 def shown_text(text: str) -> str:
-    """A name for a message: without quotes unless it is long or holds control characters."""
+    """Formats a name for a message: without quotes unless it is long or not printable."""
     return text if len(text) <= 100 and text.isprintable() else shown(text)

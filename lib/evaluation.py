@@ -1,4 +1,4 @@
-"""What an evaluation prints and writes: metrics, predictions, the confusion matrix."""
+"""Evaluation of checkpoints: metrics, predictions, confusion matrix."""
 
 import argparse
 import json
@@ -24,14 +24,14 @@ from lib.run import evaluation_config
 log = logging.getLogger(__name__)
 
 
-# Files that an evaluation writes into its folder.
+# Files written by an evaluation.
 WRITTEN = ('evaluation.json', 'predictions.npz', 'confusion_matrix.png')
 
 
 def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
-    """The checkpoint file `path`, or the best checkpoint in the folder of a run, else its latest.
+    """Returns `path` if it is a file, or the best (else the latest) checkpoint in the run folder `path`.
 
-    suffixes: of checkpoint files. Raises UserError if there is none.
+    suffixes: suffixes of checkpoint files. Raises UserError if there is no checkpoint.
     """
     if path.is_dir():
         names = [f'{stem}{suffix}' for stem in ('best_epoch', 'latest_epoch') for suffix in suffixes]
@@ -44,29 +44,28 @@ def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
 
 
 def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
-    """Evaluates the checkpoint `args.evaluate`, a file or the folder of a run (see evaluate_weights).
+    """Evaluates the checkpoint `args.evaluate`, a file or a run folder (see evaluate_weights).
 
-    script: its model in lib/models.py. A checkpoint of this project is evaluated with its own config, one of another
-    project with the config that the command names. Raises UserError naming the file.
+    script: name of the model. A checkpoint of this project is evaluated with its own config, another project's
+    checkpoint with --config or the default config. Raises UserError naming the file.
     """
     model = MODELS[script]
     path = find_checkpoint(Path(args.evaluate), [model.suffix])
     saved = model.training.checkpoint.load(path, script)
-    named = args.config if saved['config'] is not None else args.config or model.default_config
-    config = evaluation_config(path, saved['config'], args.set, named, script)
+    config_file = args.config if saved['config'] is not None else args.config or model.default_config
+    config = evaluation_config(path, saved['config'], args.set, config_file, script)
     about = {'checkpoint': str(path), 'script': script, 'epoch': saved['epoch']}
     if saved['config'] is None:
-        about['config'] = named
+        about['config'] = config_file
     evaluate_weights(about, saved['model'], config, args.checkpoint or path.parent)
 
 
 def evaluate_weights(
     about: Mapping[str, Any], weights: Mapping[str, Any], config: EasyDict, folder: str | Path
 ) -> None:
-    """Classifies the validation clips of a config and, in the main process, reports the result in `folder`.
+    """Classifies the validation clips of a config and writes a report to `folder` (see report_evaluation).
 
-    about: {'checkpoint': path of the weights, 'script', 'epoch', and 'config' if that is a file}. See
-    report_evaluation.
+    about: {'checkpoint': path of the weights, 'script', 'epoch', and 'config' if it was read from a file}.
     """
     training = MODELS[config.script].training
     world = training.distributed.init()
@@ -83,13 +82,13 @@ def evaluate_weights(
 def report_evaluation(
     folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray
 ) -> None:
-    """Prints the metrics of an evaluation and the ten most confused pairs, and writes into `folder`
+    """Prints metrics and the ten most confused pairs of classes, and writes to `folder`:
 
-    evaluation.json       what was evaluated (`about`), metrics, their 95 % intervals, the names of the classes
+    evaluation.json       `about`, metrics, their 95 % intervals, class names
     predictions.npz       ids (N,) text, labels (N,) int64, logits (N, K) float32, in the order of the split
-    confusion_matrix.png  of the classes that occur, as labels or predictions
+    confusion_matrix.png  classes that occur as labels or predictions
 
-    Raises UserError where they cannot be written.
+    Raises UserError if a file cannot be written.
     """
     folder, labels = Path(folder), clips.labels
     make_folder(folder)
@@ -106,18 +105,18 @@ def report_evaluation(
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
     write_predictions(folder / 'predictions.npz', [clips.store.name(i) for i in clips.indices], labels, logits)
     save_figure(confusion_figure(matrix, names), folder / 'confusion_matrix.png')
-    log.info(f'written: {", ".join(WRITTEN)} in {folder}')
+    log.info(f'wrote {", ".join(WRITTEN)} to {folder}')
 
 
 def confused_lines(matrix: np.ndarray, names: Sequence[str]) -> list[str]:
-    """The ten most frequent mistakes of a confusion matrix (K, K), a line each."""
+    """Formats the ten most frequent errors in a confusion matrix (K, K), one per line."""
     pairs = most_confused(matrix)
     if not pairs:
-        return ['every clip was predicted correctly']
+        return ['no clip was misclassified']
     width = max(len(names[true]) for true, _, _ in pairs)
     rows = [
-        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  predicted as {names[taken]}'
-        for true, taken, count in pairs
+        f'{count:7,d}  {count / matrix[true].sum():6.1%}  {names[true]:<{width}}  predicted as {names[predicted]}'
+        for true, predicted, count in pairs
     ]
     return ['most confused: clips, share of the class, class', *rows]
 
@@ -129,28 +128,28 @@ def write_predictions(path: Path, ids: Sequence[str], labels: np.ndarray, logits
 
 
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids (N,), labels (N,) and logits (N, K) of a predictions.npz. Raises UserError naming the file."""
+    """Reads ids (N,), labels (N,) and logits (N, K) from a predictions.npz. Raises UserError naming the file."""
     arrays = read_arrays(path)
     ids, labels, logits = (arrays.get(key, np.zeros(0)) for key in ('ids', 'labels', 'logits'))
-    sound = (
+    valid = (
         (ids.ndim, labels.ndim, logits.ndim) == (1, 1, 2)
         and 0 < len(ids) == len(labels) == len(logits)
         and (ids.dtype.kind, labels.dtype.kind, logits.dtype.kind) == ('U', 'i', 'f')
         and 0 <= labels.min() <= labels.max() < logits.shape[1]
         and np.isfinite(logits).all()
     )
-    if not sound:
+    if not valid:
         raise UserError(
-            f'{path} does not hold predictions: ids (N,) text, labels (N,) whole numbers and finite logits (N, K), as '
-            '--evaluate writes them.'
+            f'{path} is not a predictions file of --evaluate: it must hold ids (N,) text, labels (N,) integers and '
+            'finite logits (N, K).'
         )
     return ids, labels, logits
 
 
 def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
-    """Logits (N, views, K) of a split -> scores (N, K), see mean_over_views.
+    """Averages the logits (N, views, K) of a split over the views: scores (N, K), see mean_over_views.
 
-    Raises FloatingPointError, naming the clip, if one is not finite.
+    Raises FloatingPointError, naming the first clip, if any is not finite.
     """
     bad = (~np.isfinite(logits)).any(axis=(1, 2))
     if bad.any():
@@ -167,7 +166,7 @@ def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
 
 
 def metrics_line(metrics: Mapping[str, Any]) -> str:
-    """The metrics as an evaluation prints them."""
+    """Formats the metrics of an evaluation as one line."""
     return (
         f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
         f'MeanClass {100 * metrics["mean_class"]:.2f}'

@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk cannot spoil, and folders that one process uses at a time."""
+"""Atomic file writes, integrity checks and folder locks."""
 
 import contextlib
 import errno
@@ -22,25 +22,25 @@ log = logging.getLogger(__name__)
 
 
 def require_file(path: Path) -> None:
-    """Raises UserError, listing the neighbours, if there is no such file."""
+    """Raises UserError, listing other files in the folder, if `path` is not a file."""
     if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob('*') if file.is_file())
-        more = f' and {len(there) - 4} more' if len(there) > 4 else ''
-        raise UserError(f'{path}: there is no such file. Its folder holds {", ".join(there[:4]) or "no files"}{more}.')
+        others = sorted(file.name for file in path.parent.glob('*') if file.is_file())
+        more = f' and {len(others) - 4} more' if len(others) > 4 else ''
+        raise UserError(f'{path}: there is no such file. Its folder holds {", ".join(others[:4]) or "no files"}{more}.')
 
 
 def check_zip(file: BinaryIO) -> None:
-    """Raises zipfile.BadZipFile, or another exception, if the members of a zip file do not match their checksums."""
+    """Raises zipfile.BadZipFile, or another exception, if a member of a zip file does not match its checksum."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            if member.CRC == 0:  # torch.serialization.set_crc32_options(False) leaves them out
+            if member.CRC == 0:  # torch.serialization.set_crc32_options(False) omits checksums
                 del member.CRC
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file, by name. Raises UserError if it is damaged or holds anything else."""
+    """Reads the arrays in an .npz file, by name. Raises UserError if it is damaged or holds anything else."""
     require_file(path)
     with user_file(path), path.open('rb') as file:
         try:
@@ -51,11 +51,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 if not isinstance(array, np.ndarray):
                     raise ValueError(f'{name} is not an array')
                 if array.dtype.kind == 'U':
-                    array.tolist()  # raises SystemError for what are not characters
+                    array.tolist()  # raises SystemError for invalid code points
         except Exception as error:  # a damaged file may raise anything
             raise UserError(
-                f'{path} cannot be read as an .npz file ({type(error).__name__}: {shown_text(str(error))}). It is cut '
-                'short, damaged or of another kind: copy it again, or write plain arrays with np.savez.'
+                f'{path} cannot be read as an .npz file ({type(error).__name__}: {shown_text(str(error))}). It is '
+                'truncated, damaged or not an .npz file: copy it again, or write plain arrays with np.savez.'
             ) from None
     return arrays
 
@@ -77,16 +77,16 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, older: Sequence[Path] = (), second_name: Path | None = None) -> Iterator[BinaryIO]:
-    """Yields a temporary file to write; it replaces `path` once it is complete and on the disk.
+    """Context manager: yields a temporary file, which replaces `path` once it is complete and on disk.
 
-    At any moment a reader finds the old file or the new one. older: names that the replaced files move on to: `path` to
-    the first one, that one to the second, and so on. second_name: another file that becomes the same as the new one
-    before `path` does (a hard link; a copy where the file system has none). Raises UserError, and leaves what was
-    there, if writing fails.
+    A reader finds either the old file or the new one. older: names for previous versions: `path` is renamed to the
+    first, the first to the second, and so on. second_name: another name for the new file, replaced before `path` (a
+    hard link, or a copy if the file system has no links). Raises UserError, and keeps the old files, if writing
+    fails.
     """
     temporary = path.with_name(f'{path.name}.tmp')
     try:
-        temporary.unlink(missing_ok=True)  # left by a killed process, it may be the same file as second_name
+        temporary.unlink(missing_ok=True)  # left by a killed process, perhaps linked to second_name
         with temporary.open('wb') as file:
             yield file
             file.flush()
@@ -99,7 +99,7 @@ def replacing(path: Path, older: Sequence[Path] = (), second_name: Path | None =
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        remedy = 'Make room there' if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 'Make it writable'
+        remedy = 'Free disk space' if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 'Make it writable'
         raise UserError(
             f'{path} cannot be written ({error.strerror or error}). The previous files are intact. {remedy} and repeat '
             'the command.'
@@ -122,7 +122,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Writes the folder's entries to the disk, so that a power cut does not undo a renaming."""
+    """Syncs a folder to disk, so that a power cut does not undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -134,17 +134,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a small text file."""
+    """Writes or replaces a small text file."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def hold_lock(path: Path, what: str, *, wait: bool = False) -> BinaryIO:
-    """Locks a file, which names its holder, until the returned handle is closed or the process ends.
+    """Locks a file until the returned handle is closed or the process ends, and writes the holder's name to it.
 
-    what: the locked thing, for messages. wait: whether to wait for another process that holds the lock, with a line in
-    the log. Raises UserError if the file cannot be written or, without `wait`, if another process holds the lock. On a
-    file system without locks it warns and continues.
+    what: name of the locked resource, for messages. wait: whether to wait for another process that holds the lock.
+    Raises UserError if the file cannot be written or, without `wait`, if another process holds the lock. Warns on file
+    systems without locks.
     """
     with user_file(path.parent, 'written'):
         file = path.open('a+b', buffering=0)
@@ -156,7 +156,7 @@ def hold_lock(path: Path, what: str, *, wait: bool = False) -> BinaryIO:
         if not wait:
             file.close()
             raise UserError(
-                f'{what} is in use by {holder}. Wait until it ends, or stop it. If it is certainly gone, for example '
+                f'{what} is in use by {holder}. Wait until it ends, or stop it. If it no longer exists, for example '
                 f'after a crash of its host, remove {path}.'
             ) from None
         log.info('waiting for %s, which holds the lock of %s', holder, what)
@@ -167,7 +167,7 @@ def hold_lock(path: Path, what: str, *, wait: bool = False) -> BinaryIO:
             'same time.',
             stacklevel=2,
         )
-    with contextlib.suppress(OSError):  # a full disk, which the first file to be written reports
+    with contextlib.suppress(OSError):  # a full disk: reported when the first file is written
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
     return file

@@ -1,4 +1,4 @@
-"""The log of a run: console, progress bar, TensorBoard, metrics.jsonl and timing.jsonl."""
+"""Training log: console, progress bar, TensorBoard, metrics.jsonl and timing.jsonl."""
 
 import json
 import logging
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Log:
-    """The log of a training run in its folder, to be used in a `with` statement.
+    """Log of a training run, a context manager. Only the main process writes.
 
-    metrics.jsonl has one line per epoch and no times: equal runs have equal files. It is rewritten from the history in
-    the checkpoint, so that the two always agree. Times and speeds go to timing.jsonl. Only the main process writes.
+    metrics.jsonl has one line per epoch and no timing, so that equal runs write equal files. It is rewritten from the
+    history in the checkpoint, so the two always agree. Timing goes to timing.jsonl.
 
-    epochs: of the run. print_freq: steps between two reports.
+    epochs: total number of epochs. print_freq: steps between two reports.
     """
 
     def __init__(self, run: Run, epochs: int, print_freq: int) -> None:
@@ -47,7 +47,7 @@ class Log:
         self._write_metrics()
         from tensorboardX import SummaryWriter  # takes seconds: it imports torch
 
-        with user_file(run.folder / 'logs', 'written'):  # epochs logged but not saved are hidden
+        with user_file(run.folder / 'logs', 'written'):  # purge_step hides epochs that were not saved
             self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history) + 1)
         self._add_hparams()
 
@@ -61,7 +61,7 @@ class Log:
             self._board.close()
 
     def start(self, train_clips: Clips, val_clips: Clips, model: str, world: Any, messages: Sequence[str]) -> None:
-        """Prints what is about to run. model: a description. world: the devices. messages: further lines."""
+        """Logs a summary of data, model and run. model: its description. world: the devices. messages: more lines."""
         run, self._world = self.run, world
         log_facts(
             {
@@ -86,13 +86,13 @@ class Log:
     def progress(
         self, batches: Iterable[tuple[int, dict[str, Any]]], clips: Clips
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields the steps and batches of an epoch behind a progress bar, and records the time spent waiting for them.
+        """Yields the steps and batches of an epoch with a progress bar, and records the time spent waiting for them.
 
-        Without a terminal, `report` prints lines instead.
+        Without a terminal there is no bar; `report` prints lines instead.
         """
         form = '{desc}  {percentage:3.0f} %  {n_fmt}/{total_fmt} clips{postfix}, {rate_noinv_fmt}, {remaining} left'
         screen = sys.stderr if sys.stderr.isatty() and self.run.is_main else open(os.devnull, 'w')  # noqa: SIM115 closed with the process
-        width = shutil.get_terminal_size((120, 24)).columns  # tqdm shows nothing on terminals of unknown width
+        width = shutil.get_terminal_size((120, 24)).columns  # tqdm prints nothing if the width is unknown
         total, done, title = sum(clips.batch_sizes), self.run.num_clips, f'epoch {self.run.epoch + 1}/{self.epochs}'
         settings = {'unit': ' clips', 'bar_format': form, 'leave': False, 'file': screen, 'ncols': width}
         self._clips, self._seconds, self._waited = 0, math.nan, 0.0
@@ -105,11 +105,11 @@ class Log:
             begin = time.perf_counter()
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether a report is due after a step (from 0) of an epoch of `steps`."""
+        """Whether to report after `step` (counted from 0) of the `steps` in an epoch."""
         return (step + 1) % self.print_freq == 0 or step + 1 == steps
 
     def report(self) -> None:
-        """Shows the means of the current epoch so far."""
+        """Reports mean loss and top-1 of the current epoch so far."""
         means, bar = self.run.means(), self._bar
         bar.set_postfix_str(f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}')
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
@@ -120,9 +120,9 @@ class Log:
             self._world = None
 
     def epoch(self, logits: np.ndarray, val_clips: Clips) -> None:
-        """Logs the last epoch of the run's history; the speed is that of the steps done by this process.
+        """Logs the last completed epoch. Its speed covers the steps of this process only.
 
-        logits: (N, views, K) of the validation clips, whose confusion matrix is drawn if the epoch is the best so far.
+        logits: (N, views, K) of the validation clips, for the confusion matrix of a new best epoch.
         """
         if self._bar:
             self._bar.close()
@@ -161,14 +161,14 @@ class Log:
         )
 
     def end(self) -> None:
-        """Prints the result of the run: the best epoch and the last."""
+        """Logs best and last top-1 of the run."""
         best, last = self.run.best, self.run.history[-1]['val']['top1']
         log.info(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
 
     def _add_hparams(self) -> None:
-        """Adds the config to TensorBoard's HParams tab, which shows it next to the last value of each scalar.
+        """Adds the config to TensorBoard's HParams tab.
 
-        SummaryWriter.add_hparams would write a second run for it, and limit the tab to the config keys of one model.
+        SummaryWriter.add_hparams would create a second run, and limit the tab to the config keys of one model.
         """
         from tensorboardX.summary import hparams
 

@@ -1,4 +1,4 @@
-"""What is reported of a set of predictions. NumPy only, so that both frameworks count alike."""
+"""Classification metrics in NumPy, shared by both frameworks."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def classification_metrics(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """Metrics of logits (N, K) for the true classes label (N,), as shares between 0 and 1.
+    """Metrics of logits (N, K) for labels (N,), as fractions.
 
-    loss: mean cross-entropy in nats. top1, top5: share of clips whose class is among the 1 or 5 largest logits (of
-    equal ones the lower class comes first). mean_class: mean over the classes present of their top1, which is
-    `per_class`: {class: top1}. All logits must be finite.
+    loss: mean cross-entropy in nats. top1, top5: fraction of clips whose label is among the 1 or 5 largest logits
+    (ties: lower class first). per_class: {class: top1} of the classes present. mean_class: mean of per_class. All
+    logits must be finite.
     """
-    assert np.isfinite(logits).all(), 'NaN would count as a hit'
+    assert np.isfinite(logits).all(), 'NaN would count as correct'
     true = log_probability(logits)[np.arange(len(label)), label]
     rank = _ranks(logits, label)
     per_class = {int(c): float((rank[label == c] == 0).mean()) for c in np.unique(label)}
@@ -26,16 +26,16 @@ def classification_metrics(logits: np.ndarray, label: np.ndarray) -> dict[str, A
 
 
 def log_probability(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of the probabilities of logits (N, K), float64."""
+    """Log-softmax of logits (N, K), float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def mean_over_views(logits: np.ndarray) -> np.ndarray:
-    """(N, views, K) -> (N, K) float32: the logarithm of the mean probability over the views of each clip.
+    """Log of the mean probability over views: (N, views, K) -> (N, K) float32.
 
-    The logits of a single view stay as they are.
+    The logits of a single view are returned unchanged.
     """
     if logits.shape[1] == 1:
         return logits[:, 0]
@@ -45,21 +45,21 @@ def mean_over_views(logits: np.ndarray) -> np.ndarray:
 
 
 def _ranks(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """How many classes come before the true one, (N,)."""
+    """Rank of the label among the classes, (N,); 0 is the best."""
     true = logits[np.arange(len(label)), label][:, None]
     ahead = (logits > true) | ((logits == true) & (np.arange(logits.shape[1]) < label[:, None]))
     return ahead.sum(axis=1)
 
 
 def bootstrap_intervals(logits: np.ndarray, label: np.ndarray, draws: int = 10_000) -> dict[str, tuple[float, float]]:
-    """95 % intervals of top1, top5 and mean_class: what they are over sets of clips drawn again with replacement.
+    """95 % bootstrap intervals of top1, top5 and mean_class (percentile method, Efron and Tibshirani, 1993).
 
-    The percentiles 2.5 and 97.5 (Efron and Tibshirani, 1993). A clip counts as one draw: several views of one recording
-    are not independent, and the interval of a set of them is too narrow. Equal predictions have equal intervals.
+    Clips are resampled independently: if several clips show the same recording, the intervals are too narrow. The seed
+    is fixed, so that equal predictions have equal intervals.
     """
     classes, of_class = np.unique(label, return_inverse=True)
     rank = _ranks(logits, label)
-    # All that counts of a clip is its class, and whether it is right, among the first five, or neither.
+    # Only the counts per class of top-1, other top-5 and remaining clips matter: one multinomial draw per resample.
     cells = np.zeros((len(classes), 3))
     np.add.at(cells, (of_class, np.where(rank < 1, 0, np.where(rank < 5, 1, 2))), 1)
     random = np.random.default_rng(0)
@@ -76,14 +76,14 @@ def bootstrap_intervals(logits: np.ndarray, label: np.ndarray, draws: int = 10_0
 
 
 def confusion_matrix(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """How many clips of a class (row) were taken for which (column): (K, K) int64."""
+    """Number of clips per label (row) and predicted class (column): (K, K) int64."""
     matrix = np.zeros((logits.shape[1],) * 2, np.int64)
     np.add.at(matrix, (label, logits.argmax(axis=1)), 1)
     return matrix
 
 
 def most_confused(matrix: np.ndarray, most: int = 10) -> list[tuple[int, int, int]]:
-    """(class, what it was taken for, clips) of the most frequent mistakes, of equally many the lowest class first."""
+    """(label, predicted class, clips) of the most frequent errors (ties: lowest label first)."""
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     first = np.argsort(-mistakes, axis=None, kind='stable')[:most]
     pairs = [

@@ -1,7 +1,7 @@
-"""The table of models. A config names its model in `script`; everything else about it is found here.
+"""Table of the models; a config selects one by `script`.
 
-To add a model: its module, a row here, a training script (a copy of the nearest one) and a config. A framework is
-imported when something of one of its models is used, and only that one.
+To add a model: write its module, add a row here, copy the most similar training script, and write a config. Frameworks
+are imported on first use, so that each model needs only its own.
 """
 
 import importlib
@@ -21,10 +21,10 @@ from lib.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the table.
+    """Row of the table.
 
-    framework: folder of lib. classifier: the class that a config's section `model` binds to, 'module.Class' in that
-    folder. blocks: the class of its blocks, recomputed in the backward pass with train.activation_checkpointing.
+    framework: folder in lib. classifier: 'module.Class' in that folder, to which the config section `model` binds.
+    blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes.
     """
 
     framework: Literal['pytorch', 'tensorflow']
@@ -39,15 +39,15 @@ class Model:
 
     @property
     def suffix(self) -> str:
-        """Suffix of its checkpoints."""
+        """Suffix of checkpoint files."""
         return SUFFIXES[self.framework]
 
     def load_classifier(self) -> type:
-        """The class that section `model` binds to."""
+        """Imports the class to which section `model` binds."""
         return self._load(self.classifier)
 
     def load_blocks(self) -> type:
-        """The class of its blocks."""
+        """Imports the class of the blocks."""
         return self._load(self.blocks)
 
     def _load(self, name: str) -> type:
@@ -76,10 +76,10 @@ MODELS = {
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), script: str | None = None) -> EasyDict:
-    """Reads a config, applies `overrides` ('section.key=value') and checks it against the model it names.
+    """Reads a config, applies `overrides` ('section.key=value') and checks all sections.
 
-    script: the model it must be for; None: any. Returns `script` and all keys of all sections, with defaults filled in.
-    Raises UserError naming file and key.
+    script: name of the required model; None: any. Returns `script` and all sections, with defaults filled in. Raises
+    UserError naming file and key.
     """
     return resolve_config(read_config(path), overrides, str(path), script)
 
@@ -87,18 +87,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), script: str | N
 def resolve_config(
     config: Mapping[str, Any], overrides: Iterable[str], where: str, script: str | None = None
 ) -> EasyDict:
-    """As `load_config`, for a config that has been read; `where` names it in errors."""
-    named = config.get('script')
-    if not isinstance(named, str) or named not in MODELS:
-        found = 'missing' if named is None else shown(named)
-        raise UserError(f'{where}: script is {found}; it must name the model, one of {", ".join(MODELS)}.')
-    if script and named != script:
-        raise UserError(f'{where} has script: {named}. Use train_action_{named}.py.')
+    """Like `load_config`, for a config already read. where: its name in error messages."""
+    own_script = config.get('script')
+    if not isinstance(own_script, str) or own_script not in MODELS:
+        found = 'missing' if own_script is None else shown(own_script)
+        raise UserError(f'{where}: script is {found}; it must be one of {", ".join(MODELS)}.')
+    if script and own_script != script:
+        raise UserError(f'{where} has script: {own_script}. Use train_action_{own_script}.py.')
     config = override({section: keys for section, keys in config.items() if section != 'script'}, overrides)
-    sections: Sections = MODELS[named].sections
+    sections: Sections = MODELS[own_script].sections
     model_input = config.get('data', {}).get('input', 'heatmap')
     if model_input in ('keypoint_2d', 'keypoint_3d'):
         if 'heatmap' in config:
             raise UserError(f'{where}: no heatmaps are drawn with data.input {model_input}. Omit the section heatmap.')
         del sections['heatmap']
-    return EasyDict({'script': named, **bind(config, sections, where)})
+    return EasyDict({'script': own_script, **bind(config, sections, where)})

@@ -1,6 +1,6 @@
-"""Figures: the confusion matrix, heatmap volumes, the timeline of a prediction.
+"""Figures: confusion matrices, heatmap volumes and prediction timelines.
 
-Colours are distinguishable for the colour-blind (Okabe and Ito, 2008). K classes, T frames, C channels of a
+Colours are colour-blind safe (Okabe and Ito, 2008). K classes, T frames, C channels of a
 volume, W windows of a timeline.
 """
 
@@ -26,7 +26,7 @@ MOST_ACTIONS = 12  # in a timeline
 
 
 def new_figure(width: float, height: float) -> 'Figure':
-    """An empty white figure that belongs to no window and no global state; width and height in inches."""
+    """Creates a white figure, independent of pyplot. width, height: in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout='constrained', facecolor='white')
@@ -39,7 +39,7 @@ def save_figure(figure: 'Figure', path: Path) -> None:
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> 'Figure':
-    """A confusion matrix (K, K) in percent of each row, which is a label. Classes that do not occur are left out."""
+    """Plots a confusion matrix (K, K) in percent of each row (label), without classes that do not occur."""
     from matplotlib.colors import PowerNorm
 
     shown = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
@@ -65,16 +65,16 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> 'Figure':
 
 
 def timeline_figure(edges: Sequence[int], probability: np.ndarray, names: Sequence[str], title: str) -> 'Figure':
-    """Probabilities over time, with a row for each action that is the most likely one in some window.
+    """Plots class probabilities over time, one row per action that is the most likely one in some window.
 
-    edges: (W + 1,) frames at which the windows meet. probability: (W, K), NaN in windows without persons, of which
-    there must be fewer than W. The most likely action of each window is underlined.
+    edges: (W + 1,) window boundaries in frames. probability: (W, K), NaN in windows without persons; at least one
+    window must have persons. The most likely action of each window is underlined.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    there = np.flatnonzero(np.isfinite(probability[:, 0]))
-    likeliest = probability[there].argmax(axis=1)
-    actions, first, counts = np.unique(likeliest, return_index=True, return_counts=True)
+    occupied = np.flatnonzero(np.isfinite(probability[:, 0]))
+    predicted = probability[occupied].argmax(axis=1)
+    actions, first, counts = np.unique(predicted, return_index=True, return_counts=True)
     most_frequent = np.argsort(-counts, kind='stable')[:MOST_ACTIONS]
     shown = actions[most_frequent[np.argsort(first[most_frequent])]].tolist()  # in order of appearance
 
@@ -83,7 +83,7 @@ def timeline_figure(edges: Sequence[int], probability: np.ndarray, names: Sequen
     axes.set_facecolor(GRID)
     colours = LinearSegmentedColormap.from_list('probability', ['white', BLUE])
     mesh = axes.pcolormesh(edges, range(len(shown) + 1), 100 * probability[:, shown].T, cmap=colours, vmin=0, vmax=100)
-    for window, action in zip(there, likeliest, strict=True):
+    for window, action in zip(occupied, predicted, strict=True):
         if action in shown:
             line = shown.index(action) + 0.9
             axes.hlines(line, edges[window], edges[window + 1], color=VERMILION, linewidth=3)
@@ -93,8 +93,8 @@ def timeline_figure(edges: Sequence[int], probability: np.ndarray, names: Sequen
     axes.set_ylim(len(shown), 0)
     axes.set_xlim(edges[0], edges[-1])
     notes = ['underlined: most likely action']
-    if len(there) < len(probability):
-        notes.append('grey: nobody')
+    if len(occupied) < len(probability):
+        notes.append('grey: no person')
     if hidden := len(actions) - len(shown):
         notes.append(f'{hidden} rarer actions not shown')
     axes.set_xlabel(f'frame ({", ".join(notes)})')
@@ -110,10 +110,10 @@ def _shorten(text: str, most: int) -> str:
 def clip_image(
     clips: Clips, kind: str, draw: Callable[[np.ndarray, np.ndarray], np.ndarray], frames: int = 12
 ) -> tuple[str, np.ndarray]:
-    """Frames of the heatmap volume of a split's first clip, evenly spaced, side by side.
+    """Draws evenly spaced frames of the heatmap volume of a split's first clip.
 
-    draw: the renderer of heatmaps of `kind`, (keypoint, score) -> (N, T, C, H, W). Returns the tag
-    'heatmap/<frame_dir>' and the image (3, H, W) uint8.
+    draw: renders maps of `kind`, (keypoint, score) -> (N, T, C, H, W). Returns the tag 'heatmap/<frame_dir>' and the
+    image (3, H, W) uint8.
     """
     batch = clips[0, 0]
     first = np.s_[:1] if clips.num_views == 1 else np.s_[:1, 0]
@@ -128,19 +128,19 @@ def clip_image(
 
 
 def colour_channels(volume: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
-    """A volume (T, C, H, W) between 0 and 1 as RGB images (T, 3, H, W) float32, each channel in its colour."""
+    """Converts a volume (T, C, H, W) in [0, 1] to RGB images (T, 3, H, W) float32, one colour per channel."""
     return (volume[:, :, None] * np.array(colours, np.float32)[None, :, :, None, None]).max(1)
 
 
 def channel_colours(skeleton: Skeleton, kind: str) -> list[Colour]:
-    """The colour of each channel of a volume by its side of the body: left blue, right orange, middle white."""
+    """Colour of each channel by side of the body: left blue, right orange, middle white."""
     joints = [side_colour(skeleton, joint) for joint in range(len(skeleton.joints))]
     limbs = [side_colour(skeleton, *limb) for limb in skeleton.limbs]
     return {'joint': joints, 'limb': limbs, 'both': joints + limbs}[kind]
 
 
 def side_colour(skeleton: Skeleton, *joints: int) -> Colour:
-    """The colour of the side of the body that a joint, or a limb between two, belongs to."""
+    """Colour of the body side of a joint, or of a limb between two joints."""
     if any(joint in skeleton.left for joint in joints) == any(joint in skeleton.right for joint in joints):
         return MIDDLE
     return LEFT if any(joint in skeleton.left for joint in joints) else RIGHT

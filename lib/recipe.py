@@ -13,7 +13,7 @@ from lib.errors import UserError, check_values
 
 @dataclass(kw_only=True)
 class Recipe:
-    """The keys of section `train` that all models share; configs/README.md explains them.
+    """Keys of section `train` shared by all models, see configs/README.md.
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -57,11 +57,11 @@ class Recipe:
             )
 
     def saves_after(self, step: int) -> bool:
-        """Whether the run is saved after a step (from 0) of an epoch."""
+        """Whether to save after a step (counted from 0) of an epoch."""
         return self.save_every is not None and (step + 1) % self.save_every == 0
 
     def lr_factor(self, epoch: int, step: int, steps: int) -> float:
-        """Factor on the learning rates in step `step` of the `steps` of an epoch, both counted from 0."""
+        """Factor on the learning rates in step `step` of an epoch of `steps`; epoch and step count from 0."""
         if epoch < self.warmup_epochs:
             return (epoch + (step + 1) / steps) / self.warmup_epochs
         if self.lr_schedule == 'cosine':
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether Linux reports that this CPU multiplies in bfloat16."""
+    """Whether Linux reports bfloat16 instructions for this CPU."""
     try:
         info = Path('/proc/cpuinfo').read_text()
     except OSError:
@@ -80,6 +80,6 @@ def cpu_has_bf16() -> bool:
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """Seed of the dropout of a step in a process, below 2**63."""
+    """Dropout seed of a step in one process, below 2**63."""
     state = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""A training run and its folder: the lock, the checkpoints, and which configs may resume or evaluate them."""
+"""Training runs: progress, folder, checkpoints, and the checks that a config fits a checkpoint."""
 
 import math
 import os
@@ -18,10 +18,10 @@ from lib.files import check_writable, hold_lock, make_folder, replacing, require
 from lib.models import load_config, resolve_config
 from lib.stop import Stopped, StopSignal
 
-FORMAT = 2  # of checkpoints; raise it if their content changes its meaning
-# May differ between two processes of a run: paths and class names.
+FORMAT = 2  # checkpoint format, to be increased when the meaning of the content changes
+# Keys that may change when a run is resumed: paths and class names.
 FREE_KEYS = ('data.ann_file', 'data.store_dir', 'data.class_names')
-# May differ in an evaluation: the data, the test-time options and what only affects speed.
+# Keys that may change for an evaluation: data, test-time options, speed.
 EVALUATION_KEYS = (
     *FREE_KEYS, 'data.benchmark', 'data.batch_size', 'data.test_clips', 'data.test_flip',
     'train.precision', 'train.compile', 'train.num_workers',
@@ -30,12 +30,12 @@ EVALUATION_KEYS = (
 
 @dataclass
 class Run:
-    """The progress of a training run, and the folder that keeps it. The subclass of a framework captures the state.
+    """Progress and folder of a training run. A subclass per framework saves and restores model and optimizer.
 
     epoch: completed epochs. step: completed steps of the current epoch; num_clips, loss_sum, num_correct: over these
     steps. best: {'top1', 'epoch'} of the best epoch. history: one entry per epoch (see finish_epoch). source: the
-    checkpoint that the run resumes from; saved: its content until `restore`. messages: lines for the log about how the
-    run resumes. is_main: whether this process writes, of several that train together.
+    checkpoint that the run resumes from; saved: its content, until `restore`. messages: log lines about resuming.
+    is_main: whether this process writes the files.
     """
 
     SUFFIX: ClassVar[str]
@@ -62,11 +62,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: str, resume: str | None, config: EasyDict, is_main: bool = True) -> Self:
-        """Opens the run in `folder`, or a new one that starts from the checkpoint `resume` if that is given.
+        """Opens the run in `folder`, or a new run that starts from the checkpoint `resume`.
 
-        An existing folder is locked; nothing else is written yet. If the latest checkpoint is damaged or missing, the
-        previous one is used, and in the end the best one. Raises UserError if another process uses the folder, no
-        checkpoint can be read, or the model or the data of the run differ.
+        Locks an existing folder and writes nothing else. If the latest checkpoint is damaged or missing, falls back to
+        the previous ones, then to the best one. Raises UserError if another process uses the folder, no checkpoint can
+        be read, or the run was trained with another model or other data.
         """
         run = cls(Path(folder), config, is_main)
         if resume:
@@ -81,7 +81,7 @@ class Run:
         if checkpoints:
             if resume and not checkpoints[0].samefile(resume):
                 raise UserError(
-                    f'{folder} holds a run of its own ({checkpoints[0]}), which resumes automatically. To resume from '
+                    f'{folder} already contains a run ({checkpoints[0]}), which resumes automatically. To resume from '
                     f'{resume}, name an empty folder as --checkpoint.'
                 )
             run._read_newest(checkpoints)
@@ -100,24 +100,24 @@ class Run:
         return self.folder / f'best_epoch{self.SUFFIX}'
 
     def begin(self, steps: int) -> None:
-        """Creates and locks the folder of a new run, once everything else has been checked. steps: of an epoch."""
+        """Creates and locks the folder of a new run. Call it after all other checks. steps: steps per epoch."""
         if self.step > steps:
             raise UserError(
-                f'{self.source} has completed {self.step} steps of its epoch, but an epoch of these data has {steps}.'
+                f'{self.source} has completed {self.step} steps of the current epoch, but an epoch has only {steps}.'
             )
         if self.is_main and self.lock is None:
             make_folder(self.folder)
             self.lock = hold_lock(self.folder / 'run.lock', f'{self.folder}')
-            if there := self._checkpoints():
-                raise UserError(f'another process has just started a run in {self.folder}: {there[0]}.')
+            if checkpoints := self._checkpoints():
+                raise UserError(f'another process has just started a run in {self.folder}: {checkpoints[0]}.')
 
     def add_steps(self, losses: Sequence[float], num_correct: int, clips: Clips) -> None:
-        """Records the mean losses of the next steps of the current epoch, and the number of correct clips in them.
+        """Records the mean losses of the next steps and the number of correct clips in all of them.
 
         Raises FloatingPointError, naming step and clips, if a loss is not finite.
         """
         check_losses(losses, clips, self.epoch, self.step)
-        for loss in losses:  # one by one: the sum does not depend on how many come at a time
+        for loss in losses:  # one at a time: the sum must not depend on the reporting interval
             self.loss_sum += loss * clips.batch_sizes[self.step]
             self.num_clips += clips.batch_sizes[self.step]
             self.step += 1
@@ -130,7 +130,7 @@ class Run:
         return {'loss': self.loss_sum / self.num_clips, 'top1': self.num_correct / self.num_clips}
 
     def finish_epoch(self, val: dict[str, float]) -> None:
-        """Records the metrics of the current epoch and saves the run, also as the best one if it is."""
+        """Records the metrics of the current epoch and saves a checkpoint, also as the best one if top1 improved."""
         self.epoch += 1
         self.history.append({'epoch': self.epoch, 'lr': self.learning_rates(), 'train': self.means(), 'val': val})
         self.step, self.num_clips, self.loss_sum, self.num_correct = 0, 0, 0.0, 0
@@ -140,9 +140,9 @@ class Run:
         self.save(is_best)
 
     def save(self, is_best: bool = False) -> None:
-        """Copies the state to host memory; a thread writes it while training continues.
+        """Copies the state to host memory and writes a checkpoint in a background thread.
 
-        Waits for the previous save. Raises UserError if that one failed. The last `train.keep` checkpoints are kept.
+        Waits for the previous save and raises UserError if it failed. Keeps the last `train.keep` checkpoints.
         """
         if not self.is_main:
             return
@@ -162,20 +162,20 @@ class Run:
         self.writing = self.writer.submit(self._write, content, is_best)
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk. Raises UserError if it failed."""
+        """Waits until the last save is on disk. Raises UserError if it failed."""
         if self.writing:
             writing, self.writing = self.writing, None
             writing.result()
 
     def save_and_exit(self, world: Any) -> NoReturn:
-        """Saves the run and raises Stopped, in all processes of `world`."""
+        """Saves the run and raises Stopped. To be called by all processes of `world`."""
         self.save()
         self.wait()
-        world.wait_for_all()  # a process that exits may terminate the others, even one that is still writing
+        world.wait_for_all()  # an exiting process may terminate one that is still writing
         raise Stopped
 
     def exit_if(self, stop: StopSignal, world: Any) -> None:
-        """Saves and exits on a stop signal if this process trains alone. Several would have to agree, and continue."""
+        """Saves and exits on a stop signal if this is the only process. Several would have to agree first."""
         if stop.requested and world.is_alone:
             self.save_and_exit(world)
 
@@ -184,7 +184,7 @@ class Run:
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """{'model', 'optimizer'}: copies in host memory."""
+        """Copies of {'model', 'optimizer'} in host memory."""
         raise NotImplementedError
 
     def _resume(self) -> None:
@@ -193,7 +193,7 @@ class Run:
         changed = check_same_run(self.source, own, self.config)
         self.epoch, self.step, self.history = saved['epoch'], saved['step'], saved['history']
         self.num_clips, self.loss_sum, self.num_correct = saved['num_clips'], saved['loss_sum'], saved['num_correct']
-        if self.best_path.is_file():  # a new folder, given a file to resume from, selects its own best epoch
+        if self.best_path.is_file():  # a new folder (--resume) selects its own best epoch
             self.best = saved['best']
         steps = f' and {self.step} steps' if self.step else ''
         self.messages.append(f'resuming from {self.source}, after epoch {self.epoch}{steps}')
@@ -206,14 +206,14 @@ class Run:
             for path in self.damaged:
                 os.replace(path, path.with_name(f'{path.name}.damaged'))
             self.damaged = []
-            # The best checkpoint first: a run killed in between repeats the end of this epoch, and selects the same.
+            # Best before latest: a run killed in between repeats the end of this epoch and selects the same best.
             with replacing(self.latest_path, older, self.best_path if is_best else None) as file:
                 self.write(file, content)
             for path in self._checkpoints()[keep:]:
                 path.unlink()
 
     def _checkpoints(self) -> list[Path]:
-        """The existing latest checkpoints of the run, newest first."""
+        """The latest checkpoints in the folder, newest first."""
         form = re.compile(rf'latest_epoch(?:\.(\d+))?{re.escape(self.SUFFIX)}')
         found = {path: form.fullmatch(path.name) for path in self.folder.glob('latest_epoch*') if path.is_file()}
         return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1] or 0))
@@ -235,9 +235,9 @@ class Run:
 
 
 def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resume: bool = False) -> dict[str, Any]:
-    """Returns the content of a checkpoint of this project. Raises UserError otherwise.
+    """Returns `content` if it is a checkpoint of this project, else raises UserError.
 
-    script: the model it must be of; None: any.
+    script: name of the required model; None: any.
     """
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise UserError(
@@ -248,21 +248,23 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
         raise UserError(f'{path} is a checkpoint of {own}: use train_action_{own}.py.')
     if to_resume and 'optimizer' not in content:
         raise UserError(
-            f'{path} holds weights without an optimizer: it cannot be resumed. It can be evaluated, or a PyTorch run '
-            'can start from it (--pretrained).'
+            f'{path} has no optimizer state and cannot be resumed. It can be evaluated or, with PyTorch, used as '
+            '--pretrained weights.'
         )
     return content
 
 
 def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
-    """Raises UserError if `given` describes another model or other data than `saved`, the config of a checkpoint.
+    """Raises UserError if two configs differ in model or data: `saved` in a checkpoint, and `given`.
 
     Returns the other differences, {'section.key': (saved, given)}.
     """
     changed = differences(saved, given)
     if fixed := _fixed(changed, FREE_KEYS):
-        listed = '; '.join(f'{key}: {changed[key][0]} there, {changed[key][1]} in this command' for key in fixed)
-        raise UserError(f'{path} is of another model or other data ({listed}). Name another folder as --checkpoint.')
+        listed = '; '.join(f'{key}: {changed[key][0]} in the checkpoint, {changed[key][1]} now' for key in fixed)
+        raise UserError(
+            f'{path} was trained with another model or other data ({listed}). Name another folder as --checkpoint.'
+        )
     return {key: pair for key, pair in changed.items() if key not in FREE_KEYS}
 
 
@@ -270,20 +272,20 @@ def evaluation_config(
     path: str | Path,
     saved: Mapping[str, Any] | None,
     overrides: Sequence[str],
-    named: str | None = None,
+    config_file: str | None = None,
     script: str | None = None,
 ) -> EasyDict:
-    """The config for the evaluation of a checkpoint: its own (`saved`) with `overrides` (--set).
+    """Returns the config to evaluate a checkpoint with: `saved`, the checkpoint's own, with `overrides` (--set).
 
-    named: a config file that must agree with it; the config itself for other projects' checkpoints (saved is None), of
-    `script`.
-    Raises UserError if the model or a training option differs.
+    config_file: must agree with the checkpoint's config. For other projects' checkpoints `saved` is None, and the
+    config is read from this file, which must be for the model `script`. Raises UserError if the model or a training
+    option differs.
     """
     if saved is None:
-        return load_config(named, overrides, script)
+        return load_config(config_file, overrides, script)
     own = resolve_config(saved, (), str(path))
     config = resolve_config(saved, overrides, str(path))
-    for other in (config, load_config(named, overrides, script)) if named else (config,):
+    for other in (config, load_config(config_file, overrides, script)) if config_file else (config,):
         if fixed := _fixed(differences(own, other), EVALUATION_KEYS):
             raise UserError(
                 f'{path} was trained with other values of {", ".join(fixed)} and is evaluated with its own config. '
@@ -293,16 +295,16 @@ def evaluation_config(
 
 
 def _fixed(changed: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
-    """The changed keys that make it another model or other data."""
+    """The changed keys that define the model or the data."""
     fixed = [key for key in changed if key.split('.')[0] not in ('optimizer', 'train') and key not in free]
     return fixed + [key for key in changed if key == 'train.partial_train']
 
 
 def check_same(who: str, what: str, numbers: Sequence[int]) -> None:
-    """Raises UserError if the processes that train together have different numbers; what: what they count."""
+    """Raises UserError if `numbers`, one per process, differ. who, what: names for the message."""
     if len(set(numbers)) > 1:
         raise UserError(
-            f'the {who} have found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
+            f'the {who} found different {what}: {", ".join(map(str, numbers))}. --checkpoint must name one '
             'folder that all hosts share.'
         )
 
@@ -310,7 +312,7 @@ def check_same(who: str, what: str, numbers: Sequence[int]) -> None:
 def check_losses(losses: Sequence[float], clips: Clips, epoch: int, first: int) -> None:
     """Raises FloatingPointError, naming step and clips, for the first loss that is not finite.
 
-    first: the step of the epoch that losses[0] belongs to.
+    first: step of losses[0] in the epoch.
     """
     for step, loss in enumerate(losses, first):
         if not math.isfinite(loss):

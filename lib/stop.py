@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: Ctrl-C (SIGINT) and those that clusters send before they take the machine away."""
+"""Stop signals: Ctrl-C (SIGINT), and the signals that clusters send before they end a job."""
 
 import contextlib
 import os
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOPPED = 75  # exit code of a stopped run, which the same command resumes
-# torchrun repeats signals that have already reached its processes, as a terminal does: what follows within this time
-# is the same request.
+STOPPED = 75  # exit code of a stopped run, resumable by the same command
+# Under torchrun, Ctrl-C reaches the processes twice: from the terminal and from torchrun. Signals within this time
+# count as one request.
 SECONDS_PER_REQUEST = 5.0 if 'TORCHELASTIC_RUN_ID' in os.environ else 0.0
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop and has been saved."""
+    """Raised when a run has been saved after a stop signal."""
 
 
 @contextlib.contextmanager
 def interrupt_at_once() -> Iterator[None]:
-    """Each of the signals raises KeyboardInterrupt inside, as Ctrl-C does."""
+    """Context manager in which every stop signal raises KeyboardInterrupt."""
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     try:
         yield
@@ -30,10 +30,10 @@ def interrupt_at_once() -> Iterator[None]:
 
 
 class StopSignal:
-    """Inside `with StopSignal() as stop`, a first signal sets `stop.requested`; a second one ends the process at once.
+    """Context manager: the first stop signal sets `requested`, a second one ends the process at once.
 
-    The training loop checks `requested` after each step. A thread receives the signals, since Python runs handlers only
-    between calls into a framework, and one backward pass may take many seconds.
+    The training loop checks `requested` after each step. A thread receives the signals, because Python runs signal
+    handlers only between calls into a framework, and one backward pass may take many seconds.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Small made-up pickles in the PYSKL form."""
+"""Small generated pickles in PYSKL format."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def make_annotations(
     lengths: list[int], *, persons: list[int] | None = None, num_classes: int = 4, joints: int = 17, seed: int = 0
 ) -> dict:
-    """A PYSKL pickle's content in the 2D form: a wandering cloud of joints a clip; the first 2/3 are xsub_train."""
+    """Content of a 2D PYSKL pickle with random joints; the first 2/3 of the clips are xsub_train."""
     random = np.random.default_rng(seed)
     annotations = []
     for i, frames in enumerate(lengths):
@@ -32,7 +32,7 @@ def make_annotations(
 
 
 def make_3d_annotations(lengths: list[int], *, persons: list[int] | None = None, num_classes: int = 4) -> dict:
-    """The same in the 3D form: 25 joints in metres, x, y and a depth of some three metres."""
+    """Like `make_annotations`, but 3D: 25 joints in metres, at a depth of about three metres."""
     data = make_annotations(lengths, persons=persons, num_classes=num_classes, joints=25)
     random = np.random.default_rng(1)
     for annotation in data['annotations']:

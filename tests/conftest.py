@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torchvision  # noqa: F401 before TensorFlow: loading PyTorch's Triton after it ends the process
+import torchvision  # noqa: F401 before TensorFlow: loading Triton after TensorFlow crashes
 from hypothesis import settings
 
 GOLDENS = Path(__file__).parent / 'goldens'
-# The longest files start first: otherwise one worker would still be busy with them when the other is done.
+# Longest files first, to balance the load of parallel workers.
 LONG = (
     'test_kills.py', 'test_resume.py', 'test_train_action.py', 'test_cluster.py', 'test_readme.py', 'test_training.py',
     'test_compile.py', 'test_vivit.py', 'test_export.py', 'test_distributed.py', 'test_heatmap.py',
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def golden():
-    """golden(name) -> dict of the arrays in tests/goldens/name.npz, or in GOLDENS_DIR if set."""
+    """golden(name) -> arrays in tests/goldens/name.npz, or in GOLDENS_DIR if set, by name."""
     folder = Path(os.environ.get('GOLDENS_DIR', GOLDENS))
 
     @functools.cache
@@ -84,9 +84,9 @@ def write_pickle(tmp_path):
 
 @pytest.fixture(scope='session')
 def trained_once(tmp_path_factory) -> Callable[[str], Path]:
-    """trained_once(kind) -> folder with made_up.pkl, tiny.yaml and run/: a tiny model after one epoch, evaluated.
+    """trained_once(kind) -> folder with made_up.pkl, tiny.yaml and run/: a tiny model, trained for one epoch.
 
-    Shared by all tests of a worker: read only. A test that writes takes a copy from `trained`.
+    Read-only, shared by all tests of a worker. Tests that write use the fixture `trained`.
     """
     from tests import tiny
 
@@ -106,7 +106,7 @@ def trained_once(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def trained(trained_once, tmp_path) -> Callable[[str], Path]:
-    """trained(kind) -> a copy of the folder from `trained_once`. Its config still names the original pickle."""
+    """trained(kind) -> copy of the folder of `trained_once`; its config refers to the original pickle."""
 
     def copy(kind: str) -> Path:
         return shutil.copytree(trained_once(kind), tmp_path / kind)

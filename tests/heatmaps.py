@@ -1,4 +1,4 @@
-"""Recorded and random heatmaps for the tests of the NumPy oracle and both renderers."""
+"""Recorded and random heatmaps for tests of the NumPy oracle and both renderers."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from hypothesis.extra import numpy as hnp
 from tests.oracle import joint_heatmaps, limb_heatmaps
 
 SIZE, SIGMA = 16, 0.6
-SIGMAS = [SIGMA, float(np.nextafter(np.float32(1), np.float32(0)))]  # windows of nearly whole width
+SIGMAS = [SIGMA, float(np.nextafter(np.float32(1), np.float32(0)))]  # 6 sigma nearly an integer
 TOLERANCE = {'joint': 2e-6, 'limb': 2e-5, 'both': 2e-5}
 CLIPS = ['e0', 'e1', 'e2', 'e3', 'tr0', 'tr1']  # in end_to_end.npz
 
 
 def oracle(keypoint: np.ndarray, score: np.ndarray, *, size: int, sigma: float, kind: str) -> np.ndarray:
-    """The volume (T,channels,H,W) of keypoint (M,T,V,2) and score (M,T,V), drawn by the NumPy loops."""
+    """Reference volume (T,channels,H,W) of keypoint (M,T,V,2) and score (M,T,V)."""
     options = {'img_shape': (size, size), 'sigma': sigma}
     maps = [joint_heatmaps(keypoint, score, **options)] if kind != 'limb' else []
     maps += [limb_heatmaps(keypoint, score, **options)] if kind != 'joint' else []
@@ -25,7 +25,7 @@ def oracle(keypoint: np.ndarray, score: np.ndarray, *, size: int, sigma: float, 
 def random_batch(
     num_clips: int, num_frames: int = 3, num_joints: int = 17, size: int = SIZE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """keypoint (N,2,T,V,2), some of it outside the map, and score (N,2,T,V), float32."""
+    """Random keypoint (N,2,T,V,2), partly outside the map, and score (N,2,T,V), float32."""
     random = np.random.default_rng(seed)
     shape = num_clips, 2, num_frames, num_joints
     return random.random((*shape, 2), np.float32) * (size + 8) - 4, random.random(shape, np.float32)
@@ -53,7 +53,7 @@ def recorded_volumes(golden, clip: str) -> Iterator[tuple[str, np.ndarray, np.nd
 
 
 def assert_maps_are_recorded(golden, render) -> None:
-    """render(keypoint, score, **options) -> (T,channels,H,W), for all recorded cases that renderers draw."""
+    """Compares render(keypoint, score, **options) -> (T,channels,H,W) with all recorded cases it supports."""
     drawn = 0
     for case, recorded in recorded_cases(golden):
         size, width = recorded['img_shape']
@@ -69,10 +69,10 @@ def assert_maps_are_recorded(golden, render) -> None:
 def assert_equals_oracle(render, keypoint: np.ndarray, score: np.ndarray, kind: str, sigma=SIGMA, size=SIZE) -> None:
     options = {'size': size, 'sigma': sigma, 'kind': kind}
     volume, expected = render(keypoint, score, **options), oracle(keypoint, score, **options)
-    # A narrow Gaussian is steep: what float32 rounds off a coordinate weighs 1 / sigma.
+    # float32 rounding of coordinates has an effect proportional to 1 / sigma.
     np.testing.assert_allclose(volume, expected, rtol=0, atol=TOLERANCE[kind] * max(1, SIGMA / sigma))
     if sigma == SIGMA and kind != 'limb':
-        # Inside and outside a window differ by .01 * score; that both agree shows in the zeros too.
+        # The windows must agree exactly.
         joints = keypoint.shape[2]
         np.testing.assert_array_equal(volume[:, :joints] == 0, expected[:, :joints] == 0)
 
@@ -84,7 +84,7 @@ def assert_windows_are_those_of_the_oracle(render, sigma: float) -> None:
 
 
 def edges_of_windows(sigma: float) -> np.ndarray:
-    """keypoint (1,T,17,2) within two float32 of each jump of the window, where compilers could decide otherwise."""
+    """keypoint (1,T,17,2) within two float32 steps of each window edge, where rounding decides."""
     edges = (np.arange(-3, SIZE + 4)[:, None] + np.array([-3, 3]) * sigma).ravel().astype(np.float32)
     x = np.concatenate([edges + np.spacing(edges) * step for step in range(-2, 3)])
     x = np.resize(x, (len(x) // 17 + 1, 17))
@@ -93,7 +93,7 @@ def edges_of_windows(sigma: float) -> np.ndarray:
 
 @st.composite
 def _edges(draw):
-    """A coordinate whose window begins or ends at a whole pixel, or one float32 beside."""
+    """Coordinates with a window edge at an integer pixel, or one float32 step off."""
     edge = np.float32(draw(st.integers(-3, SIZE + 3)) + draw(st.sampled_from([-3, 3])) * SIGMA)
     return float(draw(st.sampled_from([edge, np.nextafter(edge, np.float32(99)), np.nextafter(edge, np.float32(-99))])))
 
@@ -106,7 +106,7 @@ _scores = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, float(np.fl
 
 @st.composite
 def persons(draw):
-    """keypoint (3,1,17,2) and score (3,1,17) with coordinates at the windows' edges; sometimes close together."""
+    """keypoint (3,1,17,2) and score (3,1,17), often at window edges, sometimes close together."""
     keypoint, score = (
         draw(hnp.arrays(np.float32, shape, elements=numbers.map(np.float32).map(float), fill=st.nothing()))
         for shape, numbers in (((3, 1, 17, 2), _coordinates), ((3, 1, 17), _scores))

@@ -1,15 +1,14 @@
-"""Trains with one of the scripts, and is stopped by SIGKILL at a moment that test_kills.py chooses.
+"""Runs a training script and kills it with SIGKILL at a chosen point (see test_kills.py).
 
-    python -m tests.killing mbert                   # serves: a line of JSON on stdin asks, a line on stdout answers
-    torchrun ... -m tests.killing mbert '{"operation": ...}' --config ...    # one training: all its processes die
+    python -m tests.killing mbert                   # server: JSON requests on stdin, JSON replies on stdout
+    torchrun ... -m tests.killing mbert '{"operation": ...}' --config ...    # one run, all processes are killed
 
-Every training has to be a process that has trained nothing before, but importing a framework takes seconds. So the
-server imports the script, computes nothing, and forks: a process without threads may be forked as often as one likes.
+Every run needs a fresh process, but importing a framework takes seconds. The server therefore imports the script and
+forks for each run, which is safe as long as it has no threads.
 
-A kill from outside comes at some time. To be killed in the midst of a save, a process counts its own file operations in
-its folder: whatever makes, fills, syncs, moves or removes a file there goes through `open` and functions of `os`, which
-it replaces by ones that count. They stand right above the calls of the system, so that what Python or a framework
-buffers is lost as in any kill.
+To be killed in the middle of a save, a process counts its file operations in the run folder: `open` and the functions
+of `os` that create, write, sync, rename or remove files are replaced by counting versions. These are just above the
+system calls, so that data buffered by Python or a framework is lost, as with any kill.
 """
 
 import builtins
@@ -35,14 +34,14 @@ from typing import IO, Any, Self
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-SECONDS_AT_MOST = 120  # of a tiny training: more is one that hangs
-# One thread each and no GPU, where sums have an order of their own: what differs then is not what is tested here.
+SECONDS_AT_MOST = 120  # timeout of a tiny run
+# One thread and no GPU, for bit-equal results.
 ENVIRONMENT = {
     'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1',
     'TF_NUM_INTRAOP_THREADS': '1', 'TF_NUM_INTEROP_THREADS': '1', 'TF_CPP_MIN_LOG_LEVEL': '2',
 }  # fmt: skip
 
-# Functions of os that change files -> which of their arguments are paths, or descriptors.
+# Functions of os that change files -> positions of arguments that are paths or descriptors.
 PATHS_OF = {
     'write': (0,), 'pwrite': (0,), 'writev': (0,), 'sendfile': (0,), 'copy_file_range': (1,), 'fsync': (0,),
     'fdatasync': (0,), 'truncate': (0,), 'ftruncate': (0,), 'mkdir': (0,), 'rmdir': (0,), 'unlink': (0,),
@@ -52,12 +51,11 @@ PATHS_OF = {
 
 @dataclass(frozen=True)
 class Stop:
-    """When SIGKILL comes: after some `seconds`, or before, in or after (`moment`) a file operation.
+    """When to send SIGKILL: after `seconds`, or before, in or after (`moment`) a file operation.
 
-    seconds: from the start of the process on, or from the first operation of the name `since`.
-    operation: its name, of which the `occurrence`-th (from 1) counts; None for any name. In a write: half of its bytes
-    are written.
-    signal: what comes after those seconds instead; the operations are counted from there on.
+    seconds: since the start of the process, or since the first operation named `since`.
+    operation: kill at its `occurrence`-th occurrence (from 1); None: any operation. 'in' a write: after half the bytes.
+    signal: sent after `seconds` instead of SIGKILL; operations are counted from then on.
     """
 
     seconds: float | None = None
@@ -69,14 +67,14 @@ class Stop:
 
 
 class Shared:
-    """What a process and the one that kills it tell each other.
+    """State shared by a process and its killer.
 
-    has_begun: becomes readable when the seconds of the stop begin. counts: whether its operations are counted yet.
+    has_begun: readable once the `seconds` of the stop have begun. counts: whether operations are counted.
     """
 
     def __init__(self, stop: Stop | None) -> None:
         self.has_begun, self._begin = os.pipe()
-        self._counts = mmap.mmap(-1, 1)  # seen by both
+        self._counts = mmap.mmap(-1, 1)  # shared memory
         if not stop or not stop.signal:
             self.count()
         if not stop or not stop.since:
@@ -98,21 +96,20 @@ class Shared:
 
 
 class FileOperations:
-    """Counts what this process does to the files of a folder, and kills it where `stop` says.
+    """Counts the file operations of this process in a folder, and kills it at `stop`.
 
-    TensorBoard's files are left out, for its thread writes whenever it likes.
-    done: name and time since the start, in seconds, of each operation. kill: how this process, and those that train
-    with it, are killed.
+    Ignores TensorBoard's files, which are written by a thread at arbitrary times. done: name and time since the start,
+    in seconds, of each operation. kill: kills this process and those that train with it.
     """
 
     def __init__(self, folder: Path, stop: Stop | None, kill: Callable[[], None], shared: Shared) -> None:
         self.folder, self.stop, self.kill, self.shared = folder.resolve(), stop, kill, shared
         self.done: list[tuple[str, float]] = []
-        self.count = 0  # of those that are the stop's
+        self.count = 0  # of operations that match `stop`
         self.begin = time.monotonic()
 
     def watch(self) -> None:
-        """Replaces the functions by which Python changes files."""
+        """Replaces all functions with which Python changes files."""
         for name, places in PATHS_OF.items():
             setattr(os, name, self._watched(name, getattr(os, name), places))
         real_open = os.open
@@ -137,7 +134,7 @@ class FileOperations:
     def perform(
         self, name: str, paths: Iterable[Any], perform: Callable[[], Any], half: Callable[[], Any] | None = None
     ) -> Any:
-        """Performs an operation, and kills the process beside it where it is the one; half: the first half of it."""
+        """Performs an operation and kills the process if `stop` matches. half: performs its first half."""
         inside = [inner for path in paths if (inner := self.inner_path(path)) is not None]
         if not inside:
             return perform()
@@ -145,16 +142,16 @@ class FileOperations:
         self.done.append((name, time.monotonic() - self.begin))
         if self.stop and name == self.stop.since:
             self.shared.begin()
-        if not self._is_the_one(name):
+        if not self._matches(name):
             return perform()
         if self.stop.moment == 'in' and half:
             half()
         elif self.stop.moment == 'after':
-            with contextlib.suppress(OSError):  # as of a file to remove that is not there
+            with contextlib.suppress(OSError):  # e.g. removal of a missing file
                 perform()
         return self.kill()
 
-    def _is_the_one(self, name: str) -> bool:
+    def _matches(self, name: str) -> bool:
         if not self.stop or not self.stop.occurrence or self.stop.operation not in (None, name):
             return False
         if not self.shared.counts:
@@ -163,7 +160,7 @@ class FileOperations:
         return self.count == self.stop.occurrence
 
     def inner_path(self, path: Any) -> str | None:
-        """The path within the folder; None for one outside, and for TensorBoard's. path: a file descriptor too."""
+        """Path relative to the folder; None if outside or TensorBoard's. path: a path or a file descriptor."""
         whole = Path(os.readlink(f'/proc/self/fd/{path}') if isinstance(path, int) else os.fsdecode(path)).absolute()
         if whole != self.folder and self.folder not in whole.parents:
             return None
@@ -172,7 +169,7 @@ class FileOperations:
 
 
 class WatchedFile(io.FileIO):
-    """A file whose writing is counted: what Python's buffers write into."""
+    """Raw file below Python's buffers that counts writes."""
 
     operations: FileOperations
 
@@ -198,7 +195,7 @@ def open_file(
     closefd: bool = True,
     opener: Callable | None = None,
 ) -> IO:
-    """What `open` does, with a WatchedFile below where a file of the folder is opened for writing."""
+    """`open` with a WatchedFile as the raw file if a file in the folder is opened for writing."""
     reads_only = not set(mode) & set('wax+')
     if reads_only or operations.inner_path(file) is None:
         return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
@@ -219,12 +216,12 @@ def first_half(data: Any) -> bytes:
 
 
 def kill_this() -> None:
-    """Ends this process, all threads of it, at once."""
+    """Kills this process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_all() -> None:
-    """Ends, at once, the processes that torchrun has started, this one among them, and torchrun."""
+    """Kills torchrun and all processes that it has started, including this one."""
     parent = os.getppid()
     children = map(int, Path(f'/proc/{parent}/task/{parent}/children').read_text().split())
     for process in (*(child for child in children if child != os.getpid()), parent, os.getpid()):
@@ -234,7 +231,7 @@ def kill_all() -> None:
 def train(
     script: ModuleType, argv: list[str], stop: Stop | None, kill: Callable[[], None], shared: Shared
 ) -> tuple[int, FileOperations]:
-    """Runs a script as its command does: (exit code, what it has done to files), unless it is killed."""
+    """Runs a training script: (exit code, file operations), unless it is killed."""
     from lib import cli
 
     args = cli.parse_args(script.__doc__, script.SCRIPT, argv)
@@ -244,7 +241,7 @@ def train(
 
 
 def train_in_child(script: ModuleType, argv: list[str], output: Path, stop: Stop | None, shared: Shared) -> None:
-    """Trains and ends the process. What it prints goes to `output`, what it did to files in the end to .json there."""
+    """Trains and exits. Prints to `output`; writes the file operations next to it as .json."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -261,14 +258,14 @@ def train_in_child(script: ModuleType, argv: list[str], output: Path, stop: Stop
 
 
 def fork(script: ModuleType, argv: list[str], output: str, stop: dict | None) -> dict[str, Any]:
-    """Trains in a forked process: {'code': its exit code, 'signal': the number of the one that ended it}."""
-    assert len(os.listdir('/proc/self/task')) == 1, 'only a process without threads may be forked'
+    """Trains in a forked process: {'code': exit code, 'signal': signal that killed it}."""
+    assert len(os.listdir('/proc/self/task')) == 1, 'forking needs a process without threads'
     stop = Stop(**stop) if stop else None
     shared = Shared(stop)
     process = os.fork()
     if process == 0:
         train_in_child(script, argv, Path(output), stop, shared)
-    end = os.pidfd_open(process)  # becomes readable then
+    end = os.pidfd_open(process)  # readable when the process ends
 
     if stop and stop.seconds is not None:
         select.select([shared.has_begun, end], [], [], SECONDS_AT_MOST)
@@ -289,16 +286,16 @@ def fork(script: ModuleType, argv: list[str], output: str, stop: dict | None) ->
 
 
 def differences(script: ModuleType, one: str, other: str) -> list[str]:
-    """In what the runs of two folders differ, to the bit; and what the other one has of files that are not sound."""
+    """Bitwise differences between two run folders, and leftover or damaged files in the second."""
     one, other = Path(one), Path(other)
     found = [f'{path.name} is left over' for path in other.glob('*.tmp')]
     try:
-        for path in sorted(other.glob('*_epoch*')):  # older ones too, which may be of other steps
+        for path in sorted(other.glob('*_epoch*')):  # previous versions too, which may be of other steps
             script.checkpoint.read(path)
         suffix = script.checkpoint.Run.SUFFIX
         for name in (f'latest_epoch{suffix}', f'best_epoch{suffix}'):
             a, b = (script.checkpoint.read(folder / name) for folder in (one, other))
-            del a['config'], b['config']  # which have the num_workers and save_every of the last process
+            del a['config'], b['config']  # num_workers and save_every may differ
             found += [f'{name}: {place}' for place in different(a, b)]
     except (ValueError, OSError) as error:
         found.append(str(error))
@@ -307,7 +304,7 @@ def differences(script: ModuleType, one: str, other: str) -> list[str]:
 
 
 def different(one: Any, other: Any, at: str = '') -> list[str]:
-    """The places at which two contents differ, to the bit."""
+    """Paths of the bitwise differences between two nested structures."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return [place for key in one for place in different(one[key], other[key], f'{at}/{key}')]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
@@ -321,7 +318,7 @@ def different(one: Any, other: Any, at: str = '') -> list[str]:
 
 
 class Server:
-    """A process of this module that has imported a script and trains with it when asked."""
+    """Subprocess that runs `serve` for a script."""
 
     def __init__(self, kind: str) -> None:
         pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
@@ -330,33 +327,33 @@ class Server:
 
     def train(self, argv: list[str], output: Path, stop: Stop | None = None) -> dict[str, Any]:
         """See `fork`."""
-        return self._ask(argv=argv, output=str(output), stop=asdict(stop) if stop else None)
+        return self._request(argv=argv, output=str(output), stop=asdict(stop) if stop else None)
 
     def differences(self, one: Path, other: Path) -> list[str]:
         """See the function of this name."""
-        return self._ask(one=str(one), other=str(other))
+        return self._request(one=str(one), other=str(other))
 
-    def _ask(self, **question: Any) -> Any:
-        print(json.dumps(question), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        assert answer, 'the server has failed, see stderr'
-        return json.loads(answer)
+    def _request(self, **request: Any) -> Any:
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        reply = self.process.stdout.readline()
+        assert reply, 'the server has failed, see stderr'
+        return json.loads(reply)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()  # which ends it
+        self.process.stdin.close()  # ends the server
         self.process.wait()
         self.process.stdout.close()
 
 
-def serve(script: ModuleType, answers: IO[str]) -> None:
-    """Answers a Server's questions until there are no more."""
+def serve(script: ModuleType, replies: IO[str]) -> None:
+    """Replies to requests on stdin until it is closed."""
     for line in sys.stdin:
-        question = json.loads(line)
-        answer = fork(script, **question) if 'argv' in question else differences(script, **question)
-        print(json.dumps(answer), file=answers, flush=True)
+        request = json.loads(line)
+        reply = fork(script, **request) if 'argv' in request else differences(script, **request)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == '__main__':
@@ -364,10 +361,10 @@ if __name__ == '__main__':
     if rest:
         os.environ |= ENVIRONMENT
     else:
-        answers = os.fdopen(os.dup(1), 'w')
-        os.dup2(2, 1)  # what a framework prints is no answer
+        replies = os.fdopen(os.dup(1), 'w')
+        os.dup2(2, 1)  # other output goes to stderr
     script = importlib.import_module(f'train_action_{kind}')
     if rest:
         stop, argv = Stop(**json.loads(rest[0])), rest[1:]
         sys.exit(train(script, argv, stop, kill_all, Shared(stop))[0])
-    serve(script, answers)
+    serve(script, replies)

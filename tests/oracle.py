@@ -20,8 +20,8 @@ def joint_heatmaps(
 ) -> np.ndarray:
     """One map per joint and frame: the maximum over persons of `score * Gaussian`, cut off 3 sigma from the joint.
 
-    keypoint: (M,T,V,2), x right and y down; taken as float32, as PYSKL does. score: (M,T,V).
-    img_shape: (H,W). use_score: False takes every score as 1, those of missing joints too.
+    keypoint: (M,T,V,2), x right and y down, converted to float32 as in PYSKL. score: (M,T,V).
+    img_shape: (H,W). use_score: if False, all scores are 1, including those of missing joints.
     Returns (T,V,H,W) float32.
     """
     keypoint, score = _as_float32(keypoint, score, use_score)
@@ -45,7 +45,7 @@ def limb_heatmaps(
     """One map per limb and frame: the maximum over persons of `the lower score * Gaussian of the distance to the limb`.
 
     Arguments as in joint_heatmaps. Returns (T,L,H,W) float32, L limbs in the order of `skeleton_of(V).limbs`.
-    Raises UserError for a V that no known skeleton has.
+    Raises UserError if no known skeleton has V joints.
     """
     keypoint, score = _as_float32(keypoint, score, use_score)
     num_frames, num_joints = keypoint.shape[1:3]
@@ -59,7 +59,7 @@ def limb_heatmaps(
 
 
 def with_mirrored_copy(volume: np.ndarray, flip_order: np.ndarray) -> np.ndarray:
-    """PYSKL's `double`: the T frames of (T,V,H,W), then the same mirrored, left and right channels exchanged: 2T.
+    """PYSKL's `double`: appends mirrored frames with left and right channels swapped, (T,V,H,W) -> (2T,V,H,W).
 
     flip_order: `skeleton.flip_order` for joint maps, `limb_flip_order(skeleton)` for limb maps.
     """
@@ -67,7 +67,7 @@ def with_mirrored_copy(volume: np.ndarray, flip_order: np.ndarray) -> np.ndarray
 
 
 def limb_flip_order(skeleton: Skeleton) -> np.ndarray:
-    """Permutation (L,) int64 of the limbs with left and right exchanged, as `Skeleton.flip_order` is of the joints."""
+    """Permutation (L,) int64 that swaps left and right limbs, like `Skeleton.flip_order` for joints."""
     limbs = [set(limb) for limb in skeleton.limbs]
     return np.array([limbs.index(set(skeleton.flip_order[list(limb)].tolist())) for limb in skeleton.limbs])
 
@@ -78,10 +78,10 @@ def _as_float32(keypoint: np.ndarray, score: np.ndarray, use_score: bool) -> tup
 
 
 def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice:
-    """The pixels of one axis within 3 sigma of [low, high].
+    """Pixels of one axis within 3 sigma of [low, high].
 
-    float32 decides, and int() truncates toward zero: the fast renderers follow both, for one more or one less pixel
-    at a window's edge would show as a difference of .01.
+    Computed in float32 and truncated by int(), as in the fast renderers: a pixel more or less at the edge of a window
+    would be a difference of .01.
     """
     reach = np.float32(3 * sigma)
     start, stop = max(int(low - reach), 0), min(int(high + reach) + 1, size)
@@ -89,7 +89,7 @@ def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice
 
 
 def _draw_joint(image: np.ndarray, point: np.ndarray, value: np.float32, sigma: float) -> None:
-    """Draws into image (H,W) around point (x,y)."""
+    """Draws a joint at point (x,y) into image (H,W)."""
     if value < MIN_SCORE:
         return
     cols = _window(point[0], point[0], sigma, image.shape[1])
@@ -102,7 +102,7 @@ def _draw_joint(image: np.ndarray, point: np.ndarray, value: np.float32, sigma: 
 def _draw_limb(
     image: np.ndarray, start: np.ndarray, end: np.ndarray, start_value: np.float32, end_value: np.float32, sigma: float
 ) -> None:
-    """Draws into image (H,W) along the segment from start (x,y) to end (x,y)."""
+    """Draws a limb from start (x,y) to end (x,y) into image (H,W)."""
     value = min(start_value, end_value)
     if value < MIN_SCORE:
         return
@@ -115,7 +115,7 @@ def _draw_limb(
     rows = _window(top, bottom, sigma, image.shape[0])
     x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
     start, along = start.astype(np.float64), end.astype(np.float64) - start
-    # The point of the segment that is nearest to each pixel: its share of the way from start to end.
+    # Position of the nearest point on the segment, from 0 (start) to 1 (end).
     share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / np.sum(along**2), 0, 1)
     distance2 = (x - start[0] - share * along[0]) ** 2 + (y - start[1] - share * along[1]) ** 2
     _draw(image[rows, cols], value, distance2, sigma)

@@ -1,4 +1,4 @@
-"""Comparison of PyTorch models with recorded ones (tests/goldens/README.md)."""
+"""Comparison of PyTorch models with recorded references (tests/goldens/README.md)."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from torch import nn
 
 
 def config(record: dict) -> dict[str, Any]:
-    """The sizes of a recorded model."""
+    """Constructor arguments of a recorded model."""
     return {name.removeprefix('cfg_'): value.item() for name, value in record.items() if name.startswith('cfg_')}
 
 
 def weights(record: dict, prefix: str = 'sd/') -> dict[str, torch.Tensor]:
-    """The state dict of a recorded model, or of a part of it."""
+    """State dict of a recorded model, or of a submodule."""
     return {name.removeprefix(prefix): torch.tensor(w) for name, w in record.items() if name.startswith(prefix)}
 
 
@@ -24,7 +24,7 @@ def is_close(actual: torch.Tensor, recorded, tolerance: float = 1e-4) -> bool:
 
 
 def assert_logits_are_recorded(model: nn.Module, record: dict) -> None:
-    """Also in float64, where rounding hides nothing."""
+    """Compares logits in float32 and, with a tight tolerance, in float64."""
     x = torch.tensor(record['x'])
     assert is_close(model(x), record['logits'])
     assert is_close(model.double()(x.double()), record['logits_f64'], 1e-10)
@@ -39,5 +39,5 @@ def assert_gradients_are_recorded(model: nn.Module, record: dict, least: int = 5
 
 
 def is_same_twice(model: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the model draws nothing at random."""
+    """Whether two forward passes are equal."""
     return torch.equal(model(x), model(x))

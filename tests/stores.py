@@ -1,4 +1,4 @@
-"""Stores of any size, and the memory that a process takes for them."""
+"""Sparse stores of any size, and the private memory of a process."""
 
 import os
 from pathlib import Path
@@ -10,9 +10,9 @@ from lib.tools.benchmark import JOINTS, write_pickle
 
 
 def write_sparse_store(ann_file: Path, num_clips: int) -> None:
-    """Writes a store with the proportions of NTU60 whose keypoints and scores are holes in their files: zeros.
+    """Writes a store with the proportions of NTU60 and sparse files of zeros for keypoints and scores.
 
-    Both splits hold all clips. The store is that of a small pickle, with its arrays replaced.
+    Both splits contain all clips. It is the store of a small pickle with replaced arrays.
     """
     write_pickle(ann_file, 10)
     open_store(ann_file)
@@ -31,7 +31,7 @@ def write_sparse_store(ann_file: Path, num_clips: int) -> None:
     create('frame_dir', 'S10', num_clips)
     create('keypoint', np.float16, int(ends[-1]), JOINTS, 2)
     create('score', np.float16, int(ends[-1]), JOINTS)
-    for path in folder.iterdir():  # pages not yet on the disk count as private memory of the process that maps them
+    for path in folder.iterdir():  # dirty pages count as private memory
         with path.open('rb') as file:
             os.fsync(file.fileno())
 

@@ -1,8 +1,8 @@
-"""A training that is killed at any moment, and goes on by the same command, ends as one that nothing happens to.
+"""A run that is killed at any point and resumed by the same command ends bit-identical to an uninterrupted run.
 
-    KILL_POINTS=60 python -m pytest tests/test_kills.py -s      # so many points for each script, told in a table
+    KILL_POINTS=60 python -m pytest tests/test_kills.py -s      # points per script; prints a table
 
-A point is a moment at which a run is killed, or are two. How it is done stands in killing.py.
+killing.py kills the processes.
 """
 
 import json
@@ -26,17 +26,17 @@ from tests import tiny
 from tests.killing import ENVIRONMENT, ROOT, Server, Stop
 from tests.processes import torchrun
 
-NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # for each script; in the quick suite 5 for one of them
-TRIES = 5  # at a point whose run ends before it is killed
+NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # per script; the quick suite has 5 for one script
+TRIES = 5  # if a run ends before it is killed
 SAVE_EVERY = (None, 1, 2)
 NUM_WORKERS = (1, 2, 3)
 Kill = tuple[int | None, tuple[Stop, ...]]  # train.save_every of the first process, and the stops (see Point)
-METRICS = 'replace metrics.jsonl.tmp -> metrics.jsonl'  # when a log is opened, and at the end of each epoch
+METRICS = 'replace metrics.jsonl.tmp -> metrics.jsonl'  # at the start and after each epoch
 
 
 @dataclass(frozen=True)
 class Straight:
-    """A run that nothing happens to. operations: what it does to its files, in order; seconds: when, from its start."""
+    """Uninterrupted run. operations: its file operations, in order; seconds: their times since the start."""
 
     operations: list[str]
     seconds: list[float]
@@ -48,26 +48,26 @@ class Straight:
 
     @property
     def first_save(self) -> int:
-        """The operation by which the latest checkpoint is there for the first time."""
+        """Index of the operation that first creates the latest checkpoint."""
         return next(i for i, name in enumerate(self.operations) if is_replaced(name, 'latest'))
 
     @property
     def operations_of_a_save(self) -> int:
-        """How many there are of the latest checkpoint alone."""
+        """Number of operations to save the latest checkpoint."""
         temporary = self.operations[self.first_save].split()[1]
         return self.first_save + 1 - self.operations.index(f'open {temporary}')
 
     @property
     def seconds_after_first_save(self) -> float:
-        """How long it goes on from there; before, TensorFlow's graphs are made, which takes most of the time."""
+        """Duration after the first save. Before it, most time is spent on tracing TensorFlow graphs."""
         return self.seconds[-1] - self.seconds[self.first_save]
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run is killed. stops: that of its first process, and that of the one that goes on where there are two.
+    """Kill point of a run. stops: of its first process and, if killed twice, of the second one.
 
-    options: (train.save_every, train.num_workers) of the processes, of which there is one more: it ends by itself.
+    options: (train.save_every, train.num_workers) of each process, including a last one that is not killed.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has become of a point. killed: whether all of its stops were reached. wrong: what should not have been."""
+    """Result of a kill point. killed: whether all stops were reached. wrong: faults found."""
 
     point: Point
     killed: bool
@@ -85,9 +85,11 @@ class Outcome:
 
 
 def write_config(kind: str, folder: Path) -> Path:
-    """A config for a tiny model on made-up clips: three epochs of three steps, the last batch of each a short one."""
+    """Config of a tiny model: three epochs of three steps, with a short last batch."""
     content = tiny.content(kind, folder)
-    content['model'] |= {'drop_path_rate': 0.2} | ({} if kind == 'vivit' else {'depth': 2})  # of which the last drops
+    content['model'] |= {'drop_path_rate': 0.2} | (
+        {} if kind == 'vivit' else {'depth': 2}
+    )  # drop path acts on the second block
     content['train'] |= {'epochs': 3}
     path = folder / 'tiny.yaml'
     path.write_text(yaml.safe_dump(content))
@@ -95,7 +97,7 @@ def write_config(kind: str, folder: Path) -> Path:
 
 
 def arguments(config: Path, folder: Path, save_every: int | None = None, num_workers: int = 1) -> list[str]:
-    """The command line of a training, after the script's name."""
+    """Arguments of a training script."""
     options = [f'train.num_workers={num_workers}']
     if save_every:
         options.append(f'train.save_every={save_every}')
@@ -103,11 +105,11 @@ def arguments(config: Path, folder: Path, save_every: int | None = None, num_wor
 
 
 def run_straight(server: Server, config: Path, whole: Path, save_every: int | None) -> Straight:
-    """A run that nothing happens to, which equals that of the folder `whole`."""
+    """Records an uninterrupted run and checks that it equals the one in the folder `whole`."""
     folder = whole.with_name(f'straight_{save_every}')
     output = folder.with_suffix('.txt')
-    answer = server.train(arguments(config, folder, save_every), output)
-    assert answer['code'] == 0, output.read_text()
+    result = server.train(arguments(config, folder, save_every), output)
+    assert result['code'] == 0, output.read_text()
     assert server.differences(whole, folder) == []
     operations, seconds = zip(*json.loads(output.with_suffix('.json').read_text()), strict=True)
     assert_nothing_escapes(folder, operations)
@@ -115,7 +117,7 @@ def run_straight(server: Server, config: Path, whole: Path, save_every: int | No
 
 
 def assert_nothing_escapes(folder: Path, operations: Sequence[str]) -> None:
-    """Every file of a run has come about by operations that were counted: none was written in another way."""
+    """Asserts that every file of a run was created by counted operations."""
     known = set()
     for verb, *paths in (re.split(' -> | ', operation) for operation in operations):
         if verb == 'open':
@@ -127,18 +129,18 @@ def assert_nothing_escapes(folder: Path, operations: Sequence[str]) -> None:
 
 
 def spread(items: Sequence, count: int) -> list:
-    """So many of the items, evenly: each at least once where there are enough places."""
+    """Selects `count` evenly spaced items."""
     return [items[i * len(items) // count] for i in range(count)]
 
 
 class Points:
-    """Makes the points of each kind, spread over the course of a run, at random between."""
+    """Generates random kill points of each kind, spread over a run."""
 
     def __init__(self, straight: dict[int | None, Straight], seed: str) -> None:
         self.straight, self.random = straight, random.Random(seed)
 
     def make(self, count: int) -> list[Point]:
-        """So many points of all kinds, at least one of each."""
+        """About `count` points of all kinds, at least one of each."""
         shares = {
             self.file_operation: 0.5,
             self.random_time: 0.2,
@@ -153,7 +155,7 @@ class Points:
         ]
 
     def options(self, save_every: int | None, num_stops: int) -> tuple[tuple[int | None, int], ...]:
-        """Those of the processes of a point, each with other ones than the last."""
+        """Options of the processes of a point; each differs from the previous one."""
         options = [(save_every, self.random.choice(NUM_WORKERS))]
         for _ in range(num_stops):
             last_save_every, last_num_workers = options[-1]
@@ -162,7 +164,7 @@ class Points:
         return tuple(options)
 
     def file_operation(self, count: int) -> list[Kill]:
-        """Every different operation in turn, whichever time it is done."""
+        """At a random occurrence of each different operation."""
         places = [(every, i) for every, run in self.straight.items() for i in range(len(run.operations))]
         names = list(dict.fromkeys(self.straight[every].operations[i] for every, i in places))
         points = []
@@ -173,7 +175,7 @@ class Points:
         return points
 
     def random_time(self, count: int) -> list[Kill]:
-        """From outside, at most of the points after the first save."""
+        """After a random time, mostly after the first save."""
         points = []
         for i in range(count):
             if i % 4 == 3:
@@ -185,14 +187,14 @@ class Points:
         return points
 
     def after_first_save(self, begin: float, end: float) -> Kill:
-        """Between these parts of the time that is left then."""
+        """Between two fractions of the time that remains after the first save."""
         every = self.random.choice(SAVE_EVERY)
         run = self.straight[every]
         seconds = self.random.uniform(begin, end) * run.seconds_after_first_save
         return every, (Stop(seconds=seconds, since=run.operations[run.first_save]),)
 
     def twice(self, count: int) -> list[Kill]:
-        """Killed again at the first save after it has gone on: in the same epoch."""
+        """Killed again at the first save after resuming, in the same epoch."""
         points = []
         for i in range(count):
             every, (first,) = self.after_first_save(0.7 * i / count, 0.7 * (i + 1) / count)
@@ -213,7 +215,7 @@ class Points:
         return [(every, (self.straight[every].stop_at(i, moment),)) for every, i, moment in chosen]
 
     def signal_then_kill(self, count: int) -> list[Kill]:
-        """Asked to stop, and killed while it saves."""
+        """Stopped by a signal, and killed while saving."""
         points = []
         for i in range(count):
             every, (first,) = self.after_first_save(0.8 * i / count, 0.8 * (i + 1) / count)
@@ -228,56 +230,55 @@ class Points:
 
 
 def is_replaced(operation: str, name: str) -> bool:
-    """Whether an operation puts a new checkpoint ('latest' or 'best') in its place."""
+    """Whether an operation replaces the checkpoint 'latest' or 'best'."""
     return re.fullmatch(rf'replace ({name}_epoch\.\w+)\.tmp -> \1', operation) is not None
 
 
 def try_point(server: Server, point: Point, config: Path, whole: Path, folder: Path) -> Outcome:
-    """Kills a run in `folder`, lets it go on to its end, and compares it with the one of the folder `whole`.
+    """Kills a run in `folder`, resumes it to the end, and compares it with the run in the folder `whole`.
 
-    Where it ends before it is killed, that is done in another folder with other times.
+    If the run ends before it is killed, tries again in another folder at another time.
     """
     for i in range(TRIES):
-        outcome, left_early = try_once(server, point, config, whole, folder.with_name(f'{folder.name}_{i}'))
+        outcome, stopped = try_once(server, point, config, whole, folder.with_name(f'{folder.name}_{i}'))
         if outcome.killed or outcome.wrong:
             break
-        point = replace(point, stops=tuple(another(stop, left_early) for stop in point.stops))
+        point = replace(point, stops=tuple(another(stop, stopped) for stop in point.stops))
     return outcome
 
 
-def another(stop: Stop, left_early: bool) -> Stop:
-    """A stop for the next try; left_early: whether the signal had come, and all was saved before the kill."""
-    if left_early:
+def another(stop: Stop, stopped: bool) -> Stop:
+    """Stop for the next try. stopped: whether the run was stopped by the signal before it was killed."""
+    if stopped:
         return replace(stop, occurrence=(stop.occurrence + 1) // 2)
     return stop if stop.seconds is None else replace(stop, seconds=0.6 * stop.seconds)
 
 
 def try_once(server: Server, point: Point, config: Path, whole: Path, folder: Path) -> tuple[Outcome, bool]:
-    """See `try_point`. All processes of the point run in any case, for none may do harm."""
-    killed, left_early, wrong = True, False, []
+    """See `try_point`. Runs all processes even if one was not killed. Returns the outcome and whether one stopped."""
+    killed, stopped, wrong = True, False, []
     for i, (stop, options) in enumerate(zip((*point.stops, None), point.options, strict=True)):
         output = folder.with_name(f'{folder.name}_{i}.txt')
-        answer = server.train(arguments(config, folder, *options), output, stop)
-        asked = stop is not None and stop.signal is not None
-        left = asked and answer['code'] == STOPPED
-        left_early |= left
-        if answer['signal'] != signal.SIGKILL or not stop:
+        result = server.train(arguments(config, folder, *options), output, stop)
+        is_stopped = stop is not None and stop.signal is not None and result['code'] == STOPPED
+        stopped |= is_stopped
+        if result['signal'] != signal.SIGKILL or not stop:
             killed &= not stop
-            if answer['code'] != 0 and not left:
-                wrong.append(f'process {i + 1} ended with {answer}: {output.read_text()[-2000:]}')
+            if result['code'] != 0 and not is_stopped:
+                wrong.append(f'process {i + 1} ended with {result}: {output.read_text()[-2000:]}')
         if 'Traceback' in output.read_text():
             wrong.append(f'process {i + 1} printed a traceback: {output.read_text()[-2000:]}')
-    return Outcome(point, killed, wrong or server.differences(whole, folder)), left_early
+    return Outcome(point, killed, wrong or server.differences(whole, folder)), stopped
 
 
 def table(kind: str, outcomes: Sequence[Outcome]) -> str:
-    """What has become of the points of each kind, a line each."""
-    lines = [f'{kind:<10}{"":<20}{"points":>8}{"killed":>8}{"all well":>10}']
+    """Formats the results by kind of point, one per line."""
+    lines = [f'{kind:<10}{"":<20}{"points":>8}{"killed":>8}{"correct":>10}']
     for name in (*dict.fromkeys(outcome.point.kind for outcome in outcomes), 'all'):
         of_kind = [outcome for outcome in outcomes if name in (outcome.point.kind, 'all')]
-        well = sum(not outcome.wrong for outcome in of_kind)
+        correct = sum(not outcome.wrong for outcome in of_kind)
         killed = sum(outcome.killed for outcome in of_kind)
-        lines.append(f'{"":<10}{name:<20}{len(of_kind):>8}{killed:>8}{well:>10}')
+        lines.append(f'{"":<10}{name:<20}{len(of_kind):>8}{killed:>8}{correct:>10}')
     return '\n'.join(lines)
 
 
@@ -289,7 +290,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, kind, num_points):
     config, whole = write_config(kind, tmp_path), tmp_path / 'whole'
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(kind)) for _ in range(2)]
-        # The script as a user starts it: were a forked training another one, it would end elsewhere.
+        # The script as users start it, to check that forked runs are the same.
         command = [sys.executable, f'train_action_{kind}.py', *arguments(config, whole)]
         subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, check=True)
         straight = {every: run_straight(servers[0], config, whole, every) for every in SAVE_EVERY}
@@ -314,15 +315,15 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, kind, num_points):
 
 @pytest.mark.slow
 def test_two_killed_processes_end_as_uninterrupted_ones(tmp_path):
-    """At the ends of epochs, three times in one run: starting two processes takes long."""
+    """Killed three times in one run, at ends of epochs, because starting two processes is slow."""
     kind, config, whole, folder = 'vanilla', write_config('vanilla', tmp_path), tmp_path / 'whole', tmp_path / 'run'
     options = {'cwd': ROOT, 'env': os.environ | ENVIRONMENT, 'capture_output': True, 'text': True}
     subprocess.run(torchrun(2, f'train_action_{kind}.py', *arguments(config, whole)), **options, check=True)
     latest = 'replace latest_epoch.bin.tmp -> latest_epoch.bin'
     for save_every, num_workers, stop in (
-        (None, 1, Stop(operation=latest, occurrence=1, moment='after')),  # the end of epoch 1
-        (2, 2, Stop(operation=latest, occurrence=2, moment='before')),  # that of epoch 2, whose second step is saved
-        (1, 3, Stop(operation=METRICS, occurrence=2, moment='before')),  # that of epoch 2, which is saved
+        (None, 1, Stop(operation=latest, occurrence=1, moment='after')),  # end of epoch 1
+        (2, 2, Stop(operation=latest, occurrence=2, moment='before')),  # end of epoch 2, saved after its second step
+        (1, 3, Stop(operation=METRICS, occurrence=2, moment='before')),  # end of epoch 2, saved
     ):
         argv = arguments(config, folder, save_every, num_workers)
         killed = torchrun(2, '-m', 'tests.killing', kind, json.dumps(asdict(stop)), *argv)

@@ -50,7 +50,7 @@ def test_the_timeline_has_a_row_for_each_most_likely_action():
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows == [f'action {n}' for n in (7, *range(10, 20), 3)]
     assert '5 rarer actions not shown' in axes.get_xlabel()
-    assert 'grey: nobody' in axes.get_xlabel()
+    assert 'grey: no person' in axes.get_xlabel()
     mesh = axes.collections[0].get_array()
     assert mesh.shape == (12, 20)
     np.testing.assert_allclose(mesh[0, :3], [70, 70, 1])

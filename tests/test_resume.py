@@ -281,7 +281,7 @@ def test_a_run_resumes_from_its_best_checkpoint_if_no_other_is_left(kind, call, 
     (finished / latest_name(kind)).unlink()
     (finished / latest_name(kind, 1)).replace(finished / best_name(kind))
     assert call(*command, '--set', 'data.seed=1') == 2
-    assert 'data.seed: 0 there, 1 in this command' in capsys.readouterr().err
+    assert 'data.seed: 0 in the checkpoint, 1 now' in capsys.readouterr().err
     assert call(*command) == 0
     assert f'resuming from {finished / best_name(kind)}, after epoch ' in capsys.readouterr().out
     tiny.assert_same_run(whole(kind), finished)

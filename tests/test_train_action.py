@@ -210,9 +210,9 @@ def test_wrong_folders_and_files_are_refused_and_not_touched(kind, call, config,
         assert not (tmp_path / 'new').exists()
 
     bad.write_bytes(latest.read_bytes()[:-1000])
-    refused('cut short')
+    refused('truncated')
     bad.write_bytes(b'')
-    refused('cut short')
+    refused('truncated')
     tiny.write_checkpoint(bad, good | {'config': good['config'] | {'script': OTHER[kind]}})
     refused(f'use train_action_{OTHER[kind]}.py')
     name = next(name for name in good['model'] if name.startswith('head') or '/head/' in name)
@@ -274,7 +274,7 @@ def test_fine_tuning(call, config, tmp_path, capsys):
     assert call(*tune, *pretrained) == 0
     output = capsys.readouterr().out
     assert 'loaded' in output
-    assert 'of another shape, start fresh: head.fc2' in output
+    assert 'shape mismatch, initialised randomly: head.fc2' in output
     before, after = (
         torch.load(path, weights_only=True)['model'] for path in (source / 'best_epoch.bin', run / 'latest_epoch.bin')
     )

@@ -1,4 +1,4 @@
-"""The three training scripts on tiny models and 30 made-up clips: 20 to train on in 3 steps, 10 to test."""
+"""Runs of the training scripts on tiny models and 30 generated clips: 20 for training (3 steps), 10 for testing."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ OPTIMIZERS = {'mbert': TORCH_OPTIMIZER, 'vanilla': TORCH_OPTIMIZER, 'vivit': {'l
 
 
 def content(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """The config of a kind of model, its pickle in the folder."""
+    """Returns the config of a tiny model and writes its pickle to the folder."""
     ann_file = folder / 'made_up.pkl'
     ann_file.write_bytes(pickle.dumps(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10)))
     return {
@@ -48,14 +48,14 @@ def content(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_config(kind: str, folder: Path) -> Path:
-    """The same as a file in the folder."""
+    """Writes config and pickle to the folder; returns the path of the config."""
     path = folder / 'tiny.yaml'
     path.write_text(yaml.safe_dump(content(kind, folder)))
     return path
 
 
 def caller(script: ModuleType) -> Callable[..., int]:
-    """call(*argv) -> the exit code of the script."""
+    """Returns call(*argv) -> exit code of the script."""
 
     def call(*argv: object) -> int:
         args = cli.parse_args(script.__doc__, script.SCRIPT, list(map(str, argv)))
@@ -65,12 +65,12 @@ def caller(script: ModuleType) -> Callable[..., int]:
 
 
 def lines(folder: Path) -> list[dict]:
-    """What metrics.jsonl holds."""
+    """Content of metrics.jsonl."""
     return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 def latest(folder: Path) -> dict[str, Any]:
-    """The content of the latest checkpoint."""
+    """Content of the latest checkpoint."""
     (path,) = folder.glob('latest_epoch.[bn]*[nz]')
     return CHECKPOINTS[path.suffix].read(path)
 
@@ -81,7 +81,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Same metrics and, to the bit, same weights, random generators and moments."""
+    """Asserts equal metrics and bit-equal weights, optimizer state and random generators."""
     assert (one / 'metrics.jsonl').read_text() == (other / 'metrics.jsonl').read_text()
     a, b = latest(one), latest(other)
     for part in ('history', 'model', 'optimizer'):

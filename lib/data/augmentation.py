@@ -1,7 +1,7 @@
-"""Random changes of training clips: the config section `augmentation`, and what each of its keys does.
+"""Augmentation of training clips: the config section `augmentation` and its implementation.
 
-To add one: a field with its default and the inputs it applies to, its range in `__post_init__`, and a line in the
-method that applies it. N clips, M persons, T frames, V joints.
+To add a key: add a field with its default and the inputs it applies to, a range check in `__post_init__`, and a line in
+the method that applies it. N clips, M persons, T frames, V joints.
 """
 
 from dataclasses import dataclass, field, fields
@@ -14,7 +14,7 @@ from lib.data.keypoints import MOVES_2D, MOVES_3D, random_move
 from lib.data.sampling import ClipRandom, shifted_frames
 from lib.errors import UserError, check_values
 
-Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']  # of a model: data.input
+Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']  # values of data.input
 
 
 def _key(default: Any, *inputs: Input) -> Any:
@@ -23,18 +23,18 @@ def _key(default: Any, *inputs: Input) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Section `augmentation`. The defaults are those of the first published row.
+    """Section `augmentation`. Defaults as in MB_train.yaml.
 
     With data.input heatmap
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
-        flip_ratio: share of mirrored clips.
+        flip_ratio: fraction of mirrored clips.
         rotation: largest angle in rad, either way, about the centre of the persons.
-        joint_noise: standard deviation, in diagonals of the person's box in the frame.
+        joint_noise: standard deviation in diagonals of the person's box.
         temporal_shift: largest shift in frames, either way; frames wrap around.
-        view_angle: largest angle in degrees, either way, by which a 3D pickle is turned about the vertical axis.
+        view_angle: largest angle in degrees, either way, of the camera about the vertical axis (3D pickles).
     With data.input keypoint_2d or keypoint_3d
-        random_move: whether rotation, scale and position drift over the clip.
-        scale_range: edge of the window, in lengths of the persons' box (keypoint_2d only).
+        random_move: whether to rotate, scale and shift, changing linearly over the clip.
+        scale_range: size of the crop window relative to the persons' box (keypoint_2d only).
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -65,7 +65,7 @@ class Augmentation:
         check_values('augmentation', vars(self), rules)
 
     def check_input(self, input: Input) -> None:
-        """Raises UserError if a key that has no effect on this input is not at its default."""
+        """Raises UserError if a key without effect on this input differs from its default."""
         for key in fields(self):
             value, default = getattr(self, key.name), key.default
             changed = list(value) != list(default) if isinstance(default, tuple) else value != default
@@ -77,11 +77,11 @@ class Augmentation:
         return shifted_frames(frames, self.temporal_shift, random.uniform(1)) if self.temporal_shift else frames
 
     def camera_angle(self, random: ClipRandom) -> np.ndarray:
-        """Angle of the camera to a 3D clip, (N,) rad."""
+        """Random camera angles for 3D clips, (N,) rad."""
         return random.symmetric(np.radians(self.view_angle))
 
     def move_joints(self, xy: np.ndarray, random: ClipRandom) -> np.ndarray:
-        """Moves joints in pixels of the image, xy (2, N, M, T, V). Missing ones stay zero."""
+        """Rotates and jitters joints xy (2, N, M, T, V) in image pixels. Missing joints stay zero."""
         if self.rotation:
             lowest, highest = (np.where(np.isfinite(edge), edge, 0) for edge in extent(xy))
             xy = rotate(xy, random.symmetric(self.rotation), (lowest + highest) / 2)
@@ -90,19 +90,19 @@ class Augmentation:
         return xy
 
     def crop_and_flip(self, affine: AffineMap, size: int, random: ClipRandom) -> tuple[AffineMap, np.ndarray]:
-        """The map into a heatmap of `size` px, with a random resized crop and flip; which clips are flipped, (N,)."""
+        """Random resized crop and flip to a heatmap of `size` px: the affine map, and the flipped clips (N,) bool."""
         affine = affine.resize(short_edge_shape(affine.shape))
         affine = affine.crop(random_crop_box(affine.shape, random, self.crop_area, self.crop_ratio))
         flipped = random.uniform() < self.flip_ratio
         return affine.resize((size, size)).flip(flipped), flipped
 
     def move_keypoints(self, keypoint: np.ndarray, random: ClipRandom) -> np.ndarray:
-        """Lets keypoints (N, M, T, V, C) drift, C = 2 or 3 (see random_move)."""
+        """Applies random_move to keypoints (N, M, T, V, C), C = 2 or 3."""
         if not self.random_move:
             return keypoint
         return random_move(keypoint, random.uniform(MOVES_2D if keypoint.shape[-1] == 2 else MOVES_3D, 2))
 
     def window_scale(self, random: ClipRandom) -> np.ndarray:
-        """Edge of each clip's window in lengths of the persons' box, (N,)."""
+        """Random window size of each clip relative to the persons' box, (N,)."""
         low, high = self.scale_range
         return low + (high - low) * random.uniform()

@@ -1,4 +1,4 @@
-"""Batches on their way to a model, whatever the framework: clips of a config, prepared ahead, padded."""
+"""Framework-independent batch loading: clips of a config, prefetching, padding."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from lib.data.clips import Clips
 
 
 def make_clips(config: EasyDict, split: str) -> Clips:
-    """The clips of a split. Raises UserError if they, their class names or their labels do not fit the config."""
-    class_names(config)  # needed only at the end, checked at the start
+    """Opens a split. Raises UserError if the data, the class names or the labels do not fit the config."""
+    class_names(config)  # checked early, used only in reports
     size = config.heatmap.size if 'heatmap' in config else 0
     clips = Clips(split, Augmentation(**config.augmentation), size, **config.data)
     clips.check_labels(config.model.num_classes)
@@ -23,7 +23,7 @@ def make_clips(config: EasyDict, split: str) -> Clips:
 
 
 def prefetch(load: Callable[[int], Any], numbers: Sequence[int], num_workers: int) -> Iterator[Any]:
-    """Yields load(number) for each number, in this order, computed ahead by threads: NumPy releases the GIL."""
+    """Yields load(number) for each number in order, computed ahead by threads (NumPy releases the GIL)."""
     with ThreadPoolExecutor(num_workers) as loader:
         ahead = deque(loader.submit(load, number) for number in numbers[: num_workers + 1])
         for i in range(len(numbers)):
@@ -33,7 +33,7 @@ def prefetch(load: Callable[[int], Any], numbers: Sequence[int], num_workers: in
 
 
 def pad_batch(batch: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """A batch with clips of zeros appended up to `count` clips: compiled graphs want one shape."""
+    """Pads a batch with zeros to `count` clips, so that compiled graphs see one shape."""
     missing = count - len(batch['label'])
     if missing <= 0:
         return dict(batch)

@@ -1,11 +1,11 @@
-"""Names of the classes: NTU RGB+D's, in the order of its action numbers, or those of a text file."""
+"""Class names: those of NTU RGB+D in order of action number, or from a text file."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from lib.errors import UserError
 
-MOST_BYTES = 2**20  # of a text file of names
+MOST_BYTES = 2**20  # largest text file of class names
 
 # Shahroudy et al., CVPR 2016 (A001-A060), and Liu et al., TPAMI 2019 (A061-A120).
 NTU120 = (
@@ -33,11 +33,11 @@ NTU60 = NTU120[:60]
 
 
 def class_names(config: Mapping[str, dict]) -> list[str]:
-    """The name of each class of a model, K of them, as its resolved config has them.
+    """Names of the model's classes for a resolved config, model.num_classes of them.
 
-    Those of the text file `data.class_names`, by default of <name>_classes.txt beside the pickle, which make_pickle
-    writes; without one NTU RGB+D's where the model has its 60 or 120 classes, else 'class 0', 'class 1', ... Raises
-    UserError, naming the file, where it has too few.
+    Read from the text file `data.class_names`, by default <name>_classes.txt beside the pickle, which make_pickle
+    writes. Without such a file the names of NTU RGB+D if the model has 60 or 120 classes, else 'class 0', 'class 1',
+    ... Raises UserError naming the file if it has too few names.
     """
     data, num_classes = config['data'], config['model']['num_classes']
     path = data.get('class_names') or _beside(Path(data['ann_file']))
@@ -48,7 +48,7 @@ def class_names(config: Mapping[str, dict]) -> list[str]:
     if len(names) < num_classes:
         raise UserError(
             f'{path} (data.class_names) has {len(names)} names, and model.num_classes is {num_classes}: set '
-            f'model.num_classes to {len(names)}, or write one name a line, that of class 0 first.'
+            f'model.num_classes to {len(names)}, or write one name per line, starting with class 0.'
         )
     return names[:num_classes]
 
@@ -59,18 +59,18 @@ def _beside(ann_file: Path) -> Path | None:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """The lines of a text file. Raises UserError, naming it, where it is not there or is no such text."""
+    """Reads one name per line. Raises UserError naming the file if it is missing or not such a text file."""
     try:
         with Path(path).open('rb') as file:
             text = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(
-            f'{path} (data.class_names) cannot be read ({error.strerror}): name a text file with one class name a line.'
+            f'{path} (data.class_names) cannot be read ({error.strerror}). Use a text file with one name per line.'
         ) from None
     try:
         names = [' '.join(line.split()) for line in text.decode().splitlines()]
     except UnicodeDecodeError:
         names = []
     if len(text) > MOST_BYTES or not names or not all(name.isprintable() and name for name in names):
-        raise UserError(f'{path} (data.class_names) is no text with one class name a line.')
+        raise UserError(f'{path} (data.class_names) is not a text file with one class name per line.')
     return names

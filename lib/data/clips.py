@@ -1,6 +1,6 @@
-"""Batches of clips: from the packed pickle to what a model's device is sent.
+"""Batches of clips, from the packed pickle to the small arrays that are sent to the device.
 
-N clips of a batch, K views of a clip, M persons, T = clip_len frames, V joints. An `index` is the number of a clip in
+N clips of a batch, K views of a clip, M persons, T = clip_len frames, V joints. An `index` is the position of a clip in
 the store.
 """
 
@@ -20,38 +20,38 @@ from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
 from lib.data.store import open_store
 from lib.errors import UserError, check_values
 
-TEST_SCALE = 2.0  # MotionBERT's: edge of the window of a test clip, in lengths of the persons' box
-PIECE = 2**16  # clips of a split that are looked up at once
+TEST_SCALE = 2.0  # window of a test clip relative to the persons' box, as in MotionBERT
+PIECE = 2**16  # clips per lookup in the store
 
 
 class Clips:
     """The batches of one split: `clips[epoch, b]` for b in range(len(clips)).
 
-    A batch is a pure function of (seed, epoch, b): training clips come in another order each epoch, validation clips
-    always in the order of the file, and no number drawn depends on other clips. A last short batch is kept, but for a
-    training batch of one clip (batch norm). It holds 'label' (N,) int64, and according to `input`
+    A batch is a pure function of (seed, epoch, b): training clips are shuffled every epoch, validation clips keep the
+    order of the file, and the random numbers of a clip do not depend on other clips. The last short batch is kept,
+    except a training batch of one clip (batch norm needs two). Batches hold 'label' (N,) int64, and for `input`
 
-        heatmap      'keypoint' (N, M, T, V, 2) float32 in heatmap pixels and 'score' (N, M, T, V) float32, to be drawn.
-                     With test_clips or test_flip, validation clips are (N, K, M, T, V, ...): K views of each.
-        keypoint_2d  'keypoint' (N, M, T, 17, 3) float32: x, y and score of H36M's joints, as MotionBERT takes them.
-        keypoint_3d  'keypoint' (N, M, T, 25, 3) float32: x, y, z about the spine at the clip's start.
+        heatmap      'keypoint' (N, M, T, V, 2) float32 in heatmap pixels and 'score' (N, M, T, V) float32. With
+                     test_clips or test_flip, validation batches have a view axis: (N, K, M, T, V, ...).
+        keypoint_2d  'keypoint' (N, M, T, 17, 3) float32: x, y, score of H36M joints, prepared as in MotionBERT.
+        keypoint_3d  'keypoint' (N, M, T, 25, 3) float32: x, y, z relative to the spine base in the first frame.
 
-    Absent persons are zeros (with keypoint_2d, zeros that were scaled with the rest, as in MotionBERT).
+    Absent persons are zeros (with keypoint_2d, zeros scaled along with the rest, as in MotionBERT).
 
-    split: 'train' or 'val'. augmentation: of training clips. size: height and width of the heatmap in pixels.
-    The other arguments are the keys of a config's section `data`:
+    split: 'train' or 'val'. augmentation: for training clips. size: height and width of the heatmap in pixels.
+    The other arguments are the keys of config section `data`:
 
-    input: what a batch holds, see above.
-    ann_file: PYSKL pickle, or a folder of them.
-    benchmark: 'xsub' for the splits xsub_train and xsub_val, 'xview' likewise, or the two names [train, val].
-    clip_len: frames of a clip, T. batch_size: clips of a batch, N, of all processes together.
-    seed: of the order of the clips, the sampled frames and the augmentation.
-    max_persons: M; further persons of a clip are left out.
-    test_clips: samples of each validation clip. test_flip: whether each is also seen mirrored. Heatmap input only.
-    store_dir: folder for the packed form of the pickle; null: the pickle's own.
+    input: kind of model input, see above.
+    ann_file: PYSKL pickle, or a folder of pickles.
+    benchmark: 'xsub' for the splits xsub_train and xsub_val, 'xview' likewise, or two split names [train, val].
+    clip_len: frames per clip, T. batch_size: clips per batch over all processes, N.
+    seed: for clip order, frame sampling and augmentation.
+    max_persons: M; further persons are dropped.
+    test_clips: frame samples per validation clip. test_flip: whether to add mirrored views. Heatmap input only.
+    store_dir: folder for the packed pickle; null: the folder of the pickle.
     class_names: text file with one class name per line; null: <name>_classes.txt beside the pickle.
 
-    Raises UserError for files, splits and values that cannot be used.
+    Raises UserError for unusable files, unknown splits and invalid values.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Clips:
             'max_persons': (max_persons >= 1, 'at least 1'),
             'test_clips': (1 <= test_clips <= (test_clips if is_heatmap else 1), 'at least 1, and 1 for keypoints'),
             'test_flip': (is_heatmap or not test_flip, f'false with data.input {input}'),
-            'benchmark': (isinstance(benchmark, str) or len(benchmark) == 2, 'a name, or two names [train, val]'),
+            'benchmark': (isinstance(benchmark, str) or len(benchmark) == 2, 'a name, or two split names [train, val]'),
         }
         check_values('data', locals(), rules)
         self.training = split == 'train'
@@ -97,48 +97,48 @@ class Clips:
         if self.split_name not in self.store.splits:
             raise UserError(
                 f'{ann_file} has no split {self.split_name!r} (data.benchmark is {benchmark!r}). Its splits are '
-                f'{", ".join(self.store.splits)}: set data.benchmark to xsub, ..., or to two names, [train1, test1].'
+                f'{", ".join(self.store.splits)}. Set data.benchmark to a prefix such as xsub, or to two split names.'
             )
         self.indices = self.store.splits[self.split_name]
         if len(self.indices) <= self.training:
-            raise UserError(f'{ann_file}: split {self.split_name} has {len(self.indices)} clips, which is too few.')
+            raise UserError(f'{ann_file}: split {self.split_name} has only {len(self.indices)} clips.')
         self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton()
-        # The last epoch asked for and its order, shared by all ranks and loader threads.
+        # Cached order of one epoch, shared by all ranks and loader threads.
         self._order = [-1, self.indices]
         self._ordering = threading.Lock()
         self._rank, self._world_size = 0, 1
 
     def _skeleton(self) -> Skeleton:
-        """The skeleton in a batch. Raises UserError if the pickle does not fit the input."""
+        """Skeleton of the joints in a batch. Raises UserError if the pickle does not fit the input."""
         skeleton = skeleton_of(self.store.num_joints)
         if self.input == 'keypoint_2d':
             if self.is_3d or skeleton is not COCO17:
                 raise UserError(
                     f'{self.store.ann_file} has {"3D" if self.is_3d else "2D"} keypoints of {skeleton.name}, but '
-                    'data.input keypoint_2d needs 2D ones of COCO-17: name the 2D pickle (_hrnet.pkl).'
+                    'data.input keypoint_2d needs 2D keypoints of COCO-17: use the 2D pickle (_hrnet.pkl).'
                 )
             return H36M17
         if self.input == 'keypoint_3d' and not self.is_3d:
             raise UserError(
-                f'{self.store.ann_file} has 2D keypoints, but data.input keypoint_3d needs 3D ones: name the 3D pickle '
-                '(_3danno.pkl).'
+                f'{self.store.ann_file} has 2D keypoints, but data.input keypoint_3d needs 3D keypoints: use the 3D '
+                'pickle (_3danno.pkl).'
             )
         return skeleton
 
     @property
     def num_joints(self) -> int:
-        """Joints of a person in a batch, V."""
+        """Joints per person, V."""
         return len(self.skeleton.joints)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Persons, frames and joints of a clip in a batch, (M, T, V)."""
+        """(M, T, V) of a clip in a batch."""
         return self.max_persons, self.clip_len, self.num_joints
 
     @property
     def num_clips(self) -> int:
-        """Clips of the split."""
+        """Number of clips in the split."""
         return len(self.indices)
 
     @property
@@ -148,17 +148,17 @@ class Clips:
 
     @property
     def clips_per_epoch(self) -> int:
-        """Clips that an epoch visits: all of the split, or one less (see __len__)."""
+        """Clips per epoch: the whole split, or one less (see __len__)."""
         return min(self.num_clips, len(self) * self.batch_size)
 
     @property
     def classes(self) -> np.ndarray:
-        """The labels that occur in the split, sorted."""
+        """Labels that occur in the split, sorted."""
         return np.unique(np.concatenate([np.unique(self.store.label[index]) for index in self._pieces()]))
 
     @property
     def description(self) -> str:
-        """The dataset and the model's input, for the log."""
+        """Dataset and model input, for the log."""
         form = {
             'heatmap': f'of {self.size}x{self.size} px',
             'keypoint_2d': '(x, y, score)',
@@ -172,11 +172,11 @@ class Clips:
         """Name and size of the split, for the log."""
         count = len(self.classes)
         crowded = sum(int((self.store.num_persons[index] > self.max_persons).sum()) for index in self._pieces())
-        left_out = f'; {crowded:,} have more than {self.max_persons} persons: the first are used' if crowded else ''
-        return f'{self.split_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){left_out}'
+        dropped = f'; {crowded:,} have more than {self.max_persons} persons: only the first are used' if crowded else ''
+        return f'{self.split_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){dropped}'
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises UserError, naming a clip, if a label is not below `num_classes`."""
+        """Raises UserError, naming a clip, if a label is `num_classes` or more."""
         highest = self.classes[-1]
         if highest >= num_classes:
             first = next(i for index in self._pieces() for i in index[self.store.label[index] == highest])
@@ -186,7 +186,7 @@ class Clips:
             )
 
     def _pieces(self) -> Iterator[np.ndarray]:
-        """The indices of the split in pieces, for lookups that may not fit in memory at once."""
+        """Yields the indices of the split in pieces, for lookups that may not fit in memory at once."""
         for start in range(0, self.num_clips, PIECE):
             yield self.indices[start : start + PIECE]
 
@@ -196,20 +196,20 @@ class Clips:
 
     @property
     def num_steps(self) -> int:
-        """Steps of an epoch. In training, without a last batch of less than two clips for each of several processes."""
+        """Steps per epoch. Several processes skip a last training batch of less than two clips per process."""
         is_short = self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size
         return len(self) - (self.training and is_short)
 
     @cached_property
     def batch_sizes(self) -> list[int]:
-        """Clips of each batch of an epoch, over all processes."""
+        """Number of clips in each batch of an epoch, over all processes."""
         last = self.clips_per_epoch - (len(self) - 1) * self.batch_size
-        if self.training:  # so that all processes have equal shares
+        if self.training:  # equal shares for all processes
             last -= last % self._world_size
         return [self.batch_size] * (len(self) - 1) + [last]
 
     def batch_indices(self, epoch: int, b: int) -> np.ndarray:
-        """The clips in batch b of an epoch, (N,) int."""
+        """Indices of the clips in batch b of an epoch, (N,) int."""
         if not 0 <= b < len(self):
             raise IndexError(b)
         batch = slice(b * self.batch_size, (b + 1) * self.batch_size)
@@ -225,22 +225,22 @@ class Clips:
         return [self.store.name(i) for i in self.batch_indices(epoch, b)]
 
     def single(self, index: int, epoch: int) -> dict[str, np.ndarray]:
-        """One clip as a batch of an epoch, N = 1."""
+        """One clip, as a batch with N = 1."""
         return self._batch(np.array([index]), epoch)
 
     def shared(self, rank: int, world_size: int) -> Self:
-        """The same clips for one of several processes: `clips[epoch, b]` is its share, every `world_size`-th clip.
+        """Returns the share of one of several processes: `clips[epoch, b]` is every `world_size`-th clip of a batch.
 
-        A short training batch is trimmed to a multiple of `world_size`. Shares may be empty. Raises UserError if no
-        training batch has two clips per process.
+        Training batches are trimmed to a multiple of `world_size`; validation shares may be empty. Raises UserError if
+        no training batch has two clips per process.
         """
         shared = copy.copy(self)
         shared.__dict__.pop('batch_sizes', None)  # computed for another number of processes
         shared._rank, shared._world_size = rank, world_size
         if self.training and not shared.num_steps:
             raise UserError(
-                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, less than two for each of '
-                f'{world_size} processes. Start fewer processes.'
+                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, less than two per process '
+                f'({world_size} processes). Start fewer processes.'
             )
         return shared
 
@@ -276,7 +276,7 @@ class Clips:
     def _placed(
         self, xy: np.ndarray, score: np.ndarray, present: np.ndarray, affine: AffineMap, flipped: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """The points in the heatmap, with left and right joints exchanged in the `flipped` (N,) clips."""
+        """Maps the points to heatmap pixels and swaps left and right joints of the `flipped` (N,) clips."""
         keypoint, score = np.moveaxis(affine.apply(xy), 0, -1).copy(), score.copy()
         keypoint[~present] = 0
         for joints, axis in ((keypoint, -2), (score, -1)):
@@ -284,7 +284,7 @@ class Clips:
         return {'keypoint': keypoint, 'score': score}
 
     def _views(self, flips: list[np.ndarray]) -> np.ndarray:
-        """[(N, M, K * T, ...), its mirror image] -> (N, 2 * K, M, T, ...), without the axis of one view."""
+        """[(N, M, K * T, ...), its mirror image] -> (N, 2 * K, M, T, ...); a single view gets no view axis."""
         if self.num_views == 1:
             return flips[0]
         n, m, _, *rest = flips[0].shape
@@ -293,7 +293,7 @@ class Clips:
 
     @property
     def num_views(self) -> int:
-        """Views of a validation clip, K."""
+        """Views per validation clip, K."""
         return self.test_clips * (1 + self.test_flip)
 
     def _keypoint_2d(self, index: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
@@ -305,7 +305,7 @@ class Clips:
         if random is not None:
             keypoint = self.augmentation.move_keypoints(keypoint, random)
             scale = self.augmentation.window_scale(random)
-        # MotionBERT's quirk: the scores stay in COCO's order, and with the person that they were given to.
+        # As in MotionBERT, the scores keep COCO's order and the persons before tracking.
         keypoint = np.concatenate([keypoint, score.astype(np.float32)[..., None]], axis=-1)
         return {'keypoint': crop_scale(keypoint, scale)}
 
@@ -328,7 +328,7 @@ class Clips:
         return self.augmentation.shift_frames(train_frames(total_frames, T, random.uniform(T + 1)), random)
 
     def _read(self, index: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Stored keypoints (N, M, T, V, C) and scores (N, M, T, V) of frames (N, T); which persons are present, (N, M).
+        """Reads keypoints (N, M, T, V, C), scores (N, M, T, V) and presence of persons (N, M) at frames (N, T).
 
         Absent persons are zeros.
         """
@@ -340,7 +340,7 @@ class Clips:
         return keypoint, score, present
 
     def _tracked(self, keypoint: np.ndarray, index: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """Exchanges the first two persons of keypoint (N, M, T, V, C) in the frames in which the file mixes them up."""
+        """Corrects identity swaps between the first two persons of keypoint (N, M, T, V, C)."""
         pair = np.flatnonzero(self.store.num_persons[index] >= 2)
         if self.max_persons < 2 or not len(pair):
             return keypoint

@@ -1,14 +1,14 @@
-"""What happens to coordinates between the pickle and the heatmap, vectorised over a batch of clips.
+"""Coordinate transforms from the pickle to the heatmap, vectorised over a batch of clips.
 
 PYSKL's pipeline (Duan et al., CVPR 2022): crop to the box around the persons, resize, random resized crop, resize,
-flip. All of it is one affine map per clip and axis, so only the map is composed stage by stage, and the keypoints are
-moved once. A coordinate of exactly zero is missing, x and y independently, and has a path of its own.
+flip. All stages are composed into one affine map per clip and axis, which is applied to the keypoints once. A
+coordinate of exactly zero, x or y, is missing and is mapped separately.
 
-Before the map, `project`, `rotate` and `jitter` move the joints themselves. A joint that is all zero is missing and
+`project`, `rotate` and `jitter` act on the joints before this map. A joint with all coordinates zero is missing and
 stays zero.
 
 N clips, M persons, T frames, V joints. Points are xy (2, N, M, T, V) in pixels, one plane per coordinate, so that NumPy
-works on long rows. Images are (h, w).
+works on long rows. Image shapes are (h, w).
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ import numpy as np
 
 from lib.data.sampling import ClipRandom
 
-BOX_PADDING = 0.25  # of the box, on each side
-BOX_MINIMUM = 10  # px; a smaller box is not cropped to
+BOX_PADDING = 0.25  # fraction of the box, on each side
+BOX_MINIMUM = 10  # px; smaller boxes are not used for cropping
 SHORT_EDGE = 64  # px before the random crop
 CROP_ATTEMPTS = 10
 
@@ -28,7 +28,7 @@ CROP_ATTEMPTS = 10
 class AffineMap:
     """x -> scale * x + shift for present coordinates, x -> missing for zeros.
 
-    scale, shift, missing: (N, 2) float64, (x, y). shape: (N, 2) int64, the image after the map, (h, w).
+    scale, shift, missing: (N, 2) float64, (x, y). shape: (N, 2) int64, image shape after the map, (h, w).
     """
 
     scale: np.ndarray
@@ -41,11 +41,11 @@ class AffineMap:
         return cls(np.ones(shape.shape), np.zeros(shape.shape), np.zeros(shape.shape), shape)
 
     def compact(self, box: np.ndarray) -> Self:
-        """Crops the image to `box` (N, 4) int, x1 y1 x2 y2. Missing coordinates stay where they are."""
+        """Crops the image to `box` (N, 4) int, x1 y1 x2 y2. Missing coordinates do not move."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing, _box_shape(box))
 
     def crop(self, box: np.ndarray) -> Self:
-        """As `compact`, but missing coordinates move too, as in PYSKL's random crop."""
+        """Like `compact`, but also moves missing coordinates, as PYSKL's random crop does."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing - box[:, :2], _box_shape(box))
 
     def resize(self, shape: np.ndarray | tuple[int, int]) -> Self:
@@ -55,10 +55,10 @@ class AffineMap:
         return AffineMap(self.scale * factor, self.shift * factor, self.missing * factor, shape)
 
     def flip(self, flipped: np.ndarray, of_pixels: bool = False) -> Self:
-        """Mirrors x of the clips selected by `flipped` (N,) bool. Does not exchange left and right joints.
+        """Mirrors x in the clips selected by `flipped` (N,) bool. Does not swap left and right joints.
 
-        x becomes width - x, as in PYSKL's training. of_pixels: width - 1 - x, the place of a joint in a mirrored map,
-        as in PoseC3D's flip test.
+        x becomes width - x, as in PYSKL's training. of_pixels: width - 1 - x, which mirrors the heatmap itself, as in
+        PoseC3D's flip test.
         """
         width = np.where(flipped, self.shape[:, 1] - of_pixels, 0.0)
         sign = np.where(flipped, -1.0, 1.0)
@@ -71,7 +71,7 @@ class AffineMap:
         )
 
     def apply(self, xy: np.ndarray) -> np.ndarray:
-        """Moves points xy (2, N, M, T, V) float32; a new array."""
+        """Maps points xy (2, N, M, T, V) float32 to a new array."""
         scale, shift, missing = (
             part.T.astype(np.float32)[..., None, None, None] for part in (self.scale, self.shift, self.missing)
         )
@@ -86,7 +86,7 @@ def _box_shape(box: np.ndarray) -> np.ndarray:
 
 
 def extent(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest present coordinate of each clip, (N, 2) float32 each; (inf, -inf) without any."""
+    """Smallest and largest present coordinates of each clip, (N, 2) float32 each; (inf, -inf) if there are none."""
     axes, missing = (2, 3, 4), xy == 0
     lowest = np.where(missing, np.float32(np.inf), xy).min(axes)
     highest = np.where(missing, np.float32(-np.inf), xy).max(axes)
@@ -94,22 +94,22 @@ def extent(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compact_box(lowest: np.ndarray, highest: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
-    """PYSKL's PoseCompact: the square box around `lowest`..`highest` (N, 2), padded, (N, 4) int64, x1 y1 x2 y2.
+    """Padded square box around `lowest`..`highest` (N, 2), as in PYSKL's PoseCompact: (N, 4) int64, x1 y1 x2 y2.
 
-    It may extend beyond the image. If the points span less than BOX_MINIMUM on an axis: the whole image.
+    May extend beyond the image. If the points span less than BOX_MINIMUM on an axis, the box is the whole image.
     """
     too_small = (highest - lowest < BOX_MINIMUM).any(axis=1)
     lowest, highest = (np.where(too_small[:, None], 0, edge) for edge in (lowest, highest))
-    # The sum and difference in float32, the rest in float64: as NumPy 1 computed PYSKL's scalars.
+    # Sum and difference in float32, the rest in float64, as NumPy 1 computed PYSKL's scalars.
     centre = (highest + lowest).astype(np.float64) / 2
     half = ((highest - lowest).astype(np.float64) / 2 * (1 + BOX_PADDING)).max(axis=1, keepdims=True)
-    box = np.concatenate([centre - half, centre + half], axis=1).astype(np.int64)  # truncates toward zero, like int()
+    box = np.concatenate([centre - half, centre + half], axis=1).astype(np.int64)  # truncates toward zero
     whole_image = np.concatenate([np.zeros_like(img_shape), img_shape[:, ::-1]], axis=1)
     return np.where(too_small[:, None], whole_image, box)
 
 
 def short_edge_shape(shape: np.ndarray, short_edge: int = SHORT_EDGE) -> np.ndarray:
-    """The image shape (N, 2) after scaling its short edge to `short_edge`, in whole pixels."""
+    """Image shape (N, 2) after scaling the short edge to `short_edge`, in whole pixels."""
     factor = short_edge / shape.min(axis=1, keepdims=True)
     return (shape * factor + 0.5).astype(np.int64)
 
@@ -121,36 +121,36 @@ def crop_size(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """Width and height (N, 2) int64 of PYSKL's random resized crop: the first of the attempts that fits the image.
+    """Width and height (N, 2) int64 of PYSKL's random resized crop: the first attempt that fits the image.
 
-    ratio_draws, area_draws: (N, CROP_ATTEMPTS) in [0, 1). Zero where none fits (`crop_box` then takes the middle).
+    ratio_draws, area_draws: (N, CROP_ATTEMPTS) in [0, 1). Returns zero if none fits; `crop_box` then uses the centre.
     """
     low, high = np.log(ratio)
     aspect = np.exp(low + (high - low) * ratio_draws)
-    wanted = (area[0] + (area[1] - area[0]) * area_draws) * shape.prod(axis=1, keepdims=True)
-    size = np.round(np.sqrt(np.stack([wanted * aspect, wanted / aspect], axis=2))).astype(np.int64)  # (N, attempts, 2)
+    pixels = (area[0] + (area[1] - area[0]) * area_draws) * shape.prod(axis=1, keepdims=True)
+    size = np.round(np.sqrt(np.stack([pixels * aspect, pixels / aspect], axis=2))).astype(np.int64)  # (N, attempts, 2)
     fits = (size <= shape[:, None, ::-1]).all(axis=2)
     chosen = np.take_along_axis(size, fits.argmax(axis=1)[:, None, None], axis=1)[:, 0]
     return np.where(fits.any(axis=1, keepdims=True), chosen, 0)
 
 
 def crop_box(shape: np.ndarray, size: np.ndarray, offset_draws: np.ndarray) -> np.ndarray:
-    """Places crops of `size` (N, 2), (w, h), anywhere in the images; (N, 4) int64, x1 y1 x2 y2.
+    """Places crops of `size` (N, 2), (w, h), at random in the images: (N, 4) int64, x1 y1 x2 y2.
 
-    offset_draws: (N, 2) in [0, 1). Where size is zero: the largest square in the middle, as PYSKL falls back.
+    offset_draws: (N, 2) in [0, 1). A size of zero gives the largest centred square, PYSKL's fallback.
     """
     free = shape[:, ::-1] - size
     corner = (offset_draws * (free + 1)).astype(np.int64)
     square = np.broadcast_to(shape.min(axis=1, keepdims=True), size.shape)
-    found = (size > 0).all(axis=1, keepdims=True)
-    corner = np.where(found, corner, (shape[:, ::-1] - square) // 2)
-    return np.concatenate([corner, corner + np.where(found, size, square)], axis=1)
+    has_size = (size > 0).all(axis=1, keepdims=True)
+    corner = np.where(has_size, corner, (shape[:, ::-1] - square) // 2)
+    return np.concatenate([corner, corner + np.where(has_size, size, square)], axis=1)
 
 
 def random_crop_box(
     shape: np.ndarray, random: ClipRandom, area: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    """Random resized crop boxes (N, 4) int64 for images of `shape` (N, 2); see `crop_size` and `crop_box`."""
+    """Random resized crop boxes (N, 4) int64 for images of `shape` (N, 2), see `crop_size` and `crop_box`."""
     draws = random.uniform(2 * CROP_ATTEMPTS + 2)
     size = crop_size(shape, draws[:, :CROP_ATTEMPTS], draws[:, CROP_ATTEMPTS:-2], area, ratio)
     return crop_box(shape, size, draws[:, -2:])
@@ -159,8 +159,8 @@ def random_crop_box(
 def project(xyz: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Orthographic projection of 3D joints in metres, y up: (3, N, M, T, V) -> xy (2, N, M, T, V) in mm, y down.
 
-    angle: (N,) rad, by which the camera moves around the vertical axis. Missing joints stay zero; a present joint on an
-    axis is moved off it by a thousandth of a millimetre, since zero means missing.
+    angle: (N,) rad, rotation of the camera about the vertical axis. Missing joints stay zero; coordinates of present
+    joints that would be zero become 1e-3 mm, because zero means missing.
     """
     x, y, z = xyz.astype(np.float32)
     cos, sin = _cos_sin(angle)
@@ -179,21 +179,21 @@ def rotate(xy: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def jitter(xy: np.ndarray, sigma: float, draws: np.ndarray) -> np.ndarray:
-    """Moves each joint of xy (2, N, M, T, V) by a normally distributed distance in a uniform direction.
+    """Moves each joint of xy (2, N, M, T, V) by a normally distributed distance in a random direction.
 
-    sigma: standard deviation, in diagonals of the person's box in that frame. draws: (3, N, M, T, V) in [0, 1).
+    sigma: standard deviation in diagonals of the person's box in the frame. draws: (3, N, M, T, V) in [0, 1).
     """
     missing = (xy == 0).all(axis=0)
     lowest = np.where(missing, np.float32(np.inf), xy).min(-1, keepdims=True)
     highest = np.where(missing, np.float32(-np.inf), xy).max(-1, keepdims=True)
     diagonal = np.hypot(*np.where(lowest <= highest, highest - lowest, np.float32(0)))  # (N, M, T, 1)
-    # In float32, whose sine and cosine are far faster. 1 - draw is never 0, as the logarithm needs.
+    # float32 sine and cosine are far faster. 1 - draw is never 0, so the logarithm is finite.
     first, second, direction = (1 - draws[0]).astype(np.float32), *(2 * np.pi * draws[1:]).astype(np.float32)
-    distance = np.float32(sigma) * diagonal * np.sqrt(-2 * np.log(first)) * np.cos(second)  # Box and Muller
+    distance = np.float32(sigma) * diagonal * np.sqrt(-2 * np.log(first)) * np.cos(second)  # Box-Muller
     moved = xy + distance * np.stack([np.cos(direction), np.sin(direction)])
     return np.where(missing, np.float32(0), moved)
 
 
 def _cos_sin(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of angle (N,), float32, to be multiplied with (N, M, T, V)."""
+    """Cosine and sine of angle (N,), float32, broadcastable to (N, M, T, V)."""
     return tuple(f(angle).astype(np.float32)[:, None, None, None] for f in (np.cos, np.sin))

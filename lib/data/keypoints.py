@@ -1,43 +1,42 @@
-"""Keypoints as the input of a model, without heatmaps: MotionBERT's preparation for actions, over a batch of clips.
+"""Keypoint inputs without heatmaps: MotionBERT's preprocessing for action recognition, over a batch of clips.
 
-Zhu et al., ICCV 2023, lib/data/dataset_action.py and lib/utils/utils_data.py. Pixels -> camera -> identities -> H36M's
-joints -> random move -> crop. Which frames are taken is `sampling.resampled_frames`.
-
-MotionBERT prepares 17 COCO joints; 25 Kinect joints have `centre_and_scale` in the place of joint map and crop.
+Zhu et al., ICCV 2023, lib/data/dataset_action.py and lib/utils/utils_data.py. Stages: camera normalisation, tracking,
+COCO to H36M joints, random move, crop. Frames are sampled by `sampling.resampled_frames`. MotionBERT handles 17 COCO
+joints; for 25 Kinect joints `centre_and_scale` replaces joint mapping and crop.
 
 N clips, M persons, L frames, V joints, C coordinates.
 """
 
 import numpy as np
 
-MOVE_ANGLE = 10.0  # degrees either way
+MOVE_ANGLE = 10.0  # degrees, either way
 MOVE_SCALE = (0.9, 1.1)
 MOVE_SHIFT = 0.1  # either way, in units of the keypoints
-MOVES_2D = 4  # what a random move is made of: angle, scale, shift in x and y
+MOVES_2D = 4  # parameters of a random move: angle, scale, shift in x and y
 MOVES_3D = 7  # angles about x, y and z, scale, shift in x, y and z
-CROP_MINIMUM = 4  # points; MotionBERT makes zeros of a clip with fewer
+CROP_MINIMUM = 4  # points; MotionBERT sets clips with fewer to zero
 
-# The COCO joint that each of H36M's 17 is, or stands next to where it is the middle of two.
+# COCO joint of each H36M joint; midpoints of two joints are computed in `coco_to_h36m`.
 _COCO_OF_H36M = np.array([11, 12, 14, 16, 11, 13, 15, 5, 5, 0, 1, 5, 7, 9, 6, 8, 10])
 
 
 def to_camera(keypoint: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
-    """Pixels (N, ..., 2) to MotionBERT's camera, x / max(w, h) * 2 - 1 for both coordinates: float32, same shape.
+    """MotionBERT's camera normalisation, x / max(w, h) * 2 - 1 for both coordinates: (N, ..., 2) -> float32.
 
-    img_shape: (N, 2), (h, w). A missing joint moves to (-1, -1). Computed in float32 whatever the type of the pixels,
-    which reproduces MotionBERT's values to the bit.
+    img_shape: (N, 2), (h, w). Missing joints become (-1, -1). Computed in float32, which reproduces MotionBERT's values
+    bit for bit.
     """
     longest = img_shape.max(axis=1).astype(np.float32).reshape(-1, *[1] * (keypoint.ndim - 1))
     return keypoint.astype(np.float32) / longest * np.float32(2) - np.float32(1)
 
 
 def identity_swaps(first: np.ndarray, second: np.ndarray, total_frames: np.ndarray) -> np.ndarray:
-    """MotionBERT's human_tracking: in which frames the two persons of a clip are to be exchanged, (R,) bool.
+    """MotionBERT's human_tracking: frames in which the two persons of a clip must be swapped, (R,) bool.
 
-    first, second: (R, V, C), persons 0 and 1 of n clips, all frames of a clip, clip after clip. total_frames: (n,), at
-    least 1 each, R in sum. The identities cross between two frames where person 0 moves further, summed over the
-    joints, than it would if it had been person 1 before; a frame is swapped after an odd number of crossings. The first
-    frame of a clip never is. Computed in the type of the keypoints, as in MotionBERT: float16 for a 3D pickle.
+    first, second: (R, V, C), persons 0 and 1 of n clips, all frames, clip by clip. total_frames: (n,), at least 1 each,
+    with sum R. Identities cross between two frames if person 0 is further from person 0 in the previous frame than from
+    person 1, summed over joints. A frame is swapped after an odd number of crossings, the first frame never. Computed
+    in the dtype of the keypoints, as in MotionBERT: float16 for a 3D pickle.
     """
     start = np.cumsum(total_frames) - total_frames
     stayed, crossed = (
@@ -49,9 +48,9 @@ def identity_swaps(first: np.ndarray, second: np.ndarray, total_frames: np.ndarr
 
 
 def coco_to_h36m(keypoint: np.ndarray) -> np.ndarray:
-    """COCO's joints (..., 17, C) in the order of H36M: its root, belly, neck and head are middles of others.
+    """Converts COCO joints (..., 17, C) to H36M; root, belly, neck and head are midpoints of two joints.
 
-    MotionBERT does not reorder the scores along with them. Computed in the type of the keypoints.
+    MotionBERT does not reorder the scores accordingly. Computed in the dtype of the keypoints.
     """
     moved = keypoint[..., _COCO_OF_H36M, :]
     for middle, a, b in ((0, 11, 12), (8, 5, 6), (10, 1, 2)):
@@ -61,11 +60,11 @@ def coco_to_h36m(keypoint: np.ndarray) -> np.ndarray:
 
 
 def random_move(keypoint: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """MotionBERT's random_move: turns, scales and shifts a clip by amounts that drift from its first to its last frame.
+    """MotionBERT's random_move: rotation, scale and shift that change linearly from the first to the last frame.
 
-    keypoint: (N, M, L, V, C) float32, C = 2 or 3; turned about the origin, in 3D about x first, then y, then z. All
-    points move, absent ones too. draws: (N, K, 2) in [0, 1), the values at the start and at the end of the clip, with
-    K = MOVES_2D or MOVES_3D; .5 leaves everything where it is. (MotionBERT itself moves 2D keypoints alone.)
+    keypoint: (N, M, L, V, C) float32, C = 2 or 3; rotated about the origin, in 3D about x, then y, then z. All points
+    move, including absent ones. draws: (N, K, 2) in [0, 1), values for the first and last frame, K = MOVES_2D or
+    MOVES_3D; 0.5 is the identity. (The 3D version is ours: MotionBERT moves only 2D keypoints.)
     """
     N, _, L, _, C = keypoint.shape
     drawn = np.linspace(draws[..., 0], draws[..., 1], L, axis=-1)  # (N, K, L)
@@ -91,16 +90,16 @@ def random_move(keypoint: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def crop_scale(motion: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """MotionBERT's crop_scale: [-1, 1] is a square about all persons' box, `ratio` (N,) times as large; float32.
+    """MotionBERT's crop_scale: maps a square of `ratio` (N,) times the persons' box to [-1, 1], in float32.
 
-    motion: (N, M, L, V, 3), x, y, score. The box is that of the points whose score is not 0, but all are moved, those
-    of absent persons too; then x, y and score are clipped to [-1, 1]. A clip with fewer than CROP_MINIMUM such points,
-    or whose points are all the same, becomes zeros.
+    motion: (N, M, L, V, 3), x, y, score. The box encloses all points with non-zero score, but all points are mapped,
+    including absent persons; then x, y and score are clipped to [-1, 1]. Clips with fewer than CROP_MINIMUM scored
+    points, or with an empty box, become zeros.
     """
     motion = motion.astype(np.float32)  # a copy
-    there = motion[..., 2:] != 0
-    usable = there.sum(axis=(1, 2, 3, 4)) >= CROP_MINIMUM
-    lowest, highest = (np.where(usable[:, None], edge[:, :2], 0) for edge in _box(motion, there))
+    present = motion[..., 2:] != 0
+    usable = present.sum(axis=(1, 2, 3, 4)) >= CROP_MINIMUM
+    lowest, highest = (np.where(usable[:, None], edge[:, :2], 0) for edge in _box(motion, present))
     side = (highest - lowest).max(axis=1) * ratio
     usable &= side > 0
     side = np.where(usable, side, 1).astype(np.float32)
@@ -113,32 +112,32 @@ def crop_scale(motion: np.ndarray, ratio: np.ndarray) -> np.ndarray:
 
 
 def centre_and_scale(keypoint: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Kinect joints in metres, (N, M, L, V, 3) float32, relative to where the clip begins; same shape, no unit.
+    """Centres and scales Kinect joints in metres, (N, M, L, V, 3) float32; same shape, dimensionless.
 
-    The origin is the spine base (joint 0) of person 0 in the first of its frames, where it is there in any; the unit is
-    the longest side of the box around all joints, all persons and all frames of the clip. So persons keep their
-    distance and size. Joints that are not `present` (N, M, L, V) bool become zero, as does a clip without extent.
+    The origin is the spine base (joint 0) of person 0 in the first frame where it is present, the unit the longest side
+    of the box around all joints, persons and frames of the clip, which preserves relative sizes and distances. Joints
+    that are not `present` (N, M, L, V) bool become zero, as do clips without extent.
     """
-    base_there = present[:, 0, :, 0]  # (N, L)
-    base = keypoint[np.arange(len(keypoint)), 0, base_there.argmax(axis=1), 0]  # (N, 3)
-    base = np.where(base_there.any(axis=1, keepdims=True), base, 0)
-    there = present[..., None]
-    lowest, highest = _box(keypoint, there)
+    has_base = present[:, 0, :, 0]  # (N, L)
+    base = keypoint[np.arange(len(keypoint)), 0, has_base.argmax(axis=1), 0]  # (N, 3)
+    base = np.where(has_base.any(axis=1, keepdims=True), base, 0)
+    present = present[..., None]
+    lowest, highest = _box(keypoint, present)
     side = (highest - lowest).max(axis=1)
-    usable = side > 0  # -inf where nothing is there
+    usable = side > 0  # side is -inf if no joint is present
     scaled = (keypoint - base[:, None, None, None]) / np.where(usable, side, 1)[:, None, None, None, None]
-    return np.where(there & usable[:, None, None, None, None], scaled, np.float32(0))
+    return np.where(present & usable[:, None, None, None, None], scaled, np.float32(0))
 
 
-def _box(keypoint: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest of the points (N, M, L, V, C) that are there (N, M, L, V, 1): (N, C) each.
+def _box(keypoint: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Minimum and maximum of the points (N, M, L, V, C) that are `present` (N, M, L, V, 1): (N, C) each.
 
-    Where none is there: (inf, -inf).
+    (inf, -inf) if none is present.
     """
     N, M, L, V, C = keypoint.shape
 
-    def reduced(ufunc: np.ufunc, nothing: float) -> np.ndarray:
-        points = np.where(there, keypoint, np.float32(nothing)).reshape(N, M * L, V * C)  # long inner loops
+    def reduced(ufunc: np.ufunc, default: float) -> np.ndarray:
+        points = np.where(present, keypoint, np.float32(default)).reshape(N, M * L, V * C)  # long inner loops
         return ufunc.reduce(ufunc.reduce(points, axis=1).reshape(N, V, C), axis=1)
 
     return reduced(np.minimum, np.inf), reduced(np.maximum, -np.inf)

@@ -1,7 +1,7 @@
-"""Which frames of a clip are taken, and where random numbers come from.
+"""Frame sampling and the random numbers of training.
 
-N clips, T frames of a clip, L clip_len. Uniform sampling is PoseC3D's (Duan et al., CVPR 2022), as PYSKL has it;
-resampling, which keypoint inputs take, is MotionBERT's (Zhu et al., ICCV 2023).
+N clips, T frames of a clip, L clip_len. Heatmap inputs use the uniform sampling of PoseC3D (Duan et al., CVPR 2022) as
+implemented in PYSKL, keypoint inputs the resampling of MotionBERT (Zhu et al., ICCV 2023).
 """
 
 import math
@@ -9,17 +9,17 @@ from functools import lru_cache
 
 import numpy as np
 
-TEST_SEED = 255  # PYSKL's: test frames depend on T, L and the number of clips alone
+TEST_SEED = 255  # as in PYSKL: test frames depend only on T, L and the number of clips
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class ClipRandom:
-    """Uniform numbers for a batch of clips: a pure function of (seed, epoch, clip, number of the draw).
+    """Counter-based random numbers: a pure function of (seed, epoch, clip, index of the draw).
 
-    What a clip draws depends neither on the rest of its batch nor on what was drawn before it in the run, so loader
-    workers, ranks and interruptions change nothing. SplitMix64 (Steele et al., OOPSLA 2014) in counter mode.
+    The draws of a clip do not depend on the rest of its batch or on earlier draws, hence not on loader workers, ranks
+    or interruptions. SplitMix64 (Steele et al., OOPSLA 2014) in counter mode.
 
-    seed, epoch: any int. clip: (N,) int, the clips' numbers in the set.
+    seed, epoch: any int. clip: (N,) int, indices of the clips in the store.
     """
 
     def __init__(self, seed: int, epoch: int, clip: np.ndarray) -> None:
@@ -28,7 +28,7 @@ class ClipRandom:
         self._drawn = 0
 
     def uniform(self, *shape: int) -> np.ndarray:
-        """The next draws of each clip, (N, *shape) float64 in [0, 1)."""
+        """Next draws of each clip, (N, *shape) float64 in [0, 1)."""
         count = math.prod(shape)
         counter = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
@@ -39,12 +39,12 @@ class ClipRandom:
         return draws.reshape(-1, *shape)
 
     def symmetric(self, limit: float) -> np.ndarray:
-        """The next draw of each clip, scaled to [-limit, limit): (N,) float64."""
+        """Next draw of each clip, scaled to [-limit, limit): (N,) float64."""
         return limit * (2 * self.uniform() - 1)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    """Scrambles 64-bit numbers in place: memory that the system must hand out anew costs more than the arithmetic."""
+    """Scrambles 64-bit numbers in place: allocating new arrays would cost more than the arithmetic."""
     shifted = bits >> np.uint64(30)
     bits ^= shifted
     bits *= np.uint64(0xBF58476D1CE4E5B9)
@@ -55,16 +55,16 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order (count,) int32 in which epoch `epoch` visits its clips."""
-    order = np.arange(count, dtype=np.int32)  # half the memory that `permutation` takes, for the same order
+    """Random order of the clips in an epoch, (count,) int32."""
+    order = np.arange(count, dtype=np.int32)  # the same order as `permutation`, with half the memory
     np.random.default_rng([seed % 2**64, epoch]).shuffle(order)
     return order
 
 
 def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> np.ndarray:
-    """Uniform sampling of a batch in training: one frame at random from each of L equal parts of the clip.
+    """Uniform sampling for training: one random frame from each of L equal parts of the clip.
 
-    Clips shorter than 2 L skip T - L frames chosen at random; clips shorter than L start anywhere and wrap around.
+    Clips shorter than 2 L skip T - L random frames; clips shorter than L start at a random frame and wrap around.
     total_frames: (N,) int. draws: (N, L + 1) in [0, 1). Returns (N, L) int64.
     """
     T, part = total_frames[:, None].astype(np.int64), np.arange(clip_len)
@@ -81,7 +81,7 @@ def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> 
 
 
 def shifted_frames(frames: np.ndarray, most: int, draws: np.ndarray) -> np.ndarray:
-    """Rolls the frames (N, L) of each clip along time, by up to `most` of them either way. draws: (N, 1) in [0, 1)."""
+    """Rolls the frames (N, L) of each clip along time by up to `most` either way. draws: (N, 1) in [0, 1)."""
     shift = (draws * (2 * most + 1)).astype(np.int64) - most
     return np.take_along_axis(frames, (np.arange(frames.shape[1]) - shift) % frames.shape[1], axis=1)
 
@@ -89,14 +89,14 @@ def shifted_frames(frames: np.ndarray, most: int, draws: np.ndarray) -> np.ndarr
 def clip_frames(
     total_frames: int, clip_len: int, num_clips: int, random: np.random.RandomState, test: bool
 ) -> np.ndarray:
-    """PYSKL's UniformSample for one annotation, draw for draw: (num_clips * L,) int64, clip after clip.
+    """Uniform sampling of one annotation with exactly PYSKL's draws: (num_clips * L,) int64, clip by clip.
 
-    In test mode PYSKL seeds the generator with TEST_SEED inside the call; `evaluation_frames` does so.
+    In test mode PYSKL seeds the generator with TEST_SEED, see `evaluation_frames`.
     """
     T, L = total_frames, clip_len
     clips = []
     for i in range(num_clips):
-        random.rand()  # the interval's ratio, without effect at PYSKL's p_interval = 1
+        random.rand()  # PYSKL draws an interval ratio, without effect at p_interval = 1
         if T < L:
             start = (i if num_clips > T else i * T // num_clips) if test else random.randint(0, T)
             frames = start + np.arange(L)
@@ -113,23 +113,23 @@ def clip_frames(
 
 @lru_cache(maxsize=4096)
 def evaluation_frames(total_frames: int, clip_len: int, num_clips: int = 1) -> np.ndarray:
-    """Frames of a test clip, (num_clips * L,) int64, read-only: computed once for each length T."""
+    """Frames of a test clip, (num_clips * L,) int64, cached and read-only."""
     frames = clip_frames(total_frames, clip_len, num_clips, np.random.RandomState(TEST_SEED), test=True)
     frames.flags.writeable = False
     return frames
 
 
 def resampled_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray | None) -> np.ndarray:
-    """MotionBERT's resample: L moments at equal distances over the clip, (N, L) int64.
+    """MotionBERT's resample: L frames at equally spaced positions of the clip, (N, L) int64.
 
-    total_frames: (N,) int, at least 1. draws: None at test, where the frame before each moment is taken; (N, L) in
-    [0, 1) in training, where a clip shorter than L takes the frame before or after, any other clip one frame at random
-    from each of its L parts.
+    total_frames: (N,) int, at least 1. draws: None for testing, which rounds positions down; for training (N, L) in
+    [0, 1), which select the frame before or after each position in clips shorter than L, and a random frame from each
+    of L equal parts in all others.
     """
     T = total_frames[:, None].astype(np.int64)
-    moment = np.linspace(0, T[:, 0], clip_len, endpoint=False, axis=1)
+    position = np.linspace(0, T[:, 0], clip_len, endpoint=False, axis=1)
     if draws is None:
-        return moment.astype(np.int64)
-    either = np.sort(np.where(draws >= 0.5, np.floor(moment), np.ceil(moment)), axis=1)
-    inside = moment + draws * (T / clip_len)
+        return position.astype(np.int64)
+    either = np.sort(np.where(draws >= 0.5, np.floor(position), np.ceil(position)), axis=1)
+    inside = position + draws * (T / clip_len)
     return np.minimum(np.where(clip_len > T, either, inside), T - 1).astype(np.int64)

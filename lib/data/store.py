@@ -1,17 +1,16 @@
-"""The packed form of a PYSKL pickle: a folder of .npy arrays beside it, built on first use and memory-mapped.
+"""Memory-mapped store of a PYSKL pickle: a folder of .npy arrays beside it, built on first use.
 
-N clips, S clips of a split, V joints, C coordinates, R rows: one for each frame of each person, clip after clip, within
-a clip person after person.
+N clips, S clips of a split, V joints, C coordinates, R rows, one per frame and person, ordered by clip, person, frame.
 
-    keypoint.npy     (R, V, C) float16 if all keypoints of the pickle are, else float32
+    keypoint.npy     (R, V, C) float16 if all keypoints in the pickle are float16, else float32
     score.npy        (R, V) float16 or float32 likewise; 0 for a missing joint
     clips.npy        (N,) records of type CLIP
-    frame_dir.npy    (N,) bytes of fixed width: names of the clips in UTF-8
-    split_0.npy ...  (S,) int32: clips of each split, in the order of the pickle
-    meta.json        format; name, size and modification time of the pickle; names of the splits
+    frame_dir.npy    (N,) clip names, fixed-width bytes in UTF-8
+    split_0.npy ...  (S,) int32 clip indices of each split, in the order of the pickle
+    meta.json        format; name, size and modification time of the pickle; split names
 
-A store is a cache: one that does not match its pickle, or cannot be opened, is rebuilt. All processes that have it open
-share one copy in the page cache.
+A store is a cache, rebuilt if it does not match its pickle or cannot be opened. All processes share one copy in the
+page cache.
 """
 
 import json
@@ -31,23 +30,23 @@ from lib.data.pickles import load_annotations, lost_names_hint, require_pickle
 from lib.errors import UserError
 from lib.files import check_writable, hold_lock, make_folder, sync_folder
 
-FORMAT = 4  # to be raised when the arrays change
+FORMAT = 4  # to be increased when the arrays change
 CLIP = np.dtype(
     [
-        ('first_row', np.int64),  # where the clip begins in keypoint.npy and score.npy
+        ('first_row', np.int64),  # of the clip in keypoint.npy and score.npy
         ('label', np.int64),
         ('total_frames', np.int32),
         ('num_persons', np.int32),
         ('img_shape', np.int32, (2,)),  # (h, w) in pixels; zeros for 3D
     ]
 )
-LARGE = 4 * 2**30  # bytes of a set that is likely to be read from the disk rather than from memory
-ADVICE = 'The packed form of the data is as large as the pickle. Name a folder for it: `--set data.store_dir=FOLDER`.'
+LARGE = 4 * 2**30  # bytes; larger sets probably do not fit in the page cache
+ADVICE = 'The packed form of the data is as large as the pickle. Choose a folder for it: `--set data.store_dir=FOLDER`.'
 log = logging.getLogger(__name__)
 
 
 class Joined:
-    """Arrays of several files, indexed as one along the first axis by integers or arrays of integers.
+    """Concatenation of memory-mapped arrays along the first axis, indexed by integers or arrays of integers.
 
     offsets: numbers added to the values of each array.
     """
@@ -62,22 +61,22 @@ class Joined:
         return self.shape[0]
 
     def take(self, rows: int | np.ndarray, axis: int = 0) -> np.ndarray:
-        """A copy of rows, (*rows.shape, *self.shape[1:]), in the common type. axis: 0."""
+        """Copies rows, (*rows.shape, *self.shape[1:]), in the common dtype. axis: 0."""
         rows = np.asarray(rows)
-        found = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        copy = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         file = np.searchsorted(self.starts, rows, side='right') - 1
         for i in np.unique(file):
-            here = file == i
-            values = self.arrays[i][rows[here] - self.starts[i]]  # take would copy the whole of a field of records
-            found[here] = values if self.offsets is None else values + self.offsets[i]
-        return found[()]
+            selected = file == i
+            values = self.arrays[i][rows[selected] - self.starts[i]]  # take would copy the whole record field
+            copy[selected] = values if self.offsets is None else values + self.offsets[i]
+        return copy[()]
 
     __getitem__ = take
 
 
 @dataclass(frozen=True)
 class Store:
-    """The memory-mapped arrays of a pickle or of a folder of pickles (shapes: see the module's docstring)."""
+    """Memory-mapped arrays of a pickle or of a folder of pickles (shapes: see the module docstring)."""
 
     ann_file: Path
     keypoint: np.ndarray | Joined
@@ -103,39 +102,39 @@ class Store:
         return self.frame_dir[clip].decode()
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the keypoints (*rows.shape, V, C) and scores (*rows.shape, V) of rows."""
+        """Copies the keypoints (*rows.shape, V, C) and scores (*rows.shape, V) of rows."""
         return self.keypoint.take(rows, axis=0), self.score.take(rows, axis=0)
 
 
 def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None = None) -> Store:
-    """Opens the store of a PYSKL pickle; builds it first if there is none or the pickle has changed.
+    """Opens the store of a PYSKL pickle; builds it first if it is missing or out of date.
 
-    ann_file: a pickle, or a folder. The *.pkl files of a folder, sorted by name, are one set: each has a store of its
-    own, and splits of the same name are joined. store_dir: folder for the stores, by default the pickle's own. One
-    process builds a store while others wait. Raises UserError if a pickle cannot be used (see `load_annotations`) or
-    its store cannot be written; nothing is left behind then.
+    ann_file: a pickle, or a folder whose *.pkl files, sorted by name, form one set: each has its own store, and splits
+    of the same name are concatenated. store_dir: folder for the stores; default: that of the pickle. One process builds
+    a store while others wait. Raises UserError, leaving no files behind, if a pickle cannot be used (see
+    `load_annotations`) or its store cannot be written.
     """
     ann_file = Path(ann_file)
     parts = [_open_or_build(file, store_folder(file, store_dir)) for file in pickles_of(ann_file)]
     joints = [array for part in parts for array in (part.keypoint, part.score)]
     if sum(array.nbytes for array in joints) > LARGE:
-        for array in joints:  # otherwise up to megabytes around each missing page would be read too
+        for array in joints:  # no readahead: clips are read in random order
             array.base._mmap.madvise(mmap.MADV_RANDOM)
     return parts[0] if len(parts) == 1 else _join(ann_file, parts)
 
 
 def is_packed(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None = None) -> bool:
-    """Whether `open_store` has nothing to build."""
+    """Whether all stores exist and are up to date."""
     return all(_open(file, store_folder(file, store_dir)) for file in pickles_of(Path(ann_file)))
 
 
 def store_folder(file: Path, store_dir: str | os.PathLike | None = None) -> Path:
-    """Where the store of a pickle lies."""
+    """Path of the store of a pickle."""
     return (Path(store_dir) if store_dir else file.parent) / f'{file.stem}.store'
 
 
 def pickles_of(ann_file: Path) -> list[Path]:
-    """The pickle, or those of a folder sorted by name. Raises UserError if there are none."""
+    """The pickle, or the pickles of a folder sorted by name. Raises UserError if there is none."""
     if not ann_file.is_dir():
         require_pickle(ann_file)
         return [ann_file]
@@ -145,13 +144,13 @@ def pickles_of(ann_file: Path) -> list[Path]:
 
 
 def _source(file: Path) -> dict[str, Any]:
-    """What meta.json records of a pickle, to recognise this version of it."""
+    """Entries of meta.json that identify a version of the pickle."""
     status = file.stat()
     return {'format': FORMAT, 'name': file.name, 'size': status.st_size, 'mtime_ns': status.st_mtime_ns}
 
 
 def _open(file: Path, folder: Path) -> Store | None:
-    """The store of a pickle; None if there is none, or one that is out of date or incomplete."""
+    """Opens a store; None if it is missing, out of date or incomplete."""
     try:
         text = (folder / 'meta.json').read_text()
         meta = json.loads(text)
@@ -160,7 +159,7 @@ def _open(file: Path, folder: Path) -> Store | None:
             return None
         names = 'keypoint', 'score', 'clips', 'frame_dir', *(f'split_{i}' for i in range(len(splits)))
         arrays = [np.asarray(np.load(folder / f'{name}.npy', mmap_mode='r')) for name in names]
-        if (folder / 'meta.json').read_text() != text:  # another pickle of this name took the place meanwhile
+        if (folder / 'meta.json').read_text() != text:  # rebuilt by another process meanwhile
             return None
     except (OSError, ValueError, EOFError, KeyError):
         return None
@@ -180,11 +179,11 @@ def _open_or_build(file: Path, folder: Path) -> Store:
         _build(file, folder)
         if store := _open(file, folder):
             return store
-    raise UserError(f'{file} was changed while it was packed. Start again when it is complete.')
+    raise UserError(f'{file} was changed while it was packed. Repeat the command when the file is complete.')
 
 
 def _build(file: Path, folder: Path) -> None:
-    """Builds a store in a temporary folder and moves it into place. To be called under the lock."""
+    """Builds a store in a temporary folder and moves it into place. The caller holds the lock."""
     log.info('packing %s into %s (once)', file, folder)
     source, data = _source(file), load_annotations(file)
     names = {annotation['frame_dir'] for annotation in data['annotations']}
@@ -208,17 +207,18 @@ def _build(file: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if num_missing:
-        warnings.warn(f'{file}: {num_missing} joints with NaN or infinity in them count as missing.', stacklevel=2)
+        warnings.warn(f'{file}: {num_missing} joints with NaN or infinite coordinates count as missing.', stacklevel=2)
     for split, ids in data['split'].items():
-        if lost := len(set(ids) - names):
+        if num_dropped := len(set(ids) - names):
             reason = f': {hint}' if hint else ''
             warnings.warn(
-                f'{file}: {lost} clips of split {split} have no annotation and are left out{reason}.', stacklevel=2
+                f'{file}: {num_dropped} clips of split {split} have no annotation and are dropped{reason}.',
+                stacklevel=2,
             )
 
 
 def _write_arrays(folder: Path, data: dict[str, Any]) -> int:
-    """Writes all arrays of a store. Returns the number of joints that are not finite."""
+    """Writes all arrays of a store. Returns the number of non-finite joints."""
     annotations = data['annotations']
     clips, row, num_missing = np.zeros(len(annotations), CLIP), 0, 0
     for i, annotation in enumerate(annotations):
@@ -239,7 +239,7 @@ def _write_arrays(folder: Path, data: dict[str, Any]) -> int:
         np.lib.format.write_array_header_1_0(file, header)
         return dtype
 
-    # Not through a memory map: on a full disk that would end the process.
+    # Not memory-mapped: a full disk would kill the process with SIGBUS.
     with (folder / 'keypoint.npy').open('wb') as keypoints, (folder / 'score.npy').open('wb') as scores:
         keypoint_type = begin(keypoints, 'keypoint', (row, *layout))
         score_type = begin(scores, 'keypoint_score', (row, layout[0]))
@@ -256,13 +256,13 @@ def _write_arrays(folder: Path, data: dict[str, Any]) -> int:
 
 
 def _join(ann_file: Path, parts: list[Store]) -> Store:
-    """The stores of the pickles of a folder as one. Raises UserError if their layouts differ."""
+    """Concatenates the stores of a folder. Raises UserError if their layouts differ."""
     layout = parts[0].keypoint.shape[1:]
     for part in parts:
         if part.keypoint.shape[1:] != layout:
             raise UserError(
                 f'{part.ann_file} has (joints, coordinates) = {part.keypoint.shape[1:]}, but {parts[0].ann_file} has '
-                f'{layout}; a folder holds one set of one layout. Move one of them to a folder of its own.'
+                f'{layout}; all pickles in a folder must have the same layout. Move one of them to another folder.'
             )
     first_row = np.cumsum([0, *(len(part.keypoint) for part in parts)])
     first_clip = np.cumsum([0, *(len(part.label) for part in parts)], dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch models, and the run that captures their state."""
+"""Checkpoints and runs of PyTorch models."""
 
 import re
 import warnings
@@ -15,7 +15,7 @@ from lib.data.pickles import Dtype, scalar
 from lib.errors import UserError, shown, shown_text, user_file
 from lib.files import check_zip, require_file
 
-# Numbers of NumPy, such as the min_loss of MotionBERT's checkpoints.
+# NumPy scalars, such as min_loss in MotionBERT's checkpoints.
 SAFE_GLOBALS = [
     (Dtype, 'numpy.dtype'),
     (scalar, 'numpy.core.multiarray.scalar'),  # NumPy 1
@@ -27,44 +27,45 @@ def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
     """Writes a checkpoint into an open file. Raises OSError if that fails."""
     try:
         torch.save(content, file)
-    except RuntimeError as error:  # PyTorch's writer hides the error of the file
+    except RuntimeError as error:  # PyTorch's writer hides the OSError
         raise error.__context__ or error from None
 
 
 def read(path: str | Path) -> Any:
-    """Returns the content of a file that torch.save wrote, on the CPU: tensors and plain data.
+    """Reads a file written by torch.save: tensors, on the CPU, and plain data.
 
     Raises UserError if the file is damaged or holds anything else.
     """
     path = Path(path)
     require_file(path)
     with user_file(path), path.open('rb') as file, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # an error says more
+        warnings.simplefilter('ignore')  # errors are reported below
         try:
-            if zipfile.is_zipfile(file):  # the format since PyTorch 1.6; torch.load does not compare checksums
+            if zipfile.is_zipfile(file):  # since PyTorch 1.6; torch.load does not verify checksums
                 check_zip(file)
             file.seek(0)
             with torch.serialization.safe_globals(SAFE_GLOBALS):
                 return torch.load(file, map_location='cpu', weights_only=True)
         except Exception as error:  # a damaged file may raise anything
-            asked = re.search(r'GLOBAL (\S+)', str(error))
-            if asked or isinstance(error, UserError):
-                refused = f'asks for {shown_text(asked[1])}' if asked else str(error)
+            unsafe = re.search(r'GLOBAL (\S+)', str(error))
+            if unsafe or isinstance(error, UserError):
+                reason = f'refers to {shown_text(unsafe[1])}' if unsafe else str(error)
                 raise UserError(
-                    f'{path} holds more than weights: it {refused}; nothing in it was run. Take the weights from '
-                    'another source, or, if you trust it, load it where it comes from and save its state_dict() alone.'
+                    f'{path} holds more than weights: it {reason}. No code in it was run. Use weights from another '
+                    'source or, if you trust the file, load it in its own project and save only its state_dict().'
                 ) from None
             raise UserError(
                 f'{path} ({path.stat().st_size:,} bytes) cannot be read as a PyTorch checkpoint '
-                f'({type(error).__name__}): it is cut short, damaged or of another kind, such as TorchScript. Copy or '
-                'download it again.'
+                f'({type(error).__name__}): it is truncated, damaged or in another format, such as TorchScript. Copy '
+                'or download it again.'
             ) from None
 
 
 def load(path: Path, script: str) -> dict[str, Any]:
-    """Content for evaluation: {'config', 'epoch', 'model', ...}, config and epoch None for other projects' weights.
+    """Reads a checkpoint for evaluation: {'config', 'epoch', 'model', ...}.
 
-    script: the model it must be of. Raises UserError naming the file.
+    config and epoch are None in other projects' checkpoints. script: name of the required model. Raises UserError
+    naming the file.
     """
     content = read(path)
     if isinstance(content, dict) and 'config' in content:
@@ -73,9 +74,9 @@ def load(path: Path, script: str) -> dict[str, Any]:
 
 
 def weights_of(content: object, path: str | Path) -> dict[str, Tensor]:
-    """The weights in the content of a file: its 'model_pos', else its 'model', else the content itself.
+    """State dict in the content of a file: under 'model_pos', under 'model', or the content itself.
 
-    `module.` before all names is taken off. Raises UserError, naming the file, if there are none.
+    Removes the prefix `module.` if all names have it. Raises UserError naming the file if there are no weights.
     """
     weights = content
     if isinstance(content, dict):
@@ -83,8 +84,7 @@ def weights_of(content: object, path: str | Path) -> dict[str, Tensor]:
     if not _are_weights(weights):
         found = f'the keys {shown(list(content))}' if isinstance(content, dict) else f'a {type(content).__name__}'
         raise UserError(
-            f"{path} holds no weights: found {found}, but looked for tensors by name, under 'model_pos', under 'model' "
-            'or alone.'
+            f"{path} holds no weights: found {found}, but expected a state dict, alone or under 'model_pos' or 'model'."
         )
     wrapped = all(name.startswith('module.') for name in weights)
     return {name.removeprefix('module.') if wrapped else name: weight for name, weight in weights.items()}
@@ -96,7 +96,7 @@ def _are_weights(content: object) -> bool:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Loads all weights. Raises UserError if names or shapes differ."""
+    """Loads a complete state dict. Raises UserError if names or shapes differ."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -105,9 +105,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
-    """Loads the moments and the last learning rates; the weight decay stays that of the config.
+    """Loads moments and last learning rates, but not the weight decay, which comes from the config.
 
-    Raises UserError if the moments belong to other parameters.
+    Raises UserError if the moments are those of other parameters.
     """
     shapes = {i: p.shape for i, p in enumerate(p for group in optimizer.param_groups for p in group['params'])}
     if any(shapes.get(i) != moments['exp_avg'].shape for i, moments in saved['state'].items()):
@@ -124,7 +124,7 @@ class Run(run.Run):
     read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Takes charge of model and optimizer and loads the state of the checkpoint that the run resumes from."""
+        """Attaches model and optimizer, and loads their state if the run resumes from a checkpoint."""
         self.model, self.optimizer = model, optimizer
         if self.saved:
             load_weights(model, self.saved['model'], self.source)
@@ -141,5 +141,5 @@ class Run(run.Run):
 
 
 def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in host memory."""
+    """Copies tensors to host memory."""
     return {name: tensor.detach().to('cpu', copy=True) for name, tensor in tensors.items()}

@@ -1,8 +1,8 @@
-"""Several devices that train as one: torchrun starts a process for each, DistributedDataParallel averages gradients.
+"""Data-parallel training with torchrun and DistributedDataParallel, one process per device.
 
     torchrun --nproc_per_node=8 train_action_mbert.py ...
 
-Every process makes the same model and sees the same batches, and works on its share of each.
+All processes iterate over the same batches; each computes its share of every batch.
 """
 
 import atexit
@@ -20,12 +20,12 @@ from lib.console import peak_process_memory, silence
 from lib.errors import UserError
 from lib.run import check_same
 
-TIMEOUT = timedelta(minutes=10)  # of an exchange; compiling takes some processes minutes longer than others
+TIMEOUT = timedelta(minutes=10)  # of collectives: compile times differ by minutes between processes
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together: the rank of this one, their number, and the device of this one."""
+    """Process group: rank, number of processes, and device of this process."""
 
     rank: int
     size: int
@@ -33,28 +33,28 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """Whether this process prints and writes files."""
         return self.rank == 0
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process trains by itself."""
+        """Whether this is the only process."""
         return self.size == 1
 
     @property
     def description(self) -> str:
-        """What is computed on, for the log."""
+        """Devices, for the log."""
         device = self.device.type
         return device if self.size == 1 else f'{self.size} x {device}'
 
     def peak_memory(self) -> int:
-        """The largest memory so far in bytes: of the tensors on the GPU, or of this process on a CPU."""
+        """Peak memory in bytes: of tensors on the GPU, or of this process on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == 'cuda' else peak_process_memory()
 
     def reduce(self, steps: Sequence[Tensor], stop: bool) -> tuple[list[float], int, bool]:
-        """Losses and correct clips of steps, over all processes, and whether any of them was asked to stop.
+        """Reduces steps over all processes: mean losses, number of correct clips, whether any process was to stop.
 
-        steps: [mean loss, correct clips] of the share of this process. Waits for the device.
+        steps: [mean loss, correct clips] of this process, per step. Waits for the device.
         """
         table = torch.stack([*steps, torch.tensor([0.0, stop], device=self.device)])
         if self.size > 1:
@@ -63,7 +63,7 @@ class World:
         return [loss / self.size for loss, _ in rows], int(sum(correct for _, correct in rows)), stops > 0
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, (size, ...)."""
+        """Gathers a tensor from all processes, (size, ...)."""
         if self.size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -71,14 +71,14 @@ class World:
         return torch.stack(parts)
 
     def wait_for_all(self) -> None:
-        """Returns when all processes have called it."""
+        """Barrier over all processes."""
         if self.size > 1:
             dist.barrier()
 
     def wrap(self, forward: nn.Module) -> nn.Module:
-        """A module whose backward() averages gradients over the processes.
+        """Wraps a module in DistributedDataParallel if there are several processes.
 
-        On GPUs its batch norm sees the clips of all processes; on CPUs those of each alone.
+        On GPUs batch norm is synchronised; on CPUs each process normalises its own clips.
         """
         if self.size == 1:
             return forward
@@ -87,14 +87,14 @@ class World:
         return DistributedDataParallel(forward, gradient_as_bucket_view=True)
 
     def check_same(self, what: str, number: int) -> None:
-        """Raises UserError where the processes have different numbers; what: what they count."""
+        """Raises UserError if the processes have different numbers. what: name of the number."""
         check_same('processes', what, self.gather(torch.tensor(number, device=self.device)).tolist())
 
 
 def init() -> World:
-    """Joins the processes that torchrun has started; without torchrun this one trains by itself, on the GPU if any.
+    """Joins the process group of torchrun, or returns a single process without torchrun; uses GPUs if available.
 
-    Raises UserError where torchrun has started more processes than there are GPUs.
+    Raises UserError if torchrun has started more processes than there are GPUs.
     """
     on_gpu = torch.cuda.is_available()
     if not dist.is_torchelastic_launched():
@@ -102,8 +102,8 @@ def init() -> World:
     local_rank, local_size = int(os.environ['LOCAL_RANK']), int(os.environ['LOCAL_WORLD_SIZE'])
     if on_gpu and local_size > torch.cuda.device_count():
         raise UserError(
-            f'torchrun has started {local_size} processes here, one for each GPU, but there are only '
-            f'{torch.cuda.device_count()}: give it --nproc_per_node={torch.cuda.device_count()}.'
+            f'torchrun has started {local_size} processes on a host with {torch.cuda.device_count()} GPUs: '
+            f'use --nproc_per_node={torch.cuda.device_count()}.'
         )
     device = torch.device('cuda', local_rank) if on_gpu else torch.device('cpu')
     if on_gpu:
@@ -112,6 +112,6 @@ def init() -> World:
     dist.init_process_group('nccl' if on_gpu else 'gloo', timeout=TIMEOUT, device_id=device_id)
     atexit.register(dist.destroy_process_group)
     world = World(dist.get_rank(), dist.get_world_size(), device)
-    if not world.is_main:  # one tells for all
+    if not world.is_main:  # only the main process prints
         silence()
     return world

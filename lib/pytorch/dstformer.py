@@ -63,7 +63,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp_s(self.norm2_s(x)))
 
     def temporal(self, x: Tensor) -> Tensor:
-        # Transposed before the qkv layer: afterwards there are three times as many channels to copy.
+        # Transposed before the qkv layer, which triples the channels.
         tracks = rearrange(self.norm1_t(x), 'n t v d -> (n v) t d')
         x = x + self.drop_path(rearrange(self.attn_t(tracks), '(n v) t d -> n t v d', n=len(x)))
         return x + self.drop_path(self.mlp_t(self.norm2_t(x)))
@@ -72,8 +72,8 @@ class Block(nn.Module):
 class DSTformer(nn.Module):
     """Dual-stream spatio-temporal transformer: (N,T,V,dim_in) -> (N,T,V,dim_out), with T up to maxlen.
 
-    Two blocks per depth see the same input, one spatial then temporal (st), one temporal then spatial (ts). Their
-    outputs are fused by weights computed from both per token (att_fuse), or averaged. With dim_rep 0 or None the
+    At each depth two blocks process the same input, one spatial then temporal (st), one temporal then spatial (ts).
+    Their outputs are averaged, or fused with weights predicted per token (att_fuse). With dim_rep 0 or None the
     representation is the normalised output of the last depth, of width dim_feat.
     """
 
@@ -152,12 +152,12 @@ class DSTformer(nn.Module):
         maxlen = self.temp_embed.shape[1]
         built_for = (self.pos_embed.shape[1], self.joints_embed.in_features)
         if num_frames > maxlen:
-            raise UserError(f'a clip of {num_frames} frames is over maxlen {maxlen}: shorten it, or raise maxlen')
+            raise UserError(f'a clip of {num_frames} frames exceeds maxlen {maxlen}: shorten it, or increase maxlen')
         # Without this check a single joint would be broadcast to all of them.
         if (num_joints, dim_in) != built_for:
             raise UserError(
-                f'{num_joints} joints of {dim_in} channels were given to a model '
-                f'of num_joints {built_for[0]} and dim_in {built_for[1]}'
+                f'the input has {num_joints} joints of {dim_in} channels, but the model has '
+                f'num_joints {built_for[0]} and dim_in {built_for[1]}'
             )
         return self.pos_drop(self.joints_embed(x) + self.pos_embed + self.temp_embed[:, :num_frames])
 

@@ -1,6 +1,6 @@
-"""Draws heatmap volumes from keypoints, on the keypoints' device.
+"""Renders heatmap volumes from keypoints, on the device of the keypoints.
 
-The maps are those of lib/data/heatmap.py (PYSKL's GeneratePoseTarget), which says what a map is.
+lib/data/heatmap.py defines the maps (PYSKL's GeneratePoseTarget).
 Axes: N clips, M persons, T frames, V joints, L limbs, H = W = size; all lengths in pixels of the map.
 """
 
@@ -14,15 +14,15 @@ from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 
-LOG_TINY = -87.0  # what is below is 0: exp() would give a denormal number, and on a CPU takes 50 times as long
+LOG_TINY = -87.0  # smaller values become 0: exp() of them is denormal, 50 times as slow on a CPU
 
 
 class HeatmapRenderer(nn.Module):
-    """Keypoints to 3D heatmap volumes: one Gaussian map per joint and frame, or per limb and frame.
+    """Renders 3D heatmap volumes: one Gaussian map per joint (or limb) and frame.
 
-    Its buffers hold indices only: move it to the keypoints' device, or every call copies them.
-    size: H = W in pixels. sigma: of the Gaussian, in pixels.
-    kind: 'joint' gives V channels, 'limb' one per limb of the skeleton with V joints, 'both' joints, then limbs.
+    Move the module to the device of the keypoints, or every call copies its buffers (indices only).
+    size: H = W in pixels. sigma: standard deviation in pixels.
+    kind: 'joint' (V channels), 'limb' (one channel per limb of the skeleton) or 'both' (joints, then limbs).
     Raises UserError for values out of range.
     """
 
@@ -32,7 +32,7 @@ class HeatmapRenderer(nn.Module):
         self.size = size
         self.sigma = float(sigma)
         self.kind = kind
-        # K, the most pixels that a joint's window has along an axis. Rounding adds one where 6 sigma is nearly whole.
+        # K, the largest width of a joint's window in pixels. Rounding may add one if 6 sigma is nearly an integer.
         reach = min(math.floor(6 * self.sigma + 1e-3) + 2, size)
         row, col = torch.cartesian_prod(torch.arange(reach), torch.arange(reach)).float().unbind(1)
         self.register_buffer('tap_row', row.contiguous(), persistent=False)
@@ -41,14 +41,13 @@ class HeatmapRenderer(nn.Module):
             self.register_buffer(f'limbs_{num_joints}', torch.tensor(skeleton.limbs), persistent=False)
 
     def num_maps(self, num_joints: int) -> int:
-        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_maps)."""
+        """Number of channels for V = num_joints (see lib.data.heatmap.num_maps)."""
         return num_maps(self.kind, num_joints)
 
     def forward(self, keypoint: Tensor, score: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,channels,H,W).
+        """keypoint (N,M,T,V,2) float32, x right and y down, score (N,M,T,V) float32 -> (N,T,channels,H,W).
 
-        dtype: of the volume; it is computed in float32 and written rounded.
-        Raises UserError where the shapes do not fit.
+        dtype: of the volume, which is computed in float32. Raises UserError if the shapes do not match.
         """
         if keypoint.ndim != 5 or keypoint.shape[-1] != 2 or score.shape != keypoint.shape[:-1]:
             raise UserError(
@@ -56,7 +55,7 @@ class HeatmapRenderer(nn.Module):
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )
         num_clips, _, num_frames, num_joints, _ = keypoint.shape
-        self.num_maps(num_joints)  # raises where limbs are asked for and not known
+        self.num_maps(num_joints)  # raises if limbs are needed but unknown
         if torch.compiler.is_compiling():
             joints = self._joints(keypoint, score).to(dtype) if self.kind != 'limb' else None
             limbs = self._limbs(keypoint, score).to(dtype) if self.kind != 'joint' else None
@@ -72,25 +71,25 @@ class HeatmapRenderer(nn.Module):
         return volume
 
     def _joints(self, keypoint: Tensor, score: Tensor) -> Tensor:
-        """The joint channels (N,T,V,H,W) as outer products of two windowed Gaussians along the axes.
+        """Joint channels (N,T,V,H,W) as outer products of windowed 1D Gaussians.
 
-        For the compiler, which makes one pass over the volume of it; eager would take several.
+        For torch.compile, which fuses this into one pass over the volume; eager mode would need several.
         """
         centre = keypoint[..., None]  # (N,M,T,V,2,1)
         first, last = self._window(centre, centre)
         pixel = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
         inside = (pixel >= first) & (pixel <= last)
-        # The score goes into one of the two here, so that the compiler computes both once and not for every pixel.
+        # Multiplied here by the score, so that compiled code does it once per row, not per pixel.
         height = torch.stack([torch.ones_like(score), torch.where(score >= MIN_SCORE, score, 0)], dim=-1)[..., None]
         gaussian = torch.where(inside, height * torch.exp((pixel - centre) ** 2 * (-0.5 / self.sigma**2)), 0)
         x, y = gaussian.unbind(-2)  # (N,M,T,V,size)
         return (y[..., :, None] * x[..., None, :]).amax(1)
 
     def _draw_joints(self, volume: Tensor, keypoint: Tensor, score: Tensor) -> None:
-        """Draws into volume (N,T,V,H,W), which is zero.
+        """Draws joints into volume (N,T,V,H,W), initially zero.
 
-        Only the K * K pixels in reach of a joint are computed and written: beside the pass over the volume that sets
-        it to zero they cost little, and no temporary is as large as the volume.
+        Only the K * K pixels near each joint are computed and written, which is cheap compared with zeroing the volume
+        and needs no temporary of its size.
         """
         keypoint = keypoint.permute(0, 2, 3, 1, 4).contiguous()[..., None]  # (N,T,V,M,2,1)
         score = score.permute(0, 2, 3, 1).contiguous()[..., None]  # (N,T,V,M,1)
@@ -98,30 +97,29 @@ class HeatmapRenderer(nn.Module):
         (x, y), (left, top), (right, bottom) = keypoint.unbind(-2), first.unbind(-2), last.unbind(-2)
         col, row = left + self.tap_col.to(keypoint.device), top + self.tap_row.to(keypoint.device)  # (N,T,V,M,K*K)
         value = score * torch.exp(((col - x) ** 2 + (row - y) ** 2) * (-0.5 / self.sigma**2))
-        # A pixel outside the window stays, with the value 0, which changes nothing wherever it is put.
+        # Pixels outside the window get the value 0, which has no effect at the clamped index.
         value = torch.where((col <= right) & (row <= bottom) & (score >= MIN_SCORE), value, 0)
         index = row.clamp(max=self.size - 1).long() * self.size + col.clamp(max=self.size - 1).long()
         volume.flatten(3).scatter_reduce_(3, index.flatten(3), value.flatten(3).to(volume.dtype), 'amax')
 
     def _limbs(self, keypoint: Tensor, score: Tensor) -> Tensor:
-        """The limb channels (N,T,L,H,W)."""
+        """Limb channels (N,T,L,H,W)."""
         limbs = getattr(self, f'limbs_{keypoint.shape[-2]}').to(keypoint.device)
         start, end = keypoint[..., limbs[:, 0], :], keypoint[..., limbs[:, 1], :]  # (N,M,T,L,2)
         start_score, end_score = score[..., limbs[:, 0]], score[..., limbs[:, 1]]
         value = torch.minimum(start_score, end_score)
         shown = value >= MIN_SCORE
 
-        # A limb shorter than a pixel is drawn as its start: a limb of length 0, in any direction, with start's score.
+        # A limb shorter than a pixel is drawn as its start joint: length 0, any direction, the score of the start.
         short = ((end - start) ** 2).sum(-1) < 1
         end = torch.where(short[..., None], start, end)
-        # The maximum over persons is taken of logarithms, so that a pixel costs one exp().
+        # The maximum over persons is taken over logarithms: one exp() per pixel.
         log_value = torch.where(short, start_score, value).clamp(min=MIN_SCORE).log()
         log_value = torch.where(shown, log_value, -math.inf)
         first, last = self._window(torch.minimum(start, end), torch.maximum(start, end))
 
-        # The limb's line in the coordinates (along it, across it), turned about the map's corner, with sqrt(2) sigma as
-        # the unit. In float64, for what is left of the difference of two large float32 numbers is too coarse for a
-        # Gaussian.
+        # The limb in rotated coordinates (along, across) about the map's corner, in units of sqrt(2) sigma. In float64:
+        # differences of large float32 numbers are too coarse for a Gaussian.
         unit = math.sqrt(2) * self.sigma
         start64, end64 = start.double() / unit, end.double() / unit
         step_x, step_y = (end64 - start64).unbind(-1)
@@ -130,16 +128,16 @@ class HeatmapRenderer(nn.Module):
         uy = torch.where(short, 0, step_y / length)
         middle = start64[..., 0] * ux + start64[..., 1] * uy + length / 2
         level = start64[..., 1] * ux - start64[..., 0] * uy
-        # One tensor of all that describes a limb, so that the compiler computes it once and not for every pixel.
+        # All parameters of a limb in one tensor, so that compiled code computes them once, not per pixel.
         limb = (ux / unit, uy / unit, middle, length / 2, level, log_value, *first.unbind(-1), *last.unbind(-1))
         limb = torch.stack([number.float() for number in limb])[..., None, None]  # (10,N,M,T,L,1,1)
         ux, uy, middle, half, level, log_value, left, top, right, bottom = limb.unbind()
 
         x = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
         y = x[:, None]
-        # What depends on the row alone comes first: it costs nothing beside the pixels.
+        # Row-only terms first: they are cheap.
         log_value = torch.where((y >= top) & (y <= bottom), log_value, -math.inf)  # (N,M,T,L,H,1)
-        # Distance to the segment: how far past one of its ends, and how far aside.
+        # Distance to the segment: beyond its ends, and perpendicular to it.
         beyond = ((x * ux + (y * uy - middle)).abs() - half).relu()
         aside = (y * ux - level) - x * uy
         log_maps = log_value - (beyond**2 + aside**2)
@@ -148,9 +146,9 @@ class HeatmapRenderer(nn.Module):
         return torch.where(log_maps > LOG_TINY, log_maps.clamp(min=LOG_TINY).exp(), 0)
 
     def _window(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The first and the last pixel within 3 sigma of [low, high] along an axis, decided in float32 by trunc().
+        """First and last pixel within 3 sigma of [low, high] along an axis, by truncation in float32.
 
-        Outside the map the last is below the first.
+        Outside the map, last < first.
         """
         first = (low - 3 * self.sigma).trunc().clamp(min=0)
         last = (high + 3 * self.sigma).trunc().clamp(max=self.size - 1)

@@ -147,7 +147,7 @@ def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
     if width == dim_in:
         return x
     if height * width == dim_in:
-        return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # the map has merged the persons, so that M = 1
+        return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # M = 1: persons share a map
     raise UserError(
         f'the input is {tuple(x.shape)}: neither the last axis (keypoints) nor the product of the last two (a volume) '
         f'is model.dim_in {dim_in}'

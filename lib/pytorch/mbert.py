@@ -81,8 +81,7 @@ class ActionNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        # The pose head gets no gradient. It stays in the state dict and the parameter counts; frozen, it is left out by
-        # the optimizer and by DDP.
+        # The pose head gets no gradient: freezing excludes it from optimizer and DDP, but not from the state dict.
         self.backbone.head.requires_grad_(False)
         if version == 'class':
             self.head = ActionHeadClassification(dropout_ratio, dim_rep, num_classes, num_joints)
@@ -99,7 +98,7 @@ class ActionNet(nn.Module):
 class MotionBERT(ActionNet):
     """MotionBERT on heatmap volumes or keypoints; its arguments are the keys of a config's section `model`.
 
-    dim_in: numbers per joint and frame, H * W of its heatmap or C of a keypoint. maxlen: longest clip in frames.
+    dim_in: inputs per joint and frame, H * W of its heatmap or C of a keypoint. maxlen: longest clip in frames.
     dropout_ratio: before the head. drop_path_rate: in the blocks. The defaults are those of MB_train.yaml. Raises
     UserError, naming the key, for a value out of range.
     """
@@ -141,7 +140,7 @@ class MotionBERT(ActionNet):
         """Raises UserError, naming the keys, if the clips of a config do not fit the model (see check_joints)."""
         if clip_len > self.maxlen:
             raise UserError(
-                f'data.clip_len {clip_len} is over model.maxlen {self.maxlen}: '
+                f'data.clip_len {clip_len} exceeds model.maxlen {self.maxlen}: '
                 f'set data.clip_len to {self.maxlen} or less, or model.maxlen to {clip_len}'
             )
         check_joints(self, num_joints, dim_in)

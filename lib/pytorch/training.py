@@ -1,4 +1,4 @@
-"""What the PyTorch scripts share: the parts of a run, an epoch of training, evaluation."""
+"""Building blocks of the PyTorch scripts: options, model, optimizer, training step, prediction."""
 
 import argparse
 import contextlib
@@ -31,13 +31,13 @@ from lib.recipe import Recipe, cpu_has_bf16
 
 @dataclass(kw_only=True)
 class TrainOptions(Recipe):
-    """Section `train`: the recipe, and what is trained.
+    """Section `train`: the recipe, plus options of PyTorch models.
 
-    finetune: whether a new run begins with the weights of `--pretrained FOLDER --selection FILE`.
-    partial_train: parts of names; of the backbone only the parameters whose names hold one of them are trained, null
-    for all. The head is trained in any case.
-    activation_checkpointing: whether a block's inner results are computed again in the backward pass instead of kept,
-    which takes a third more time and much less memory.
+    finetune: whether a new run starts from the weights in `--pretrained FOLDER --selection FILE`.
+    partial_train: substrings of parameter names; other backbone parameters are frozen. null: train all. The head is
+    always trained.
+    activation_checkpointing: whether to recompute activations in the backward pass, which takes a third more time and
+    much less memory.
     """
 
     finetune: bool = False
@@ -45,22 +45,21 @@ class TrainOptions(Recipe):
     activation_checkpointing: bool = False
 
     def check_device(self, device: torch.device) -> None:
-        """Raises UserError where the device does not have the precision."""
+        """Raises UserError if the device does not support the precision."""
         if self.precision == 'bf16' and not (
             torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' else cpu_has_bf16()
         ):
             name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'
             raise UserError(
-                f'train.precision is bf16, but {name} does not compute in bfloat16 (GPUs do from Ampere on, CPUs with '
-                'AVX512-BF16 or AMX): set train.precision to fp32.'
+                f'train.precision is bf16, but {name} does not support bfloat16 (GPUs from Ampere on and CPUs with '
+                'AVX512-BF16 or AMX do): set train.precision to fp32.'
             )
 
 
 def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple[HeatmapRenderer | None, nn.Module]:
-    """The renderer, None for keypoint inputs, and the model of config.script with its initial weights, on the device.
+    """Creates the renderer (None for keypoint inputs) and the model of config.script on the device.
 
-    num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
-    model does not fit the input.
+    num_joints: joints per person. Raises UserError, naming the keys, if the model does not fit the input.
     """
     torch.manual_seed(config.train.seed)
     model = MODELS[config.script].load_classifier()(**config.model)
@@ -79,13 +78,13 @@ def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple
 
 
 def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, world: distributed.World) -> None:
-    """Raises UserError if batch norm would see single clips, whose variance is zero."""
+    """Raises UserError if batch norm would see a single clip, whose variance is zero."""
     clips = batch_size // options.accumulation_steps
-    if world.device.type == 'cpu':  # where each process normalises by itself
+    if world.device.type == 'cpu':  # each process normalises its own clips
         clips //= world.size
     if clips < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         raise UserError(
-            f'data.batch_size {batch_size} is too small: batch norm needs 2 clips or more at once. Set data.batch_size '
+            f'data.batch_size {batch_size} is too small: batch norm needs at least 2 clips. Set data.batch_size '
             f'to {2 * batch_size // max(clips, 1)} or more.'
         )
 
@@ -93,9 +92,9 @@ def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, w
 def load_pretrained(
     model: nn.Module, options: TrainOptions, args: argparse.Namespace, run: checkpoint.Run
 ) -> list[str]:
-    """Begins a new run with others' weights where the config says so; returns lines on what was loaded and what not.
+    """Loads pretrained weights into the model of a new run if train.finetune is set; returns log lines.
 
-    Raises UserError where config and command line disagree about it, or the file does not suit the model.
+    Raises UserError if config and command line disagree, or the file does not fit the model.
     """
     if args.pretrained and not options.finetune:
         raise UserError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
@@ -103,14 +102,13 @@ def load_pretrained(
         return []
     if not args.pretrained:
         raise UserError(
-            'train.finetune is true: name the folder with the weights to begin with, --pretrained FOLDER, and by '
-            '--selection the file in it.'
+            'train.finetune is true: name the pretrained weights by --pretrained FOLDER and --selection FILE.'
         )
     return load_backbone(model, Path(args.pretrained) / args.selection)
 
 
 def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:
-    """Section `optimizer`: AdamW over the parameters that train, with one learning rate each for backbone and head."""
+    """Section `optimizer`: AdamW on all trainable parameters, with learning rates for backbone and head."""
     backbone, head = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -124,7 +122,7 @@ def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weig
 
 
 class RenderAndClassify(nn.Module):
-    """(keypoint, score) -> logits (N, K) float32: renders the volume on the device and classifies it; or (keypoint)."""
+    """Renders heatmaps and classifies them, or classifies keypoints: (keypoint, score) -> logits (N, K) float32."""
 
     def __init__(self, render: HeatmapRenderer | None, model: nn.Module, precision: str) -> None:
         super().__init__()
@@ -139,7 +137,7 @@ class RenderAndClassify(nn.Module):
 def make_forward(
     render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: distributed.World
 ) -> nn.Module:
-    """Renderer and model as one module, for all processes of `world`, compiled if `options` say so."""
+    """Combines renderer and model in one module, wrapped for `world` and compiled if options.compile is set."""
     forward = world.wrap(RenderAndClassify(render, model, options.precision))
     return torch.compile(forward) if options.compile else forward
 
@@ -147,10 +145,9 @@ def make_forward(
 def load_batches(
     clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0, pad_to: int = 0
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yields the steps of an epoch from `first` on, and this process's share of each batch on its device.
+    """Yields the steps of an epoch from `first` on, with this process's share of each batch on the device.
 
-    pad_to: clips that a share has at least, see pad_batch. Threads prepare the next batches meanwhile, in pinned memory
-    if a GPU will copy them.
+    pad_to: minimum clips per share, see pad_batch. Threads prepare the next batches, in pinned memory for GPUs.
     """
 
     def load(b: int) -> tuple[int, dict[str, Tensor]]:
@@ -169,10 +166,10 @@ def train_step(
     size: int,
     seed: int,
 ) -> Tensor:
-    """Trains on this process's share of a batch; returns [mean loss, correct clips], still on the device.
+    """Trains on this process's share of a batch; returns [mean loss, correct clips] on the device.
 
-    size: clips of a full share, which is worked on in `options.accumulation_steps` parts; of a short one fewer, so that
-    no part gets too small for batch norm. seed: of the dropout.
+    size: clips in a full share, which is split into `options.accumulation_steps` micro-batches. A short share is split
+    into fewer, so that none is too small for batch norm. seed: of the dropout.
     """
     torch.manual_seed(seed)
     optimizer.zero_grad()
@@ -183,8 +180,8 @@ def train_step(
         label = part.pop('label')
         if options.compile:
             for tensor in part.values():
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # a short batch needs no graph of its own
-        is_last = i == len(parts) - 1  # only then do the processes exchange gradients
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # no recompilation for a short batch
+        is_last = i == len(parts) - 1  # gradients are synchronised only once
         with contextlib.nullcontext() if is_last else getattr(forward, 'no_sync', contextlib.nullcontext)():
             logits = forward(**part)
             loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
@@ -200,7 +197,7 @@ def train_step(
 
 
 def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
-    """A batch in `count` parts of equal size, as far as possible."""
+    """Splits a batch into `count` parts of nearly equal size."""
     parts = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
     return [{name: tensors[i] for name, tensors in parts.items()} for i in range(count)]
 
@@ -208,7 +205,7 @@ def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, options: TrainOptions, epoch: int, step: int, steps: int
 ) -> None:
-    """Sets the learning rates of a step (see Recipe.lr_factor)."""
+    """Sets the learning rates for a step (see Recipe.lr_factor)."""
     for group in optimizer.param_groups:
         group['lr'] = group['initial_lr'] * options.lr_factor(epoch, step, steps)
 
@@ -222,9 +219,9 @@ def predict(
     world: distributed.World,
     after_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Logits (N, views, K) float32 of all clips of a split, in its order, in every process.
+    """Predicts logits (N, views, K) float32 for a split, in its order; every process returns all of them.
 
-    Each process predicts its share of each batch, padded to one size. after_batch: called after each batch.
+    Each process computes its share of each batch, padded to a fixed size. after_batch: called after each batch.
     """
     model.eval()
     share_size = math.ceil(clips.batch_size / world.size)
@@ -233,7 +230,7 @@ def predict(
         del batch['label']
         if clips.num_views == 1:
             batch = {name: tensor[:, None] for name, tensor in batch.items()}
-        # One view after the other: no more memory than one view takes.
+        # One view at a time, to save memory.
         views = [forward(**{name: tensor[:, k] for name, tensor in batch.items()}) for k in range(clips.num_views)]
         logits.append(torch.stack(views, dim=1))
         after_batch()
@@ -243,19 +240,19 @@ def predict(
 
 
 def describe(model: nn.Module) -> str:
-    """Class and size of a model, for the log."""
+    """Class and number of parameters, for the log."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} of them trained'
+    return f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} trainable'
 
 
 def log_heatmaps(log: Log, render: HeatmapRenderer | None, clips: Clips, world: distributed.World) -> None:
-    """Logs an image of the first clip's heatmaps, if the model sees heatmaps."""
+    """Logs an image of the first clip's heatmaps, if the model uses heatmaps."""
     if render is not None:
         log.image(*clip_image(clips, render.kind, partial(draw, render, world.device)))
 
 
 def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """The volume (N,T,V,H,W) of a batch, all in NumPy."""
+    """Renders a NumPy batch to a NumPy volume (N,T,V,H,W)."""
     return render(torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)).cpu().numpy()
 
 
@@ -266,9 +263,9 @@ def load_model(
     path: Path,
     world: distributed.World,
 ) -> tuple[HeatmapRenderer | None, nn.Module]:
-    """Renderer and model with the weights of the checkpoint `path`, for evaluation.
+    """Creates renderer and model and loads `weights`, those of the checkpoint `path`, for evaluation.
 
-    Raises UserError if the device does not support the precision, or the weights or the joints do not fit the model.
+    Raises UserError if the device does not support the precision, or weights or joints do not fit the model.
     """
     TrainOptions(**config.train).check_device(world.device)
     render, model = make_model(config, num_joints, world.device)
@@ -279,7 +276,7 @@ def load_model(
 def classify(
     render: HeatmapRenderer | None, model: nn.Module, config: EasyDict, clips: Clips, world: distributed.World
 ) -> np.ndarray:
-    """Scores (N, K) of all clips of a split (see lib.evaluation.scores_of)."""
+    """Predicts scores (N, K) for a split (see lib.evaluation.scores_of)."""
     options = TrainOptions(**config.train)
     forward = make_forward(render, model, options, world)
     return scores_of(predict(forward, model, clips.shared(world.rank, world.size), options, world), clips)

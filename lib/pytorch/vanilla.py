@@ -45,15 +45,15 @@ class SkeleEmbed(nn.Module):
         _, dim_in, num_frames, num_joints = x.shape
         if num_frames > self.num_frames or num_frames % self.t_patch_size:
             raise UserError(
-                f'a clip of {num_frames} frames was given to a model of num_frames {self.num_frames} and t_patch_size '
-                f'{self.t_patch_size}: it takes multiples of {self.t_patch_size} up to {self.num_frames}'
+                f'the clip has {num_frames} frames, but the model (num_frames {self.num_frames}, t_patch_size '
+                f'{self.t_patch_size}) expects a multiple of {self.t_patch_size} up to {self.num_frames}'
             )
         if (num_joints, dim_in) != (self.num_joints, self.proj.in_channels):
             raise UserError(
-                f'{num_joints} joints of {dim_in} channels were given to a model '
-                f'of num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
+                f'the input has {num_joints} joints of {dim_in} channels, but the model has '
+                f'num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
             )
-        # As a matrix product: on a CPU a convolution takes twice as long, and four times backward.
+        # As a matrix product: on a CPU a convolution is 2 (forward) to 4 (backward) times slower.
         patch, step = 'n c (t p) (v q) -> n t v (p q c)', dict(zip('pq', self.proj.stride, strict=True))
         weight = rearrange(self.proj.weight, 'd c p q -> d (p q c)')
         return linear(rearrange(x, patch, **step), weight, self.proj.bias)
@@ -186,7 +186,7 @@ class Transformer(nn.Module):
 class VanillaTransformer(Transformer):
     """The vanilla transformer on heatmap volumes or keypoints; its arguments are the keys of section `model`.
 
-    dim_in: numbers per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
+    dim_in: inputs per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
     protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. drop_path_rate: of the
     blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value out of range.
     """
@@ -215,7 +215,7 @@ class VanillaTransformer(Transformer):
         check_model_keys(locals())
         if num_frames % t_patch_size:
             raise UserError(
-                f'model.num_frames {num_frames} is no multiple of model.t_patch_size {t_patch_size}: '
+                f'model.num_frames {num_frames} is not a multiple of model.t_patch_size {t_patch_size}: '
                 f'set model.num_frames to {num_frames + -num_frames % t_patch_size}'
             )
         super().__init__(
@@ -242,12 +242,12 @@ class VanillaTransformer(Transformer):
         next_multiple = clip_len + -clip_len % self.t_patch_size
         if clip_len > self.num_frames:
             raise UserError(
-                f'data.clip_len {clip_len} is over model.num_frames {self.num_frames}: '
+                f'data.clip_len {clip_len} exceeds model.num_frames {self.num_frames}: '
                 f'set data.clip_len to {self.num_frames}, or both to {next_multiple}'
             )
         if clip_len != next_multiple:
             raise UserError(
-                f'data.clip_len {clip_len} is no multiple of model.t_patch_size {self.t_patch_size}: '
+                f'data.clip_len {clip_len} is not a multiple of model.t_patch_size {self.t_patch_size}: '
                 f'set data.clip_len to {next_multiple}'
             )
         check_joints(self, num_joints, dim_in)

@@ -1,8 +1,8 @@
-"""Checkpoints of Keras models: every variable by name in an .npz, read without running anything in it.
+"""Checkpoints and runs of Keras models. A checkpoint is an .npz file, read without pickle:
 
 about          JSON: format, config, epoch, step, loss_sum, num_correct, best, history
-model/...      every variable of the model, the states of its random generators included
-optimizer/...  every variable of the optimizer
+model/...      variables of the model, including states of random generators
+optimizer/...  variables of the optimizer
 """
 
 import json
@@ -29,7 +29,7 @@ def write(file: BinaryIO, content: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """What `write` wrote. Raises UserError if it cannot be read."""
+    """Reads a checkpoint. Raises UserError if the file is damaged or not a checkpoint."""
     arrays = read_arrays(path)
     try:
         content = json.loads(str(arrays.pop('about')))
@@ -42,7 +42,7 @@ def read(path: Path) -> Any:
 
 
 def load(path: Path, script: str) -> dict[str, Any]:
-    """Content for evaluation: {'config', 'epoch', 'model', ...}. script: the model it must be of.
+    """Reads a checkpoint for evaluation: {'config', 'epoch', 'model', ...}. script: name of the required model.
 
     Raises UserError naming the file.
     """
@@ -50,20 +50,20 @@ def load(path: Path, script: str) -> dict[str, Any]:
 
 
 def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
-    """{path: variable}. Keras counts random generators through the process, and that number is left out."""
+    """{path: variable}, without the process-wide numbers in the names of random generators."""
     variables = list(variables)
     named = {re.sub(r'/seed_generator_\d+/', '/seed_generator/', variable.path): variable for variable in variables}
-    assert len(named) == len(variables), 'two variables of the same path'
+    assert len(named) == len(variables), 'two variables have the same path'
     return named
 
 
 def values(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-    """{path: value} of variables."""
+    """{path: value} of the variables."""
     return {name: variable.numpy() for name, variable in by_name(variables).items()}
 
 
 def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray], path: Path) -> None:
-    """Gives variables their saved values. Raises UserError if names or shapes differ."""
+    """Assigns saved values to variables. Raises UserError if names or shapes differ."""
     own = {name: tuple(variable.shape) for name, variable in by_name(variables).items()}
     found = {name: value.shape for name, value in saved.items()}
     if own != found:
@@ -84,7 +84,7 @@ class Run(run.Run):
     read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-        """Takes charge of both, already built, and loads the state of the checkpoint that the run resumes from."""
+        """Attaches model and optimizer, already built, and loads their state if the run resumes."""
         self.model, self.optimizer = model, optimizer
         if self.saved:
             assign(model.variables, self.saved['model'], self.source)

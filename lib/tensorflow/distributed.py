@@ -1,9 +1,9 @@
-"""Several devices that train as one: all GPUs of a host by themselves, several hosts by TF_CONFIG, one command on each.
+"""Data-parallel training on all GPUs of a host, or on several hosts with TF_CONFIG and one command per host.
 
     TF_CONFIG='{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}' \\
         python train_action_vivit.py ...                          # and with index 1 on host1
 
-A worker is such a process, a replica the model on one of its devices. Every replica works on its share of each batch.
+A worker is one process, a replica the model on one of its devices. Each replica computes its share of every batch.
 """
 
 import json
@@ -23,13 +23,13 @@ from lib.errors import UserError
 from lib.run import check_same
 
 EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-# What an exchange ends with when another worker does not answer any more. TensorFlow finds out within some 10 seconds.
+# Errors of collectives if another worker is lost, which TensorFlow detects within about 10 seconds.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
 @dataclass(frozen=True)
 class World:
-    """The devices that train together, by their strategy; this worker's rank among `num_workers`."""
+    """Distribution strategy, with the rank of this worker and the number of workers."""
 
     strategy: tf.distribute.Strategy
     rank: int = 0
@@ -37,28 +37,28 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this worker is the one that prints and writes."""
+        """Whether this worker prints and writes files."""
         return self.rank == 0
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process trains by itself."""
+        """Whether this is the only worker."""
         return self.num_workers == 1
 
     @property
     def num_replicas(self) -> int:
-        """Devices of all workers together."""
+        """Number of replicas over all workers."""
         return self.strategy.num_replicas_in_sync
 
     @property
     def local_replicas(self) -> range:
-        """The numbers of this worker's replicas; all workers have as many."""
+        """Indices of this worker's replicas; all workers have equally many."""
         count = self.num_replicas // self.num_workers
         return range(self.rank * count, (self.rank + 1) * count)
 
     @property
     def description(self) -> str:
-        """What is computed on, for the log."""
+        """Devices, for the log."""
         device = 'cuda' if tf.config.list_logical_devices('GPU') else 'cpu'
         count = len(self.local_replicas)
         if self.num_workers > 1:
@@ -66,64 +66,63 @@ class World:
         return device if count == 1 else f'{count} x {device}'
 
     def peak_memory(self) -> int:
-        """The largest memory so far in bytes: of the tensors on the first GPU, or of this process on a CPU."""
+        """Peak memory in bytes: of tensors on the first GPU, or of this process on a CPU."""
         gpus = tf.config.list_logical_devices('GPU')
         return tf.config.experimental.get_memory_info('GPU:0')['peak'] if gpus else peak_process_memory()
 
     def reduce(self, steps: Sequence[tf.Tensor], stop: bool) -> tuple[list[float], int, bool]:
-        """Losses and correct clips of steps, and whether any worker was asked to stop. Waits for the devices.
+        """Returns mean losses, number of correct clips, and whether any worker was to stop. Waits for the devices.
 
-        steps: [mean loss, correct clips] of all workers together.
+        steps: [mean loss, correct clips] over all workers, per step.
         """
         rows = tf.stack(steps).numpy().tolist()
         stops = [stop] if self.is_alone else self._gather(int(stop))
         return [loss for loss, _ in rows], int(sum(correct for _, correct in rows)), any(stops)
 
     def distribute(self, shares: Sequence[Mapping[str, np.ndarray]]) -> Any:
-        """The shares of this worker's replicas, one for each in their order, as an argument of strategy.run."""
+        """Converts one share per replica of this worker, in order, to an argument of strategy.run."""
 
         def share_of(replica: tf.distribute.experimental.ValueContext) -> dict[str, tf.Tensor]:
             share = shares[replica.replica_id_in_sync_group - self.local_replicas.start]
-            with tf.device('CPU'):  # from where each device takes its own
+            with tf.device('CPU'):  # each device copies its own share
                 return {name: tf.convert_to_tensor(array) for name, array in share.items()}
 
         return self.strategy.experimental_distribute_values_from_function(share_of)
 
     def check_same(self, what: str, number: int) -> None:
-        """Raises UserError where the workers have different numbers; what: what they count."""
+        """Raises UserError if the workers have different numbers. what: name of the number."""
         if not self.is_alone:
             check_same('workers', what, self._gather(number))
 
     def _gather(self, number: int) -> list[int]:
-        """The numbers of all workers."""
+        """Gathers a number from all workers."""
         numbers = self.distribute([{'number': np.array([number], np.int64)}] * len(self.local_replicas))
         return tf.function(lambda value: self.strategy.gather(value, axis=0))(numbers['number']).numpy().tolist()
 
     def wait_for_all(self) -> None:
-        """Returns when all workers have come here."""
-        self.check_same('meetings', 0)
+        """Barrier over all workers."""
+        self.check_same('barriers', 0)
 
 
 def init() -> World:
-    """Joins the workers that TF_CONFIG names; without it this process trains by itself, on all GPUs of the host.
+    """Joins the cluster in TF_CONFIG, or returns a single worker on all GPUs of the host, else on all logical CPUs.
 
-    Without a GPU, on the CPU (all logical ones, where it has been divided). Comes before anything else is done with
-    TensorFlow. Raises UserError for a TF_CONFIG that names no cluster of workers, or a port that is taken.
+    Must be called before any other use of TensorFlow. Raises UserError if TF_CONFIG is invalid or its port is in use.
     """
-    tf.get_logger().setLevel(logging.WARNING)  # the strategies tell of every collective
+    tf.get_logger().setLevel(logging.WARNING)  # strategies log every collective
     rank, num_workers = cluster_task(os.environ.get('TF_CONFIG', ''))
     if num_workers > 1:
         if rank == 0:
             print(f'waiting for {num_workers - 1} other workers to join', flush=True)
-        else:  # one tells for all
+        else:  # only the main worker prints
             silence()
-        sys.excepthook = tell_error
+        sys.excepthook = report_error
         try:
             return World(tf.distribute.MultiWorkerMirroredStrategy(), rank, num_workers)
         except tf.errors.UnknownError as error:
             raise UserError(
-                f'TF_CONFIG says that this is worker {rank}, but the port that it names for it cannot be opened here '
-                f'({error.message}): another process may have it, or another worker the same index.'
+                f'the port of worker {rank} in TF_CONFIG cannot be opened ({error.message}): it may be used by another '
+                'process, or by a worker with the same index.'
             ) from None
     devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
     if len(devices) > 1:
@@ -132,31 +131,32 @@ def init() -> World:
 
 
 def cluster_task(text: str) -> tuple[int, int]:
-    """This worker's rank and the number of workers, of TF_CONFIG's text. Raises UserError for what it cannot be."""
+    """Parses TF_CONFIG: rank of this worker and number of workers. Raises UserError if it is invalid."""
     try:
-        told = json.loads(text or '{}')
-        if told.get('cluster') is None:
+        config = json.loads(text or '{}')
+        if config.get('cluster') is None:
             return 0, 1
-        (job, addresses), *others = told['cluster'].items()
-        task, index = told['task']['type'], told['task']['index']
-        index = int(index)
-        sound = job == task == 'worker' and not others and isinstance(addresses, list) and 0 <= index < len(addresses)
+        (job, addresses), *others = config['cluster'].items()
+        task, index = config['task']['type'], int(config['task']['index'])
+        is_valid = (
+            job == task == 'worker' and not others and isinstance(addresses, list) and 0 <= index < len(addresses)
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
-        sound = False
-    if not sound:
+        is_valid = False
+    if not is_valid:
         raise UserError(
-            f'TF_CONFIG is {text}; it must name all workers and which of them this one is, as in {EXAMPLE}. To train '
-            'in this process alone, unset it.'
+            f'TF_CONFIG is {text}; it must list all workers and the index of this one, for example {EXAMPLE}. Unset it '
+            'to train in a single process.'
         )
     return index, len(addresses)
 
 
-def tell_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What a worker prints of an error that ends it: a line where the reason is another worker, which has its own."""
+def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Exception hook of workers: prints one line if another worker was lost, else the traceback."""
     if issubclass(kind, LOST):
         print(
-            'error: another worker does not answer any more; its own messages say why. When all are started again, '
-            'the same commands go on from the last finished epoch.',
+            'error: another worker has stopped responding; see its own messages. To resume from the last checkpoint, '
+            'repeat the command on all hosts.',
             file=sys.stderr,
         )
     else:

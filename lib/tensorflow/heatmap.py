@@ -1,6 +1,6 @@
-"""Draws heatmap volumes from keypoints, on the keypoints' device.
+"""Renders heatmap volumes from keypoints, on the device of the keypoints.
 
-The maps are those of lib/data/heatmap.py (PYSKL's GeneratePoseTarget), which says what a map is; channels are last.
+lib/data/heatmap.py defines the maps (PYSKL's GeneratePoseTarget). Channels are last.
 Axes: N clips, M persons, T frames, V joints, L limbs, H = W = size, C channels; all lengths in pixels of the map.
 """
 
@@ -15,11 +15,11 @@ from lib.errors import UserError
 
 
 class HeatmapRenderer:
-    """Keypoints to 3D heatmap volumes: one Gaussian map per joint and frame, or per limb and frame.
+    """Renders 3D heatmap volumes: one Gaussian map per joint (or limb) and frame.
 
-    Has no variables: call it eagerly or in a tf.function, compiled by XLA or not.
-    size: H = W in pixels. sigma: of the Gaussian, in pixels.
-    kind: 'joint' gives V channels, 'limb' one per limb of the skeleton with V joints, 'both' joints, then limbs.
+    Without variables; usable eagerly, in a tf.function and with XLA.
+    size: H = W in pixels. sigma: standard deviation in pixels.
+    kind: 'joint' (V channels), 'limb' (one channel per limb of the skeleton) or 'both' (joints, then limbs).
     Raises UserError for values out of range.
     """
 
@@ -30,13 +30,13 @@ class HeatmapRenderer:
         self.kind = kind
 
     def num_maps(self, num_joints: int) -> int:
-        """Channels of the volume of a skeleton with V = num_joints (see lib.data.heatmap.num_maps)."""
+        """Number of channels for V = num_joints (see lib.data.heatmap.num_maps)."""
         return num_maps(self.kind, num_joints)
 
     def __call__(self, keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
-        """keypoint (N,M,T,V,2) float32, x right and y down, and score (N,M,T,V) float32 to (N,T,H,W,C) float32.
+        """keypoint (N,M,T,V,2) float32, x right and y down, score (N,M,T,V) float32 -> (N,T,H,W,C) float32.
 
-        Raises UserError where the shapes do not fit.
+        Raises UserError if the shapes do not match.
         """
         keypoint, score = tf.convert_to_tensor(keypoint, tf.float32), tf.convert_to_tensor(score, tf.float32)
         if (
@@ -49,7 +49,7 @@ class HeatmapRenderer:
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )
         num_joints = keypoint.shape[3]
-        channels = self.num_maps(num_joints)  # raises where limbs are asked for and not known
+        channels = self.num_maps(num_joints)  # raises if limbs are needed but unknown
         if self.kind == 'limb':
             return self._limbs(keypoint, score)
         if self.kind == 'both':
@@ -60,12 +60,12 @@ class HeatmapRenderer:
         return self._with_joints(volume, keypoint, score)
 
     def _with_joints(self, volume: tf.Tensor, keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
-        """volume (N,T,H,W,C), whose first V channels are zero, with the joints drawn into them.
+        """Draws joints into the first V channels of volume (N,T,H,W,C), initially zero.
 
-        Only the K * K pixels in reach of a joint are computed and written: beside the pass over the volume that sets
-        it to zero they cost little, and no temporary is as large as the volume.
+        Only the K * K pixels near each joint are computed and written, which is cheap compared with zeroing the volume
+        and needs no temporary of its size.
         """
-        # K, the most pixels that a joint's window has along an axis. Rounding adds one where 6 sigma is nearly whole.
+        # K, the largest width of a joint's window in pixels. Rounding may add one if 6 sigma is nearly an integer.
         reach = min(math.floor(6 * self.sigma + 1e-3) + 2, self.size)
         first, last = self._window(keypoint, keypoint)
         pixel = first[..., None] + tf.range(reach)  # (N,M,T,V,2,K)
@@ -74,7 +74,7 @@ class HeatmapRenderer:
         score = tf.where(score >= MIN_SCORE, score, 0.0)[..., None, None]
         value = score * gaussian[..., 1, :, None] * gaussian[..., 0, None, :]  # (N,M,T,V,K,K)
 
-        # A pixel outside the window has the value 0, which changes nothing wherever in the map it is put.
+        # Pixels outside the window have the value 0, which has no effect at the clamped index.
         pixel = tf.cast(tf.minimum(pixel, self.size - 1), tf.int64)
         num_clips, num_frames, _, _, channels = tf.unstack(tf.shape(volume, tf.int64))
         frame = tf.reshape(tf.range(num_clips * num_frames), (num_clips, 1, num_frames, 1, 1, 1))
@@ -85,23 +85,22 @@ class HeatmapRenderer:
         return tf.reshape(drawn, tf.shape(volume))
 
     def _limbs(self, keypoint: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
-        """The limb channels (N,T,H,W,L)."""
+        """Limb channels (N,T,H,W,L)."""
         limbs = np.array(skeleton_of(keypoint.shape[3]).limbs)
         start, end = (tf.gather(keypoint, limbs[:, i], axis=3) for i in (0, 1))  # (N,M,T,L,2)
         start_score, end_score = (tf.gather(score, limbs[:, i], axis=3) for i in (0, 1))
         value = tf.minimum(start_score, end_score)
         shown = value >= MIN_SCORE
 
-        # A limb shorter than a pixel is drawn as its start: a limb of length 0, in any direction, with start's score.
+        # A limb shorter than a pixel is drawn as its start joint: length 0, any direction, the score of the start.
         short = tf.reduce_sum((end - start) ** 2, -1) < 1
         end = tf.where(short[..., None], start, end)
-        # The maximum over persons is taken of logarithms, so that a pixel costs one exp().
+        # The maximum over persons is taken over logarithms: one exp() per pixel.
         log_value = tf.where(shown, tf.math.log(tf.where(short, start_score, value)), -math.inf)
         first, last = self._window(tf.minimum(start, end), tf.maximum(start, end))
 
-        # The limb's line in the coordinates (along it, across it), turned about the map's corner, in units of
-        # sqrt(2) sigma. In float64, for what is left of the difference of two large float32 numbers is too coarse
-        # for a Gaussian.
+        # The limb in rotated coordinates (along, across) about the map's corner, in units of sqrt(2) sigma. In float64:
+        # differences of large float32 numbers are too coarse for a Gaussian.
         start, end = tf.cast(start, tf.float64), tf.cast(end, tf.float64)
         step = tf.where(short[..., None], tf.constant([1.0, 0.0], tf.float64), end - start)
         unit = math.sqrt(0.5) / self.sigma
@@ -110,17 +109,17 @@ class HeatmapRenderer:
         begin = start[..., 0] * ux + start[..., 1] * uy
         stop = end[..., 0] * ux + end[..., 1] * uy
         level = start[..., 1] * ux - start[..., 0] * uy
-        # One tensor of all that describes a limb, so that XLA computes it once and not for every pixel.
+        # All parameters of a limb in one tensor, so that XLA computes them once, not per pixel.
         limb = (ux, uy, begin, stop, level, log_value, *tf.unstack(first, axis=-1), *tf.unstack(last, axis=-1))
         limb = tf.stack([tf.cast(number, tf.float32) for number in limb])
-        # Persons go beside the limbs, where taking their maximum costs least: (N,T,1,1,M,L).
+        # Persons next to limbs, where the maximum over them is cheapest: (N,T,1,1,M,L).
         limb = tf.transpose(limb, (0, 1, 3, 2, 4))[:, :, :, None, None]
         ux, uy, begin, stop, level, log_value, left, top, right, bottom = tf.unstack(limb)
 
         x = tf.range(self.size, dtype=tf.float32)[:, None, None]
         y = x[:, None]
         along = x * ux + y * uy
-        # Distance to the segment: how far before its begin or past its stop, and how far aside.
+        # Distance to the segment: beyond its ends, and perpendicular to it.
         beyond = along - tf.clip_by_value(along, begin, stop)
         aside = (y * ux - level) - x * uy
         cols = tf.where((left <= x) & (x <= right), log_value, -math.inf)
@@ -129,9 +128,9 @@ class HeatmapRenderer:
         return tf.exp(tf.reduce_max(log_maps, -2))
 
     def _window(self, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The first and the last pixel, int32, within 3 sigma of [low, high] along an axis.
+        """First and last pixel, int32, within 3 sigma of [low, high] along an axis, by truncation in float32.
 
-        Decided in float32, cut off toward zero. Outside the map the last is below the first.
+        Outside the map, last < first.
         """
         first = tf.clip_by_value(low - 3 * self.sigma, 0, self.size)
         last = tf.clip_by_value(high + 3 * self.sigma, -1, self.size - 1)

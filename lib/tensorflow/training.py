@@ -1,4 +1,4 @@
-"""What the TensorFlow script is made of: the parts of a run, an epoch of training, evaluation."""
+"""Building blocks of the TensorFlow script: options, model, optimizer, training step, prediction."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +25,10 @@ from lib.tensorflow.heatmap import HeatmapRenderer
 
 @dataclass(kw_only=True)
 class TrainOptions(Recipe):
-    """Section `train`: the recipe. compile: whether XLA compiles the steps, which are TensorFlow graphs in any case."""
+    """Section `train`: the recipe. compile: whether to compile the steps with XLA; they are always tf.functions."""
 
     def check_device(self) -> None:
-        """Raises UserError where a device does not have the precision."""
+        """Raises UserError if a device does not support the precision."""
         if self.precision != 'bf16':
             return
         gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices('GPU')]
@@ -37,21 +37,20 @@ class TrainOptions(Recipe):
             lacking = ['this CPU']
         if lacking:
             raise UserError(
-                f'train.precision is bf16, but {lacking[0]} does not compute in bfloat16 (GPUs do from Ampere on, CPUs '
-                'with AVX512-BF16 or AMX): set train.precision to fp32.'
+                f'train.precision is bf16, but {lacking[0]} does not support bfloat16 (GPUs from Ampere on and CPUs '
+                'with AVX512-BF16 or AMX do): set train.precision to fp32.'
             )
 
 
 def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> tuple[HeatmapRenderer, keras.Model]:
-    """The renderer, and the model of config.script with its initial weights, on all devices of `world`.
+    """Creates the renderer and the model of config.script on all devices of `world`.
 
-    num_joints: joints of a person in a batch. Raises UserError, naming the keys, if the
-    model does not fit the input.
+    num_joints: joints per person. Raises UserError, naming the keys, if the model does not fit the input.
     """
     if 'heatmap' not in config:
-        raise UserError(f'ViViT sees heatmaps alone, but data.input is {config.data.input}: set data.input to heatmap.')
+        raise UserError(f'ViViT needs heatmaps, but data.input is {config.data.input}: set data.input to heatmap.')
     keras.utils.set_random_seed(config.train.seed % 2**32)
-    # The policy is the process's, and a model keeps the one that it is made under.
+    # The dtype policy is global; a model keeps the one it was created with.
     keras.config.set_dtype_policy('mixed_bfloat16' if config.train.precision == 'bf16' else 'float32')
     with world.strategy.scope():
         model, render = MODELS[config.script].load_classifier()(**config.model), HeatmapRenderer(**config.heatmap)
@@ -61,19 +60,19 @@ def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> t
 
 
 def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> keras.optimizers.Optimizer:
-    """Section `optimizer`: Adam, or with a weight_decay above 0 AdamW; built for the model."""
+    """Section `optimizer`: Adam, or AdamW if weight_decay is above 0. Raises UserError if it is negative."""
     if weight_decay < 0:
         raise UserError(f'optimizer.weight_decay is {weight_decay}; it must be 0 or more.')
     with model.distribute_strategy.scope():
         if weight_decay:
-            optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # the name is that of its saved variables
+            optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # `name` is part of the variable names
         else:
             optimizer = keras.optimizers.Adam(lr, name='adam')
         optimizer.build(model.trainable_variables)
     return optimizer
 
 
-# Both take a batch in shares, as World.distribute gives it. See make_train_step and make_predict_step.
+# Functions of a distributed batch (World.distribute), see make_train_step and make_predict_step.
 TrainStep = Callable[[Any], tf.Tensor]
 PredictStep = Callable[[Any], tf.Tensor]
 
@@ -85,7 +84,7 @@ def make_train_step(
     options: TrainOptions,
     world: distributed.World,
 ) -> TrainStep:
-    """The function that trains on a batch in shares (see load_batches) -> [mean loss, correct clips] of the batch."""
+    """Returns a function that trains on a distributed batch -> [mean loss, correct clips] of the whole batch."""
     strategy, trained = world.strategy, model.trainable_variables
     generators = [variable for variable in model.non_trainable_variables if variable.name == 'seed_generator_state']
 
@@ -95,28 +94,28 @@ def make_train_step(
             target = tf.one_hot(part['label'], logits.shape[-1])
             smoothed = target * (1 - options.label_smoothing) + options.label_smoothing / logits.shape[-1]
             loss = tf.reduce_sum(part['weight'] * tf.nn.softmax_cross_entropy_with_logits(smoothed, logits))
-        hit = (tf.argmax(logits, axis=-1) == part['label']) & (part['weight'] > 0)
-        return tf.stack([loss, tf.reduce_sum(tf.cast(hit, tf.float32))]), tape.gradient(loss, trained)
+        correct = (tf.argmax(logits, axis=-1) == part['label']) & (part['weight'] > 0)
+        return tf.stack([loss, tf.reduce_sum(tf.cast(correct, tf.float32))]), tape.gradient(loss, trained)
 
-    # Nothing here needs AutoGraph, which would take a third of the time of a start.
+    # autograph=False: not needed here, and a third of the startup time.
     @tf.function(jit_compile=options.compile, autograph=False)
     def gradients_of_share(share: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         share = dict(share)
         seed = share.pop('seed')
         for i, state in enumerate(generators):
-            first = tf.stack([seed[0], seed[1] + (i << 16)])
-            state.assign(first)  # and counts on from there, by less than that in a step
+            # Each generator counts up from its state, by less than 2**16 per step.
+            state.assign(tf.stack([seed[0], seed[1] + (i << 16)]))
         if options.accumulation_steps == 1:
             return gradients_of_part(share)
         count = options.accumulation_steps
         parts = {name: tf.reshape(tensor, (count, -1, *tensor.shape[1:])) for name, tensor in share.items()}
 
         def add_part(i: tf.Tensor, sums: tf.Tensor, gradients: list[tf.Tensor]) -> tuple:
-            more, further = gradients_of_part({name: tensor[i] for name, tensor in parts.items()})
-            return i + 1, sums + more, [a + b for a, b in zip(gradients, further, strict=True)]
+            part_sums, part_gradients = gradients_of_part({name: tensor[i] for name, tensor in parts.items()})
+            return i + 1, sums + part_sums, [a + b for a, b in zip(gradients, part_gradients, strict=True)]
 
         zeros = [tf.zeros(variable.shape) for variable in trained]
-        # A loop of the graph, for TensorFlow would work on the parts of an unrolled one at the same time.
+        # A graph loop: TensorFlow would run the micro-batches of an unrolled loop in parallel.
         _, sums, gradients = tf.while_loop(
             lambda i, *_: i < count, add_part, (0, tf.zeros(2), zeros), parallel_iterations=1
         )
@@ -128,10 +127,10 @@ def make_train_step(
             total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             scale = options.max_grad_norm / tf.maximum(tf.linalg.global_norm(total), options.max_grad_norm)
             gradients = [gradient * scale for gradient in gradients]
-        optimizer.apply(gradients, trained)  # which sums them over the replicas
+        optimizer.apply(gradients, trained)  # sums over replicas
         return sums
 
-    # XLA knows nothing of exchanges between devices: with several it compiles the gradients alone.
+    # XLA does not support collectives: with several devices only the gradients are compiled.
     @tf.function(jit_compile=options.compile and world.num_replicas == 1, autograph=False)
     def train(shares: Any) -> tf.Tensor:
         return strategy.reduce('SUM', strategy.run(step, args=(shares,)), axis=None)
@@ -142,9 +141,9 @@ def make_train_step(
 def make_predict_step(
     render: HeatmapRenderer, model: keras.Model, options: TrainOptions, world: distributed.World
 ) -> PredictStep:
-    """The keypoints and scores of a batch in shares -> logits (N, K) float32 in the order of the batch.
+    """Returns a function of keypoints and scores in a distributed batch -> logits (N, K) float32, in batch order.
 
-    The N are those of all shares, what fills them up included, which comes last.
+    N includes the padding of all shares, which comes last.
     """
     strategy = world.strategy
 
@@ -153,7 +152,7 @@ def make_predict_step(
         return tf.cast(model(render(share['keypoint'], share['score']), training=False), tf.float32)
 
     def step(share: dict[str, tf.Tensor]) -> tf.Tensor:
-        return logits_of_share(share)  # handed to strategy.run as it is, XLA's function would mix up the devices
+        return logits_of_share(share)  # passed to strategy.run directly, an XLA function mixes up the devices
 
     @tf.function(autograph=False)
     def predict(shares: Any) -> tf.Tensor:
@@ -168,12 +167,11 @@ def make_predict_step(
 def load_batches(
     clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0
 ) -> Iterator[tuple[int, list[dict[str, np.ndarray]]]]:
-    """Yields the steps of an epoch from `first` on, and the shares of this worker's replicas in each batch.
+    """Yields the steps of an epoch from `first` on, with one share of each batch per replica of this worker.
 
-    clips: as shared among all replicas. A share has what Clips gives, 'weight' (n,) float32, the part of each clip in
-    the mean over the batch, and 'seed' (2,) int64, that of the dropout. It is padded to one size with clips of weight
-    0: graphs are traced for one shape.
-    Threads prepare the next batches meanwhile.
+    clips: `Clips.shared` among all replicas. A share adds 'weight' (n,) float32, the weight of each clip in the mean
+    over the batch, and 'seed' (2,) int64 of the dropout. Shares are padded to a fixed size with clips of weight 0.
+    Threads prepare the next batches.
     """
     share_size = math.ceil(clips.batch_size / world.num_replicas)
     shares = {replica: clips.shared(replica, world.num_replicas) for replica in world.local_replicas}
@@ -197,27 +195,27 @@ def predict(
     world: distributed.World,
     after_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Logits (N, views, K) float32 of all clips of a split, in its order, in every worker.
+    """Predicts logits (N, views, K) float32 for a split, in its order; every worker returns all of them.
 
     after_batch: called after each batch.
     """
     logits = []
     for _, shares in load_batches(clips, 0, options, world):
-        seen = [{name: share[name] for name in ('keypoint', 'score')} for share in shares]
+        inputs = [{name: share[name] for name in ('keypoint', 'score')} for share in shares]
         if clips.num_views == 1:
-            seen = [{name: array[:, None] for name, array in share.items()} for share in seen]
-        # One view after the other: no more memory than one view takes.
+            inputs = [{name: array[:, None] for name, array in share.items()} for share in inputs]
+        # One view at a time, to save memory.
         views = [
-            predict_step(world.distribute([{name: array[:, k] for name, array in share.items()} for share in seen]))
+            predict_step(world.distribute([{name: array[:, k] for name, array in share.items()} for share in inputs]))
             for k in range(clips.num_views)
         ]
-        logits.append(tf.stack(views, axis=1)[: clips.batch_size])  # the shares may be larger than the batch
+        logits.append(tf.stack(views, axis=1)[: clips.batch_size])  # without padding
         after_batch()
     return tf.concat(logits, axis=0).numpy()[: clips.num_clips]
 
 
 def describe(model: keras.Model) -> str:
-    """Class and size of a model, for the log."""
+    """Class and number of parameters, for the log."""
     return f'{type(model).__name__}, {model.count_params():,} parameters'
 
 
@@ -233,9 +231,9 @@ def load_model(
     path: Path,
     world: distributed.World,
 ) -> tuple[HeatmapRenderer, keras.Model]:
-    """Renderer and model with the weights of the checkpoint `path`, for evaluation.
+    """Creates renderer and model and loads `weights`, those of the checkpoint `path`, for evaluation.
 
-    Raises UserError if a device does not support the precision, or the weights or the joints do not fit the model.
+    Raises UserError if a device does not support the precision, or weights or joints do not fit the model.
     """
     TrainOptions(**config.train).check_device()
     render, model = make_model(config, num_joints, world)
@@ -246,7 +244,7 @@ def load_model(
 def classify(
     render: HeatmapRenderer, model: keras.Model, config: EasyDict, clips: Clips, world: distributed.World
 ) -> np.ndarray:
-    """Scores (N, K) of all clips of a split (see lib.evaluation.scores_of)."""
+    """Predicts scores (N, K) for a split (see lib.evaluation.scores_of)."""
     options = TrainOptions(**config.train)
     clips = clips.shared(0, world.num_replicas)
     return scores_of(predict(make_predict_step(render, model, options, world), clips, options, world), clips)

@@ -1,10 +1,10 @@
-"""ViViT: a transformer over tubelets of heatmap volumes, in its four forms.
+"""ViViT on heatmap volumes: Models 1 to 4.
 
-After Arnab et al., ViViT: A Video Vision Transformer, ICCV 2021 (https://arxiv.org/abs/2103.15691), section 3, and the
-initial weights of its code (https://github.com/google-research/scenic, projects/vivit).
+After Arnab et al., ViViT: A Video Vision Transformer, ICCV 2021 (https://arxiv.org/abs/2103.15691), section 3.
+Initialisers as in its code (https://github.com/google-research/scenic, projects/vivit).
 
-N clips, V maps per frame. A volume (N,frames,height,width,V) is cut into T time steps of S places each, that is T * S
-tubelets, which become tokens (N,T,S,D) of width D. H heads of d channels.
+N clips, V maps per frame. A volume (N,frames,height,width,V) is split into tubelets, T time steps times S spatial
+positions, which are embedded as tokens (N,T,S,D) of width D. H heads of d channels.
 """
 
 from typing import Literal, get_args
@@ -22,21 +22,21 @@ SIZES = (
     'num_classes',
 )  # fmt: skip
 RATES = ('attn_drop_rate', 'drop_path_rate')
-# What a block's attentions reach, one after the other. The factorised encoder has a stack for space and one for time.
+# Attention layers of a block, by kind. The factorised encoder is built from two stacks, 'space' and 'time'.
 REACHES: dict[Kind, tuple[Reach, ...]] = {
     'joint': ('all',),
     'factorised_attention': ('time', 'space'),
     'factorised_dot': ('split',),
 }
-# The axes of (N,T,S,H,d) in the order in which the last but one is attended along, and the way back. Products of
-# matrices take a tenth less memory than einsum, which lays its scores out in another order than it needs them in.
+# Permutations of (N,T,S,H,d) that move the attended axis to the second last place, and their inverses. matmul takes a
+# tenth less memory than einsum, which transposes the scores.
 AXES = {'time': ((0, 2, 3, 1, 4), (0, 3, 1, 2, 4)), 'space': ((0, 1, 3, 2, 4), (0, 1, 3, 2, 4))}
 
 
 class TubeletEmbedding(keras.layers.Layer):
-    """One token per tubelet, frames x height x width pixels of all maps: (N,frames,height,width,V) -> (N,T,S,D).
+    """Embeds each tubelet as a token: (N,frames,height,width,V) -> (N,T,S,D).
 
-    The places of a step go row by row, so that the tokens are in the order t, h, w.
+    tubelet_size: frames, height and width. Tokens are ordered t, h, w.
     """
 
     def __init__(self, dim: int, tubelet_size: tuple[int, int, int], **kwargs) -> None:
@@ -63,7 +63,7 @@ class TubeletEmbedding(keras.layers.Layer):
 
 
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a learned vector to each token, one for every step and place: (N,T,S,D) -> (N,T,S,D)."""
+    """Adds learned position embeddings: (N,T,S,D) -> (N,T,S,D)."""
 
     def build(self, input_shape: tuple) -> None:
         self.embedding = self.add_weight(
@@ -77,9 +77,9 @@ class PositionEmbedding(keras.layers.Layer):
 class Attention(keras.layers.Layer):
     """Multi-head self-attention: (N,T,S,D) -> (N,T,S,D).
 
-    reach: the tokens that a token attends to, 'all' of the clip, those of its place in all steps ('time') or those of
-    its step ('space'); with 'split' the first half of the heads reaches along time and the second along space.
-    drop_rate: of the attention weights, in training.
+    reach: 'all' attends to all tokens, 'time' to the same position in all steps, 'space' to all positions of the same
+    step; with 'split' the first half of the heads attends along time, the second half along space.
+    drop_rate: dropout of the attention weights.
     """
 
     def __init__(self, reach: Reach, num_heads: int, head_dim: int, drop_rate: float, **kwargs) -> None:
@@ -91,7 +91,7 @@ class Attention(keras.layers.Layer):
 
     def build(self, input_shape: tuple) -> None:
         inner_shape = (*input_shape[:-1], self.num_heads * self.head_dim)
-        # Three layers, not one of triple width: Xavier's bound depends on the width.
+        # Three layers instead of one of triple width: Glorot's bound depends on the width.
         self.query = _dense(inner_shape[-1], input_shape, 'query')
         self.key = _dense(inner_shape[-1], input_shape, 'key')
         self.value = _dense(inner_shape[-1], input_shape, 'value')
@@ -100,7 +100,7 @@ class Attention(keras.layers.Layer):
 
     def call(self, tokens):
         _, num_steps, num_places, _ = tokens.shape
-        # What reaches all reaches all places of one long step.
+        # 'all' is 'space' over one long step.
         grid = (1, num_steps * num_places) if self.reach == 'all' else (num_steps, num_places)
         query, key, value = (
             ops.reshape(layer(tokens), (-1, *grid, self.num_heads, self.head_dim))
@@ -116,7 +116,7 @@ class Attention(keras.layers.Layer):
         return self.projection(ops.reshape(heads, (-1, num_steps, num_places, self.num_heads * self.head_dim)))
 
     def attend(self, along: Literal['time', 'space'], query, key, value):
-        """Mixes the values (N,T,S,H,d) of each head, weighted by the softmax of its scores."""
+        """Dot-product attention along one axis, per head; query, key and value are (N,T,S,H,d)."""
         order, back = AXES[along]
         query, key, value = (ops.transpose(part, order) for part in (query * self.head_dim**-0.5, key, value))
         weights = self.dropout(ops.softmax(ops.matmul(query, ops.swapaxes(key, -1, -2))))
@@ -124,7 +124,7 @@ class Attention(keras.layers.Layer):
 
 
 class Mlp(keras.layers.Layer):
-    """Two dense layers with one exact GELU between them: (N,T,S,D) -> (N,T,S,D)."""
+    """Two dense layers with an exact GELU in between: (N,T,S,D) -> (N,T,S,D)."""
 
     def __init__(self, hidden_dim: int, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -139,10 +139,9 @@ class Mlp(keras.layers.Layer):
 
 
 class Block(keras.layers.Layer):
-    """One attention for each of `reaches`, then an MLP, all of them pre-norm residuals: (N,T,S,D) -> (N,T,S,D).
+    """Attention layers, one per entry of `reaches`, and an MLP, all pre-norm residuals: (N,T,S,D) -> (N,T,S,D).
 
-    In training `drop_path_rate` is the rate at which a residual is left out, drawn per clip; the kept ones are scaled
-    by 1 / (1 - drop_path_rate).
+    drop_path_rate: stochastic depth, drawn per clip.
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class Block(keras.layers.Layer):
 
 
 class Encoder(keras.layers.Layer):
-    """A stack of blocks with a norm at its end: (N,T,S,D) -> (N,T,S,D)."""
+    """Stack of blocks with a final layer norm: (N,T,S,D) -> (N,T,S,D)."""
 
     def __init__(self, blocks: list[Block], **kwargs) -> None:
         super().__init__(**kwargs)
@@ -200,21 +199,20 @@ class Encoder(keras.layers.Layer):
 
 
 class ViViT(keras.Model):
-    """Class scores of heatmap volumes; its arguments are the keys of a config's section `model`.
+    """ViViT classifier of heatmap volumes; its arguments are the keys of config section `model`.
 
-    kind: what the tokens attend to. With 'joint' (Model 1 of the paper) all to all. 'factorised_encoder' (Model 2):
-    `depth` blocks within each time step, the mean of a step as its code, `temporal_depth` blocks among the codes.
-    'factorised_attention' (Model 3): in each block first along time, then along space. 'factorised_dot' (Model 4):
-    half of the heads along time, half along space.
-    clip_len, size, num_joints: frames of a clip, height and width of a map in pixels, maps per frame.
-    tubelet_size: frames, height and width of what becomes a token.
-    head_dim: channels of a head, dim_feat / num_heads where it is None.
-    attn_drop_rate: dropout of the attention weights. drop_path_rate: of the last block (see Block); it rises from 0 at
-    the first in equal steps, in a factorised encoder over both stacks.
+    kind: 'joint' (Model 1 of the paper): all tokens attend to all. 'factorised_encoder' (Model 2): `depth` blocks in
+    each time step, average pooling, then `temporal_depth` blocks across time steps. 'factorised_attention' (Model 3):
+    each block attends along time, then along space. 'factorised_dot' (Model 4): half of the heads attend along time,
+    half along space.
+    clip_len, size, num_joints: frames per clip, height and width of a map in pixels, maps per frame.
+    tubelet_size: frames, height and width of a tubelet.
+    head_dim: channels per head; None: dim_feat / num_heads.
+    attn_drop_rate: dropout of the attention weights. drop_path_rate: stochastic depth of the last block, increasing
+    linearly from 0 (in a factorised encoder over both stacks).
 
-    The weights are there from the beginning, drawn by keras.utils.set_random_seed; the head's are zero, so that the
-    first loss is ln(num_classes). The defaults are the row that was published at 81.3 top-1. Raises UserError, naming
-    the key, for a value out of range.
+    The model is built on construction. The head starts at zero, so that the initial loss is ln(num_classes). The
+    defaults are those of vivit.yaml. Raises UserError, naming the key, for a value out of range.
     """
 
     def __init__(
@@ -265,7 +263,7 @@ class ViViT(keras.Model):
         num_blocks = self.depth + (self.temporal_depth if self.kind == 'factorised_encoder' else 0)
         rates = [self.drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         if self.kind == 'factorised_encoder':
-            codes_shape = (None, num_steps, 1, self.dim_feat)  # of a step remains one place
+            codes_shape = (None, num_steps, 1, self.dim_feat)  # one token per time step
             self.spatial_encoder = self._encoder(('space',), rates[: self.depth], tokens_shape, 'spatial_encoder')
             self.code_positions = PositionEmbedding(name='code_positions')
             self.code_positions.build(codes_shape)
@@ -276,9 +274,9 @@ class ViViT(keras.Model):
         self.head.build((None, self.dim_feat))
 
     def call(self, volume, training: bool | None = None):
-        """(N,clip_len,size,size,num_joints) -> (N,num_classes). Keras hands `training` on to the dropouts.
+        """(N,clip_len,size,size,num_joints) -> logits (N,num_classes). Raises UserError for any other shape.
 
-        Raises UserError for a volume of another shape.
+        training: passed on to the dropout layers by Keras.
         """
         if self.kind == 'factorised_encoder':
             codes = self.spatial_codes(volume)
@@ -288,32 +286,34 @@ class ViViT(keras.Model):
         return self.head(ops.mean(tokens, axis=(1, 2)))
 
     def embed(self, volume):
-        """The tokens that enter the first block, positions added: (N,clip_len,size,size,num_joints) -> (N,T,S,D)."""
+        """Embeds tubelets and positions: (N,clip_len,size,size,num_joints) -> (N,T,S,D)."""
         expected = (self.clip_len, self.size, self.size, self.num_joints)
         if tuple(volume.shape[1:]) != expected:
             raise UserError(
-                f'a volume of shape {tuple(volume.shape)} was given to a model of clip_len, size, size, num_joints '
-                f'{expected}: it takes (N, {", ".join(map(str, expected))})'
+                f'the volume is {tuple(volume.shape)}, but the model (clip_len, size, size, num_joints = {expected}) '
+                f'expects (N, {", ".join(map(str, expected))})'
             )
         return self.positions(self.embedding(volume))
 
     def spatial_codes(self, volume):
-        """What a factorised encoder knows of each time step by itself: (N,clip_len,size,size,num_joints) -> (N,T,D)."""
+        """Spatial encoder of Model 2, averaged per time step: (N,clip_len,size,size,num_joints) -> (N,T,D)."""
         return ops.mean(self.spatial_encoder(self.embed(volume)), axis=2)
 
     def check_input(self, *, clip_len: int, num_joints: int, size: int) -> None:
-        """Raise ValueError, naming the keys, where the volumes of this config do not fit the model.
+        """Raises UserError, naming the keys, if the volumes of a config do not fit the model.
 
         num_joints: maps per frame. size: height and width of a map.
         """
         if clip_len != self.clip_len:
-            raise UserError(f'data.clip_len is {clip_len}, but model.clip_len is {self.clip_len}: set both to the same')
+            raise UserError(
+                f'data.clip_len is {clip_len}, but model.clip_len is {self.clip_len}: set both to one value.'
+            )
         if size != self.size:
-            raise UserError(f'heatmap.size is {size}, but model.size is {self.size}: set both to the same')
+            raise UserError(f'heatmap.size is {size}, but model.size is {self.size}: set both to one value.')
         if num_joints != self.num_joints:
             raise UserError(
                 f'model.num_joints is {self.num_joints}, but the input has {num_joints} maps per frame '
-                f'(data.ann_file and heatmap.kind decide): set model.num_joints to {num_joints}'
+                f'(see data.ann_file and heatmap.kind): set model.num_joints to {num_joints}.'
             )
 
     def _check_arguments(self) -> None:
@@ -338,7 +338,7 @@ class ViViT(keras.Model):
             ),
             'num_heads': (has_width, f'a divisor of model.dim_feat {self.dim_feat}, or model.head_dim set'),
         }
-        if self.kind == 'factorised_dot':  # half of the heads attend along time, half along space
+        if self.kind == 'factorised_dot':
             rules['num_heads'] = (self.num_heads % 2 == 0, 'even with model.kind factorised_dot')
         check_values('model', values, rules)
 
@@ -355,7 +355,7 @@ class ViViT(keras.Model):
 
 
 def _dense(units: int, input_shape: tuple, name: str) -> keras.layers.Dense:
-    layer = keras.layers.Dense(units, kernel_initializer='glorot_uniform', name=name)  # Glorot is Xavier
+    layer = keras.layers.Dense(units, kernel_initializer='glorot_uniform', name=name)
     layer.build(input_shape)
     return layer
 

@@ -133,7 +133,7 @@ def test_numpy_is_allowed_for_this_alone(write):
     read_weights(path)
     with pytest.raises(pickle.UnpicklingError, match='numpy'):
         torch.load(path, weights_only=True)
-    with pytest.raises(ValueError, match=r'holds more than weights: it asks for numpy\S+_reconstruct'):
+    with pytest.raises(ValueError, match=r'holds more than weights: it refers to numpy\S+_reconstruct'):
         read_weights(write({'model': {'a': torch.ones(1)}, 'more': np.ones(2)}))
 
 
@@ -151,7 +151,7 @@ def test_file_that_is_not_there(write):
 def test_file_that_is_cut_short(size, write):
     path = write(other_model().state_dict())
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=rf'{path} \([\d,]+ bytes\) cannot be read .* cut short, damaged'):
+    with pytest.raises(ValueError, match=rf'{path} \([\d,]+ bytes\) cannot be read .* truncated, damaged'):
         read_weights(path)
 
 
@@ -159,7 +159,7 @@ def test_file_that_is_cut_short(size, write):
 def test_file_of_another_kind(content, tmp_path):
     path = tmp_path / 'weights.bin'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f'{path} .* cannot be read .* of another kind'):
+    with pytest.raises(ValueError, match=f'{path} .* cannot be read .* in another format'):
         read_weights(path)
 
 
@@ -202,7 +202,10 @@ def test_bare_backbone_is_loaded_and_the_head_starts_fresh(form, write):
     keypoint = torch.rand(2, 6, 5, 16)
     assert torch.equal(model.backbone.get_representation(keypoint), source.backbone.get_representation(keypoint))
     assert kept(before, model) == {name for name in before if name.startswith('head.')}
-    assert 'not in the file, start fresh: head.fc1.weight, head.fc1.bias, head.bn.weight, head.bn.bias' in lines[1]
+    assert (
+        'missing in the file, initialised randomly: head.fc1.weight, head.fc1.bias, head.bn.weight, head.bn.bias'
+        in lines[1]
+    )
     assert len(lines) == 2
 
 
@@ -224,7 +227,7 @@ def test_longer_time_table_is_cut(write):
     source, model = other_model(maxlen=9), small_model()
     lines = load_backbone(model, write(source.state_dict()))
     assert torch.equal(model.backbone.temp_embed, source.backbone.temp_embed[:, :6])
-    assert lines[1:] == ['backbone.temp_embed: cut from 9 to 6 steps']
+    assert lines[1:] == ['backbone.temp_embed: truncated from 9 to 6 steps']
     x = torch.rand(2, 6, 5, 4, 4)
     assert torch.equal(model(x), source(x))
 
@@ -255,7 +258,7 @@ def test_time_table_of_another_width_starts_fresh(write):
     lines = load_backbone(model, write(weights))
     assert kept(before, model) == {'backbone.temp_embed'}
     assert lines[1:] == [
-        'of another shape, start fresh: backbone.temp_embed (1, 6, 1, 16) here, (1, 9, 1, 8) there',
+        'shape mismatch, initialised randomly: backbone.temp_embed (1, 9, 1, 8) in the file, (1, 6, 1, 16) here',
     ]
 
 
@@ -266,10 +269,10 @@ def test_layer_of_another_size_starts_fresh_as_a_whole(write):
     layers = 'backbone.joints_embed', 'backbone.head', 'head.fc2'
     assert kept(before, model) == {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')}
     assert lines[1:] == [
-        'of another shape, start fresh: backbone.joints_embed.weight (16, 16) here, (16, 3) there, '
-        'backbone.head.weight (16, 12) here, (3, 12) there, backbone.head.bias (16,) here, (3,) there, '
-        'head.fc2.weight (7, 2048) here, (60, 2048) there and 1 more',
-        'of the same layers, start fresh with them: backbone.joints_embed.bias',
+        'shape mismatch, initialised randomly: backbone.joints_embed.weight (16, 3) in the file, (16, 16) here, '
+        'backbone.head.weight (3, 12) in the file, (16, 12) here, backbone.head.bias (3,) in the file, (16,) here, '
+        'head.fc2.weight (60, 2048) in the file, (7, 2048) here and 1 more',
+        'in the same layers, initialised randomly: backbone.joints_embed.bias',
     ]
 
 
@@ -277,7 +280,7 @@ def test_layer_that_is_fresh_and_frozen_is_told(write):
     model = small_model()
     freeze_backbone(model, ['norm'])
     lines = load_backbone(model, write(other_model(dim_in=3).state_dict()))
-    told = 'fresh, yet frozen by train.partial_train: name them there, or they stay random: '
+    told = 'initialised randomly but frozen, add them to train.partial_train: '
     assert f'{told}backbone.joints_embed.weight, backbone.joints_embed.bias' in lines
     freeze_backbone(model := small_model(), ['joints_embed'])
     assert not any(told in line for line in load_backbone(model, write(other_model(dim_in=3).state_dict())))
@@ -293,7 +296,7 @@ def test_pos_embed_of_other_joints_leaves_temp_embed(write):
 def test_what_has_no_place_is_named_as_in_the_file(write):
     model = small_model(depth=1)
     lines = load_backbone(model, write(bare(other_model())))
-    assert re.match('in the file, without a place in this model: blocks_st.1.norm1_s.weight, .* and 46 more', lines[-1])
+    assert re.match('not in this model, ignored: blocks_st.1.norm1_s.weight, .* and 46 more', lines[-1])
 
 
 def test_deeper_model_begins_with_the_blocks_that_there_are(write):
@@ -310,8 +313,9 @@ def test_model_without_backbone_takes_names_as_they_are(write):
     assert torch.equal(model.temp_embed, source.temp_embed[:, :3])
     assert torch.equal(model.blocks[0].weight, source.blocks[0].weight)
     assert lines[1:] == [
-        'temp_embed: cut from 5 to 3 steps',
-        'of another shape, start fresh: head.fc.weight (9, 8) here, (7, 8) there, head.fc.bias (9,) here, (7,) there',
+        'temp_embed: truncated from 5 to 3 steps',
+        'shape mismatch, initialised randomly: head.fc.weight (7, 8) in the file, (9, 8) here, '
+        'head.fc.bias (7,) in the file, (9,) here',
     ]
 
 
@@ -327,9 +331,12 @@ def half_as_wide() -> dict[str, torch.Tensor]:
     ('weights', 'reason'),
     [
         (lambda: {'conv1.weight': torch.ones(64, 3, 7, 7)}, r'0 of the .* fit \(conv1.weight is not in the model\)'),
-        (lambda: Flat().state_dict(), r'0 of the .* fit \(backbone.temp_embed \(1, 6, 1, 16\) here, \(1, 3, 1, 8\)'),
+        (lambda: Flat().state_dict(), r'0 of the .* fit \(backbone.temp_embed \(1, 3, 1, 8\) in the file'),
         (lambda: {n: w for n, w in small_model().state_dict().items() if n.startswith('head.')}, '0 of the'),
-        (half_as_wide, r'208 of the 18,816 .* fit \(backbone.pos_embed \(1, 5, 16\) here, \(1, 5, 8\) there, .* more'),
+        (
+            half_as_wide,
+            r'208 of the 18,816 .* fit \(backbone.pos_embed \(1, 5, 8\) in the file, .* more',
+        ),
     ],
 )
 def test_weights_of_another_model_change_nothing(weights, reason, write):

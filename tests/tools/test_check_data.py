@@ -164,7 +164,7 @@ MISFITS = {
     'splits': ({'data': {'benchmark': ['xsub_train', 'test1']}}, 'FAULT .*test1'),
     'joints': ({'model': {'num_joints': 25}}, 'FAULT .*set model.num_joints to 17'),
     'limbs': ({'heatmap': {'kind': 'both'}}, 'FAULT .*set model.num_joints to 34'),
-    'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len 48 is over model.maxlen 8'),
+    'length': ({'data': {'clip_len': 48}}, 'FAULT data.clip_len 48 exceeds model.maxlen 8'),
     'input': ({'data': {'input': 'keypoint_3d'}, 'heatmap': None}, 'FAULT .*data.input keypoint_3d needs 3D'),
     'leak': ({'data': {'benchmark': ['xsub_train', 'xsub_train']}}, 'warning 16 clips both in xsub_train'),
 }
