@@ -5,6 +5,7 @@ by frame as a `Clip`. To support another source, write such a module and a test,
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lib.formats import (
     pyskl,
     ultralytics,
 )
+from lib.formats.by_frame import by_frame
 from lib.formats.clip import NOBODY, Clip, merged, to_annotation
 from lib.formats.content import Pickled, read_content
 from lib.formats.frame_numbers import frame_numbers
@@ -46,7 +48,7 @@ def read_keypoint_file(
 
     layout: a name of LAYOUTS; by default that of the format or of the number of joints, if the posture agrees.
     img_shape: (h, w) in pixels, if the file does not have it; without it the smallest image that holds all points.
-    max_persons: the most present ones are kept (in 3D, those that move most).
+    max_persons: the most present ones are kept (of NTU's files, those that move most).
     Annotations that are not a pickle's have further keys: persons_left_out, their number beyond max_persons;
     img_shape_known, False if it was guessed; first_frame, the number of the first frame in the file; source, the format
     and layout.
@@ -86,6 +88,15 @@ def _clip_of(content: Any, path: Path, layout: str | None) -> Clip:
     for module in FORMATS:
         if module.recognises(content):
             return arrays.read(content, str(path), layout) if module is arrays else module.read(content, str(path))
+    if found := by_frame(content):
+        names, results = found
+        for module in FORMATS:
+            if module is not arrays and module.recognises(results):
+                clip = module.read(results, str(path))
+                if list(clip.frames) == list(range(len(names))):
+                    numbers, note = frame_numbers(names, str(path))
+                    frames = {numbers[name]: clip.frames[i] for i, name in enumerate(names)}
+                    return replace(clip, frames=frames, note=note or clip.note)
     _, item = first_item(content)
     if item is None or item == {}:
         raise UserError(NOBODY.format(path))

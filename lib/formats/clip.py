@@ -4,7 +4,6 @@ M persons, P poses of all frames together, T frames, V joints, C coordinates.
 """
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, pairwise
@@ -45,7 +44,8 @@ class Clip:
 
     source: the format's name. frames: persons by frame number. layout: if the format has only one. joint_names: if the
     file has them. img_shape: (h, w) in pixels, None if unknown. is_certain: whether identities are those of the file
-    even if everybody has the same. is_3d: joints in metres. note: what users should know.
+    even if everybody has the same. is_3d: joints in metres. by_motion: the persons that move most count, not the
+    most present ones. note: what users should know.
     """
 
     source: str
@@ -57,7 +57,12 @@ class Clip:
     label: int = 0
     is_certain: bool = False
     is_3d: bool = False
+    by_motion: bool = False
     note: str = ''
+
+    @property
+    def num_frames(self) -> int:
+        return max(self.frames) - min(self.frames) + 1
 
 
 def to_annotation(
@@ -66,7 +71,7 @@ def to_annotation(
     """The annotation of a clip, as `lib.formats.read_keypoint_file` describes it. Logs one line about the file."""
     if not clip.frames:
         raise UserError(NOBODY.format(path))
-    first, num_frames = min(clip.frames), max(clip.frames) - min(clip.frames) + 1
+    first, num_frames = min(clip.frames), clip.num_frames
     if num_frames > MOST_FRAMES:
         raise UserError(
             f'{path} goes from frame {first} to {max(clip.frames)}, and at most {MOST_FRAMES:,} are read. Cut the '
@@ -102,7 +107,7 @@ def to_annotation(
         persons = np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1)
         left_out = tracks.left_out
     else:
-        persons, left_out = _by_identity(joints, frame, identity, num_frames, max_persons, clip.is_3d)
+        persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
     log.info(
         '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
         path, clip.source, layout, len(persons) + left_out, 'person' if len(persons) + left_out == 1 else 'persons',
@@ -226,27 +231,20 @@ def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
 
 
 def _by_identity(
-    joints: np.ndarray, frame: np.ndarray, identity: list[str], num_frames: int, max_persons: int, is_3d: bool
+    joints: np.ndarray, frame: np.ndarray, identity: list[str], max_persons: int, clip: Clip
 ) -> tuple[np.ndarray, int]:
-    """Persons (M, T, V, 3), the most present ones first (in 3D: who move most), and how many are left out."""
+    """Persons (M, T, V, 3), the most present ones first (or who move most), and how many are left out."""
     names, person = np.unique(identity, return_inverse=True)
-    if is_3d:
-        found = np.where(joints.any(axis=-1, keepdims=True), joints, np.nan).astype(np.float64)
-        weight = np.array([_motion(found[person == m]) for m in range(len(names))])
+    if clip.by_motion:  # the variance over time, summed over the joints
+        weight = np.array([joints[person == m].astype(np.float64).var(axis=0).sum() for m in range(len(names))])
     else:
-        weight = np.bincount(person, joints[..., 2].sum(axis=1))
+        presence = joints.any(axis=-1) if clip.is_3d else joints[..., 2]
+        weight = np.bincount(person, presence.sum(axis=1))
     order = np.argsort(-weight, kind='stable')[:max_persons]
-    persons = np.zeros((len(order), num_frames, *joints.shape[1:]), np.float32)
+    persons = np.zeros((len(order), clip.num_frames, *joints.shape[1:]), np.float32)
     for m, number in enumerate(order):
         persons[m, frame[person == number]] = joints[person == number]
     return persons, len(names) - len(order)
-
-
-def _motion(joints: np.ndarray) -> float:
-    """Variance over time, summed over the joints (T, V, 3) of a person, NaN if missing; above 0."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # a joint that is never there
-        return float(np.nan_to_num(np.nanvar(joints, axis=0)).sum())
 
 
 def require_joints(num_joints: int, layout: str | None, path: Path) -> None:

@@ -54,12 +54,12 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
 
 def _refuse_several_videos(names: Collection[str], where: str) -> None:
     """Raises UserError if names count frames after different words."""
-    videos: dict[str, set[str]] = {}  # the numbers that follow each word
+    videos: dict[str, set[str]] = {}  # the numbers that follow each word, in each folder
     for name in names:
-        *before, last, _ = (
-            re.split(r'(\d+)(?!.*\d)', _stem(name)) if re.search(r'\d', _stem(name)) else (_stem(name), '', '')
-        )
-        videos.setdefault(''.join(filter(str.isalpha, ''.join(before))), set()).add(last)
+        folder, _, last = _stem(name).replace('\\', '/').rpartition('/')
+        match = re.fullmatch(r'(.*?)(\d+)\D*', last) or re.fullmatch(r'(.*)()', last)
+        words = ''.join(filter(str.isalpha, match[1]))
+        videos.setdefault(f'{folder}/{words}' if folder else words, set()).add(match[2])
     numbered = [numbers for numbers in videos.values() if numbers != {''}]
     counted = any(len(numbers) > 1 for numbers in numbered)
     if len(videos) > 1 and (counted or (len(numbered) > 1 and set.intersection(*numbered))):

@@ -1,7 +1,6 @@
 """MediaPipe Pose (BlazePose): landmarks of each frame as JSON or CSV, which users write in their own loops.
 
     [[{'x', 'y', 'z', 'visibility'} * 33], ...]           frames; null or [] without a person; lists of persons
-    [{'frame': 0, 'landmarks' or 'pose_landmarks': [...]}]
     Frame,LandmarkID,X,Y[,Z,Visibility]                   CSV with a row for each joint
     frame,x0,y0,z0,v0,x1,...  or  nose_x,nose_y,...       CSV with a row for each frame
 
@@ -11,7 +10,7 @@ Coordinates are shares of the image. z is not read.
 import csv
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ import numpy as np
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
-from lib.formats.values import first_item, float32, has, identity, mapping, sequence, whole_number
+from lib.formats.values import first_item, float32, has, identity, mapping, sequence
 
 NAME, FILES = 'MediaPipe', 'JSON or CSV'
-_LANDMARKS = 'pose_landmarks', 'poseLandmarks', 'landmarks', 'keypoints', 'pose'
 _FRAME = (
     'frame',
     'frame_id',
@@ -56,41 +54,21 @@ _LAYOUT = LAYOUTS['blazepose33']
 def recognises(content: Any) -> bool:
     if isinstance(content, str):
         return _columns(next(_rows(content), [])) is not None
-    if isinstance(content, dict):
-        content = [content] if _landmarks_of(content) is not None else list(content.values())
     depth, item = first_item(content)
-    if depth == 1 and isinstance(item, dict) and _landmarks_of(item) is not None:
-        depth, item = first_item(_landmarks_of(item))
     return depth >= 1 and has(item, 'x', 'y')
-
-
-def _landmarks_of(entry: Mapping[str, Any]) -> Any:
-    return next((entry[key] for key in _LANDMARKS if isinstance(entry.get(key), list)), None)
 
 
 def read(content: Any, where: str) -> Clip:
     if isinstance(content, str):
         return _read_csv(content, where)
-    if isinstance(content, dict):
-        single = _landmarks_of(content) is not None
-        named = [{'frame': int(key), 'landmarks': value} for key, value in content.items() if str(key).isdecimal()]
-        content = [content] if single else named if len(named) == len(content) else next(iter(content.values()))
-    depth, item = first_item(content)
-    if depth == 1 and has(item, 'x', 'y'):  # an image with a person
+    if first_item(content)[0] == 1:  # an image with a person
         content = [content]
     frames, names = {}, None
     for i, frame in enumerate(sequence(content, where)):
-        number, place = i, f'{where}: frame {i}'
-        if isinstance(frame, dict):
-            given = whole_number(frame, *_FRAME)
-            number, frame = i if given is None else given, _landmarks_of(frame)
-            if number in frames:
-                raise UserError(f'{place} has the number {number} of an earlier one.')
-        frame = [frame] if first_item(frame)[0] == 1 else frame
-        found = [
-            _landmarks(person, f'{place}: person {j}') for j, person in enumerate(sequence(frame, place)) if person
-        ]
-        frames[number] = [Person(joints) for joints, _ in found]
+        place = f'{where}: frame {i}'
+        people = [frame] if first_item(frame)[0] == 1 else sequence(frame, place)
+        found = [_landmarks(person, f'{place}: person {j}') for j, person in enumerate(people) if person]
+        frames[i] = [Person(joints) for joints, _ in found]
         names = names or next((names for _, names in found if names), None)
     return _clip(frames, names)
 

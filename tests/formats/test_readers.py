@@ -192,6 +192,25 @@ VARIANTS = {
         SHAPE,
         0,
     ),
+    'mediapipe in a loop': (
+        {
+            'fps': 30,
+            'frames': [
+                {'frame': t + 5, 'world_landmarks': [1], 'landmarks': f[0]}
+                for t, f in enumerate(frames(SHARES[:1], landmarks))
+            ],
+        },
+        ONE,
+        SHAPE,
+        5,
+    ),
+    'ultralytics by image': (
+        {f'frame_{t + 1:03d}.jpg': json.dumps(f) for t, f in enumerate(frames(TWO, ultralytics))},
+        TWO,
+        {},
+        1,
+    ),
+    'mmpose by image': ({f'frame_{t + 1:03d}.jpg': f for t, f in enumerate(frames(TWO, mmpose))}, TWO, {}, 1),
     'coco tracked': (coco(TWO), TWO, {}, 0),
     'coco untracked': (coco(TWO, track=False), TWO, {}, 0),
     'coco names': (coco(TWO, NAMES), TWO, {}, 0),
