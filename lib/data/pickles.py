@@ -269,12 +269,12 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
     if not isinstance(data, dict) or not {'split', 'annotations'} <= data.keys():
         if listed := listed_annotations(data):
             raise UserError(
-                f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {len(listed):,} annotations without "
-                "'split', which training needs. Add its lists: "
+                f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {len(listed):,} annotations "
+                "without 'split', which training needs. Add its lists: "
                 "pickle.dump({'split': {'train': [frame_dir, ...], 'val': [...]}, 'annotations': [...]}, file), or "
                 f'make a pickle of it and a table: `python -m lib.tools.make_pickle {path} LABELS.csv --out NEW.pkl`.'
             )
-        found = f'the keys {shown(list(data))}' if isinstance(data, dict) else f'a {type(data).__name__}'
+        found = f'the keys {shown(list(data))}' if isinstance(data, dict) else f'a {_type_name(data)}'
         raise UserError(f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {found}.")
     split, annotations = data['split'], data['annotations']
     if not isinstance(split, dict) or not isinstance(annotations, list | tuple):
@@ -306,6 +306,10 @@ def listed_annotations(data: Any) -> list[Any] | None:
         data = [{'frame_dir': name} | value for name, value in data.items()]
     is_list = isinstance(data, list | tuple) and data and isinstance(data[0], dict) and 'keypoint' in data[0]
     return list(data) if is_list else None
+
+
+def _type_name(value: Any) -> str:
+    return 'NumPy array' if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def is_kinetics(annotation: Any) -> bool:

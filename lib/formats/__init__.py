@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown, shown_text
 from lib.formats import (
@@ -25,7 +27,7 @@ from lib.formats import (
 )
 from lib.formats.by_frame import by_frame
 from lib.formats.clip import NOBODY, Clip, merged, to_annotation
-from lib.formats.content import Pickled, read_content
+from lib.formats.content import Arrays, Pickled, read_content
 from lib.formats.frame_numbers import frame_numbers
 from lib.formats.values import first_item
 
@@ -67,6 +69,8 @@ def read_keypoint_file(
     annotations, empty = [], []
     for file in files:
         content = read_content(file, SUPPORTED)
+        if isinstance(content, Pickled) and isinstance(content.data, np.ndarray):
+            content = Arrays({'keypoint': content.data})
         if isinstance(content, Pickled):
             annotations += pyskl.read(content.data, file, layout)
             continue
@@ -85,23 +89,26 @@ def read_keypoint_file(
 
 
 def _clip_of(content: Any, path: Path, layout: str | None) -> Clip:
-    for module in FORMATS:
-        if module.recognises(content):
-            return arrays.read(content, str(path), layout) if module is arrays else module.read(content, str(path))
-    if found := by_frame(content):
-        names, results = found
-        for module in FORMATS:
-            if module is not arrays and module.recognises(results):
-                clip = module.read(results, str(path))
-                if list(clip.frames) == list(range(len(names))):
-                    numbers, note = frame_numbers(names, str(path))
-                    frames = {numbers[name]: clip.frames[i] for i, name in enumerate(names)}
-                    return replace(clip, frames=frames, note=note or clip.note)
+    if clip := _recognised(content, path, layout):
+        return clip
+    names, results = by_frame(content) or ([], None)
+    clip = _recognised(results, path, layout)
+    if clip and list(clip.frames) == list(range(len(names))):
+        numbers, note = frame_numbers(names, str(path))
+        frames = {numbers[name]: clip.frames[i] for i, name in enumerate(names)}
+        return replace(clip, frames=frames, note=note or clip.note)
     _, item = first_item(content)
     if item is None or item == {}:
         raise UserError(NOBODY.format(path))
     found = f'the keys {shown(list(item))}' if isinstance(item, dict) else f'{shown(item)}'
     raise UserError(f'{path} is in no supported format: found {found}. Supported: {SUPPORTED}.')
+
+
+def _recognised(content: Any, path: Path, layout: str | None) -> Clip | None:
+    for module in FORMATS:
+        if module.recognises(content):
+            return arrays.read(content, str(path), layout) if module is arrays else module.read(content, str(path))
+    return None
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -14,7 +14,8 @@ _RESULT = 'pose_landmarks', 'poseLandmarks', 'landmarks', 'predictions', 'keypoi
 def by_frame(content: Any) -> tuple[list[str], list[Any]] | None:
     """The names or numbers of frames, and the result of each. None if the content has no such form."""
     if isinstance(content, dict):
-        if set(map(type, content.values())) <= {list, str, type(None)} and (len(content) > 1 or _has_digit(content)):
+        is_named = set(map(type, content.values())) <= {list, str, type(None)}
+        if is_named and not content.keys() & {*_RESULT} and (len(content) > 1 or _has_digit(content)):
             return list(content), list(content.values())
         inner = _result(content)
         return None if inner is None else by_frame(inner) or ([str(i) for i in range(len(inner))], inner)

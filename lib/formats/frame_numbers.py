@@ -10,6 +10,7 @@ from lib.errors import UserError, shown_text
 
 LARGEST_STEP = 12  # from one frame number to the next, somewhere; milliseconds have larger steps everywhere
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
+_DATE_AND_TIME = re.compile(r'(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d\D{0,2}([01]\d|2[0-3])([0-5]\d){2}(?!\d)')
 _ROBOFLOW = re.compile(r'[._](jpe?g|png|bmp|webp)\.rf\.\w+')  # a hash in the names of exported images
 
 
@@ -34,9 +35,9 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
     for column in zip(*tokens.values(), strict=False):
         if len(set(column)) == 1:
             continue
-        if all(token.isdecimal() for token in column):
+        if all(token.isdecimal() and int(token) < 10**9 for token in column) and not _are_times(names):
             numbers = [int(token) for token in column]
-            steps = np.diff(sorted(min(number, 10**15) for number in numbers))
+            steps = np.diff(sorted(numbers))
             if len(set(column)) == len(names) > len(set(numbers)):
                 raise UserError(f'{where} has two frames of the same number, written in two ways. Remove one of them.')
             is_dense = len(names) < 3 or steps.min() <= LARGEST_STEP
@@ -50,6 +51,12 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
         f'frames in the order of their names ({shown_text(ordered[0])} ... {shown_text(ordered[-1])}), which have no '
         'frame number',
     )
+
+
+def _are_times(names: Collection[str]) -> bool:
+    """Whether names have a date and a time, as in IMG_20200102_100010.jpg, and differ in the time."""
+    times = [_DATE_AND_TIME.search(name) for name in names]
+    return all(times) and len({match[0] for match in times}) > 1
 
 
 def _refuse_several_videos(names: Collection[str], where: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
+from lib.formats.frame_numbers import frame_numbers
 from lib.formats.values import first_item, float32, has, identity, mapping, sequence
 
 NAME, FILES = 'MediaPipe', 'JSON or CSV'
@@ -32,6 +33,7 @@ _FRAME = (
     'frameno',
     'frameidx',
 )
+_IMAGE = 'image', 'imageid', 'imagename', 'filename', 'file', 'framename'
 _TIME = 'time', 'timestamp', 'timestampms', 'timems', 'seconds', 'milliseconds'
 _JOINT = (
     'landmarkid',
@@ -119,7 +121,13 @@ def _columns(header: list[str]) -> tuple[dict[str, int], dict[str, dict[str, int
     def find(names: tuple[str, ...]) -> int | None:
         return next((plain.index(name) for name in names if name in plain), None)
 
-    meaning = {'frame': find(_FRAME), 'time': find(_TIME), 'joint': find(_JOINT), 'person': find(_PERSON)}
+    meaning = {
+        'frame': find(_FRAME),
+        'image': find(_IMAGE),
+        'time': find(_TIME),
+        'joint': find(_JOINT),
+        'person': find(_PERSON),
+    }
     if 'x' in plain and 'y' in plain and meaning['joint'] is not None:
         meaning |= {'x': plain.index('x'), 'y': plain.index('y'), 'score': find(_SCORE)}
         return {key: column for key, column in meaning.items() if column is not None}, {}
@@ -140,29 +148,35 @@ def _read_csv(text: str, where: str) -> Clip:
     listed = list(joints) or [row[columns['joint']] for row in rows if len(row) > columns['joint']]
     order, count, names = _joint_order(listed, where)
     values: dict[tuple[Any, str], np.ndarray] = {}
-    for i, row in enumerate(rows):
+    frame, seen = 0, set()  # of tables without numbers: a frame begins when a joint recurs
+    for i, row in enumerate(rows, 2):
         if not any(cell.strip() for cell in row):
             continue
         if len(row) < len(header):
-            raise UserError(f'{where}: line {i + 2} has {len(row)} cells, the first line {len(header)}.')
-        frame = next(
-            (_number(row[columns[key]], f'{where}: line {i + 2}') for key in ('frame', 'time') if key in columns), i
-        )
-        key = frame, row[columns['person']].strip() if 'person' in columns else ''
-        pose = values.setdefault(key, np.zeros((count, 3)))
+            raise UserError(f'{where}: line {i} has {len(row)} cells, the first line {len(header)}.')
+        person = row[columns['person']].strip() if 'person' in columns else ''
+        if key := next((key for key in ('frame', 'image', 'time') if key in columns), None):
+            frame = row[columns[key]].strip() if key == 'image' else _number(row[columns[key]], f'{where}: line {i}')
+        else:
+            joint = person, '' if joints else row[columns['joint']]
+            frame, seen = (frame + 1, {joint}) if joint in seen else (frame, seen | {joint})
+        pose = values.setdefault((frame, person), np.zeros((count, 3)))
         for joint, cells in (joints or {row[columns['joint']]: columns}).items():
             score = row[cells['score']] if 'score' in cells else '1'
             pose[order[joint.strip().lower()]] = [
-                _number(cell, f'{where}: line {i + 2}') for cell in (row[cells['x']], row[cells['y']], score)
+                _number(cell, f'{where}: line {i}') for cell in (row[cells['x']], row[cells['y']], score)
             ]
-    times = sorted({frame for frame, _ in values})
-    is_numbered = 'frame' in columns and all(float(t).is_integer() and 0 <= t < 10**9 for t in times)
-    number = {t: int(t) if is_numbered else i for i, t in enumerate(times)}
+    times, note = list(dict.fromkeys(frame for frame, _ in values)), ''
+    if 'image' in columns and 'frame' not in columns:
+        number, note = frame_numbers(times, where)
+    elif all(float(t).is_integer() and 0 <= t < 10**9 for t in times) and 'time' not in columns.keys() - {'frame'}:
+        number = {t: int(t) for t in times}
+    else:
+        number, note = {t: i for i, t in enumerate(sorted(times))}, 'frames in the order of their times'
     frames: dict[int, list[Person]] = {number[t]: [] for t in times}
     for (t, person), pose in values.items():
         frames[number[t]].append(Person(float32(pose), identity(person)))
-    by_time = 'frame' not in columns and 'time' in columns
-    return _clip(frames, names, 'frames in the order of their times' if by_time else '')
+    return _clip(frames, names, note)
 
 
 def _joint_order(joints: list[str], where: str) -> tuple[dict[str, int], int, list[str] | None]:
