@@ -18,6 +18,7 @@ from lib.formats import (
     arrays,
     coco,
     kinetics,
+    landmark_csv,
     mediapipe,
     mmpose,
     ntu_skeleton,
@@ -33,7 +34,18 @@ from lib.formats.values import first_item
 
 log = logging.getLogger(__name__)
 
-FORMATS = (mmpose, openpose, alphapose, ultralytics, coco, kinetics, mediapipe, ntu_skeleton, arrays)  # tried in turn
+FORMATS = (
+    mmpose,
+    openpose,
+    alphapose,
+    ultralytics,
+    coco,
+    kinetics,
+    mediapipe,
+    landmark_csv,
+    ntu_skeleton,
+    arrays,
+)  # tried in turn
 SUPPORTED = ', '.join(f'{module.NAME} ({module.FILES})' for module in (*FORMATS, pyskl))
 FILES = ('.json', '.txt', '.skeleton')  # of a folder with a file for each frame, or a clip in each .skeleton
 

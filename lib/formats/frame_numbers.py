@@ -35,7 +35,7 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
     for column in zip(*tokens.values(), strict=False):
         if len(set(column)) == 1:
             continue
-        if all(token.isdecimal() and int(token) < 10**9 for token in column) and not _are_times(names):
+        if all(token.isdecimal() and len(token.lstrip('0')) < 10 for token in column) and not _are_times(names):
             numbers = [int(token) for token in column]
             steps = np.diff(sorted(numbers))
             if len(set(column)) == len(names) > len(set(numbers)):
@@ -78,7 +78,7 @@ def _refuse_several_videos(names: Collection[str], where: str) -> None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts numbers by value, fractions as in 10.25 < 10.5, and a name before longer ones."""
-    return [(int(t), '') if t.isdecimal() else (-1, t) for t in re.findall(r'(?<=\d)\.\d+|\d+|\D', _stem(name))]
+    return [(int(t[:99]), t) if t.isdecimal() else (-1, t) for t in re.findall(r'(?<=\d)\.\d+|\d+|\D', _stem(name))]
 
 
 def _stem(name: str) -> str:
