@@ -95,16 +95,10 @@ _CONVERSIONS = {
     'torch': 'tensor.numpy() (of one on a GPU: tensor.cpu().numpy())',
     'tensorflow': 'tensor.numpy()',
     'jax': 'np.asarray(array)',
-    'jaxlib': 'np.asarray(array)',
     'pathlib': 'str(path)',
     'pandas': '.to_numpy(), or .tolist()',
     'numpy': "np.asarray(array, 'float32')",
-    'scipy': 'np.asarray(array), of a sparse one .toarray()',
     'easydict': 'dict(...)',
-    'addict': '.to_dict()',
-    'mmcv': 'dict(...)',
-    'mmengine': 'dict(...)',
-    'omegaconf': 'OmegaConf.to_container(...)',
     'collections': 'dict(...) or list(...)',
     'datetime': 'str(...)',
     'decimal': 'float(...)',
@@ -117,9 +111,6 @@ _CONVERSIONS = {
     'copyreg._reconstructor': 'a dict of its parts',
     'builtins.frozenset': 'list(...)',
     'builtins.range': 'list(...)',
-    'builtins.bytearray': 'bytes(...)',
-    'builtins.complex': 'two numbers',
-    'builtins.slice': 'its numbers',
 }
 
 

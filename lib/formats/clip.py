@@ -4,6 +4,7 @@ M persons, P poses of all frames together, T frames, V joints, C coordinates.
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, pairwise
@@ -53,7 +54,6 @@ class Clip:
     layout: str | None = None
     joint_names: Sequence[str] | None = None
     img_shape: tuple[int, int] | None = None
-    name: str | None = None
     label: int = 0
     is_certain: bool = False
     is_3d: bool = False
@@ -69,64 +69,39 @@ def to_annotation(
     clip: Clip, path: Path, layout: str | None, img_shape: tuple[int, int] | None, max_persons: int
 ) -> dict[str, Any]:
     """The annotation of a clip, as `lib.formats.read_keypoint_file` describes it. Logs one line about the file."""
-    if not clip.frames:
-        raise UserError(NOBODY.format(path))
-    first, num_frames = min(clip.frames), clip.num_frames
-    if num_frames > MOST_FRAMES:
-        raise UserError(
-            f'{path} goes from frame {first} to {max(clip.frames)}, and at most {MOST_FRAMES:,} are read. Cut the '
-            'video into parts, or correct the frame numbers.'
-        )
-    frames = [(number - first, person) for number in sorted(clip.frames) for person in clip.frames[number]]
-    if not frames:
-        raise UserError(NOBODY.format(path))
-    num_joints = len(frames[0][1].joints)
-    for frame, person in frames:
-        if len(person.joints) != num_joints:
-            raise UserError(
-                f'{path}: frame {frame + first} has a person of {len(person.joints)} joints, others have {num_joints}.'
-            )
-    joints = np.stack([person.joints for _, person in frames])  # (P, V, 3)
-    frame, identity = np.array([number for number, _ in frames]), [person.identity for _, person in frames]
+    joints, frame, identity = _poses(clip, path)
     if clip.is_3d:
-        joints, known_shape = _metres(joints, path), None
-        layout = layout or clip.layout
-        require_joints(num_joints, layout, path)
+        joints, layout, known_shape = _metres(joints, path), layout or clip.layout, None
+        require_joints(joints.shape[1], layout, path)
     else:
         known_shape = clip.img_shape or img_shape
-        joints = _pixels(joints, path, known_shape)
-        layout, joints = _in_coco(joints, clip, layout, path)
+        layout, joints = _in_coco(_joined(_pixels(joints, path, known_shape), clip), clip, layout, path)
     there = joints.any(axis=(1, 2))
-    joints, frame, identity = joints[there], frame[there], list(compress(identity, there))
-    if not len(joints):
+    if not there.any():
         raise UserError(NOBODY.format(path))
-    if not clip.is_certain and _untracked(frame, identity):
-        ends = np.searchsorted(frame, np.arange(num_frames + 1))
-        parts = [joints[start:end] for start, end in pairwise(ends)]
-        tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
-        persons = np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1)
-        left_out = tracks.left_out
-    else:
-        persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
+    joints, frame, identity = joints[there], frame[there], list(compress(identity, there))
+    link = _by_identity if clip.is_certain or not _untracked(frame, identity) else _by_tracking
+    persons, left_out = link(joints, frame, identity, max_persons, clip)
+    first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
     log.info(
         '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
-        path, clip.source, layout, len(persons) + left_out, 'person' if len(persons) + left_out == 1 else 'persons',
-        num_frames, 'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
+        path, clip.source, layout, found, 'person' if found == 1 else 'persons', num_frames,
+        'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
     )  # fmt: skip
     annotation = {
-        'frame_dir': clip.name or (path.resolve().name if path.is_dir() else path.stem),
+        'frame_dir': path.resolve().name if path.is_dir() else path.stem,
         'label': clip.label,
         'total_frames': num_frames,
     }
     if clip.is_3d:
-        annotation |= {'keypoint': np.ascontiguousarray(persons, np.float32)}
+        annotation |= {'keypoint': persons}
     else:
         shape = known_shape or _smallest_image(joints[..., :2])
         annotation |= {
             'img_shape': shape,
             'original_shape': shape,
-            'keypoint': np.ascontiguousarray(persons[..., :2], np.float32),
-            'keypoint_score': np.ascontiguousarray(persons[..., 2], np.float32),
+            'keypoint': np.ascontiguousarray(persons[..., :2]),
+            'keypoint_score': np.ascontiguousarray(persons[..., 2]),
         }
     return annotation | {
         'persons_left_out': left_out,
@@ -134,6 +109,26 @@ def to_annotation(
         'first_frame': first,
         'source': f'{clip.source} ({layout})',
     }
+
+
+def _poses(clip: Clip, path: Path) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """Joints (P, V, 3) of all poses, frame by frame; the frame of each, (P,), counted from the first; identities."""
+    if not any(clip.frames.values()):
+        raise UserError(NOBODY.format(path))
+    first, last = min(clip.frames), max(clip.frames)
+    if clip.num_frames > MOST_FRAMES:
+        raise UserError(
+            f'{path} goes from frame {first} to {last}, and at most {MOST_FRAMES:,} are read. Cut the video into '
+            'parts, or correct the frame numbers.'
+        )
+    rows = [(number - first, *person) for number in sorted(clip.frames) for person in clip.frames[number]]
+    frame, joints, identity = zip(*rows, strict=True)
+    for t, pose in zip(frame, joints, strict=True):
+        if len(pose) != len(joints[0]):
+            raise UserError(
+                f'{path}: frame {t + first} has a person of {len(pose)} joints, others have {len(joints[0])}.'
+            )
+    return np.stack(joints), np.array(frame), list(identity)
 
 
 def _metres(joints: np.ndarray, path: Path) -> np.ndarray:
@@ -168,8 +163,7 @@ def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -
 
 
 def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> tuple[str, np.ndarray]:
-    """The name of the layout, and joints (P, 17, 3). Halves of a body are joined before joints are left out."""
-    joints = _joined(joints, clip)
+    """The name of the layout, and joints (P, 17, 3)."""
     names = [_plain(name) for name in clip.joint_names or ()]
     if layout is None and len(names) == joints.shape[1] and len(set(names) & set(COCO17.joints)) >= LEAST_NAMES:
         order = [names.index(name) if name in names else -1 for name in COCO17.joints]
@@ -188,11 +182,9 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
 
 def _plain(name: object) -> str:
     """'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' as left_hip."""
-    text = ''.join(f'_{c}' if c.isupper() and i and str(name)[i - 1].islower() else c for i, c in enumerate(str(name)))
-    parts = text.lower().replace('-', '_').replace(' ', '_').strip('_').split('_')
-    sides = {'l': 'left', 'r': 'right', 'left': 'left', 'right': 'right'}
-    side = [sides[part] for part in parts if part in sides]
-    return '_'.join([*side, *(part for part in parts if part and part not in sides)])
+    text = re.sub(r'([a-z])([A-Z])', r'\1_\2', str(name)).lower()
+    parts = [{'l': 'left', 'r': 'right'}.get(part, part) for part in re.split(r'[\W_]+', text) if part]
+    return '_'.join(sorted(parts, key=lambda part: part not in ('left', 'right')))
 
 
 def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
@@ -228,6 +220,16 @@ def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
     return (
         None in identity or len(set(identity)) == 1 or len(set(zip(frame.tolist(), identity, strict=True))) < len(frame)
     )
+
+
+def _by_tracking(
+    joints: np.ndarray, frame: np.ndarray, identity: list[str | None], max_persons: int, clip: Clip
+) -> tuple[np.ndarray, int]:
+    """Persons (M, T, V, 3) by their poses, and how many are left out."""
+    ends = np.searchsorted(frame, np.arange(clip.num_frames + 1))
+    parts = [joints[start:end] for start, end in pairwise(ends)]
+    tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
+    return np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1), tracks.left_out
 
 
 def _by_identity(
