@@ -79,8 +79,7 @@ class _Unpickler(pickle.Unpickler):
 def _remedy(module: str, name: str) -> str:
     """What to do about a name in a pickle that is not plain data."""
     root = module.split('.')[0]
-    if root in _CONVERSIONS or (root in _BENIGN and not name.startswith('_')):
-        how = _CONVERSIONS.get(root) or _BENIGN[root]
+    if how := _CONVERSIONS.get(root) or _CONVERSIONS.get(f'{module}.{name}'):
         return f'which is not plain data: convert it before saving, by {how}.'
     if root in sys.stdlib_module_names or root in ('__builtin__', 'commands', 'copy_reg'):
         return 'which could run code; nothing in it was run. Get the file from its original source.'
@@ -96,18 +95,10 @@ _CONVERSIONS = {
     'torch': 'tensor.numpy() (of one on a GPU: tensor.cpu().numpy())',
     'tensorflow': 'tensor.numpy()',
     'jax': 'np.asarray(array)',
-    'jaxlib': 'np.asarray(array)',
     'pathlib': 'str(path)',
     'pandas': '.to_numpy(), or .tolist()',
     'numpy': "np.asarray(array, 'float32')",
-    'scipy': 'np.asarray(array), of a sparse one .toarray()',
     'easydict': 'dict(...)',
-    'addict': '.to_dict()',
-    'mmcv': 'dict(...)',
-    'mmengine': 'dict(...)',
-    'omegaconf': 'OmegaConf.to_container(...)',
-}
-_BENIGN = {  # of the standard library
     'collections': 'dict(...) or list(...)',
     'datetime': 'str(...)',
     'decimal': 'float(...)',
@@ -115,6 +106,11 @@ _BENIGN = {  # of the standard library
     'uuid': 'str(...)',
     'enum': '.value',
     'array': "np.asarray(array, 'float32')",
+    'types.SimpleNamespace': 'vars(...)',
+    'argparse.Namespace': 'vars(...)',
+    'copyreg._reconstructor': 'a dict of its parts',
+    'builtins.frozenset': 'list(...)',
+    'builtins.range': 'list(...)',
 }
 
 
@@ -262,27 +258,28 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
     Raises UserError for another form.
     """
     if not isinstance(data, dict) or not {'split', 'annotations'} <= data.keys():
-        if is_annotation(data) or (isinstance(data, list | tuple) and data and is_annotation(data[0])):
+        if listed := listed_annotations(data):
             raise UserError(
-                f'{path}: it has {"an annotation" if isinstance(data, dict) else f"{len(data):,} annotations"} without '
-                "'split', which training needs. Add its lists: pickle.dump({'split': {'train': [frame_dir, ...], "
-                "'val': [...]}, 'annotations': [...]}, file), or make a pickle of it and a table of labels with "
-                '`python -m lib.tools.make_pickle`.'
+                f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {len(listed):,} annotations "
+                "without 'split', which training needs. Add its lists: "
+                "pickle.dump({'split': {'train': [frame_dir, ...], 'val': [...]}, 'annotations': [...]}, file), or "
+                f'make a pickle of it and a table: `python -m lib.tools.make_pickle {path} LABELS.csv --out NEW.pkl`.'
             )
-        found = f'the keys {shown(list(data))}' if isinstance(data, dict) else f'a {type(data).__name__}'
+        found = f'the keys {shown(list(data))}' if isinstance(data, dict) else f'a {_type_name(data)}'
         raise UserError(f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {found}.")
     split, annotations = data['split'], data['annotations']
     if not isinstance(split, dict) or not isinstance(annotations, list | tuple):
         raise UserError(f"{path}: 'split' must be a dict of lists and 'annotations' a list of dicts.")
     if not annotations:
         raise UserError(f'{path}: holds no annotations.')
-    if is_kinetics(annotations[0]):
+    if any(map(is_kinetics, annotations)):
         raise UserError(
-            f'{path}: {shown_text(str(annotations[0].get("frame_dir", "annotation 0")))} has no keypoints of its own '
+            f'{path}: an annotation has no keypoints of its own '
             "(raw_file): this is the index of PYSKL's Kinetics-400. Convert it with the folder of its keypoint files: "
             f'`python -m lib.tools.make_pickle {path} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
         )
     split = {name: ids.tolist() if isinstance(ids, np.ndarray) else ids for name, ids in split.items()}
+    split = {name: sorted(ids, key=str) if isinstance(ids, set) else ids for name, ids in split.items()}
     for name, ids in split.items():
         if not isinstance(name, str) or not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
             raise UserError(f'{path}: split {shown(name)} must be a list of frame_dir texts.')
@@ -290,8 +287,20 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
     return {name: [i for i in ids if i not in empty] for name, ids in split.items()}, list(annotations)
 
 
-def is_annotation(data: Any) -> bool:
-    return isinstance(data, dict) and ('keypoint' in data or is_kinetics(data))
+def listed_annotations(data: Any) -> list[Any] | None:
+    """The annotations of a pickle without splits: one, a list of them, or a dict of them by name; None of others."""
+    if isinstance(data, dict) and 'keypoint' in data:
+        return [data]
+    if isinstance(data, dict) and 'annotations' in data and 'split' not in data:
+        data = data['annotations']
+    elif isinstance(data, dict) and data and all(isinstance(value, dict) for value in data.values()):
+        data = [{'frame_dir': name} | value for name, value in data.items()]
+    is_list = isinstance(data, list | tuple) and data and isinstance(data[0], dict) and 'keypoint' in data[0]
+    return list(data) if is_list else None
+
+
+def _type_name(value: Any) -> str:
+    return 'NumPy array' if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def is_kinetics(annotation: Any) -> bool:
@@ -341,7 +350,8 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
         raise UserError(f'{where} has zero frames. Take it out of the pickle.')
     if keypoint.shape[1] != checked['total_frames']:
         raise UserError(
-            f'{where}: total_frames is {checked["total_frames"]}, but keypoint holds {keypoint.shape[1]} frames.'
+            f'{where}: total_frames is {checked["total_frames"]}, but keypoint holds {keypoint.shape[1]} frames, if '
+            f'its shape {keypoint.shape} is (persons, frames, joints, coordinates).'
         )
     if keypoint.shape[0] == 0 or keypoint.shape[2] == 0:
         raise UserError(f'{where} holds no person or no joint: keypoint has shape {keypoint.shape}.')
@@ -366,7 +376,7 @@ def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
         return
     third = keypoint[..., 2]
     low, high = np.nanmin(third, initial=0), np.nanmax(third, initial=0)
-    if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and 0 < high <= HIGHEST_SCORE:
+    if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and high <= HIGHEST_SCORE:
         raise UserError(
             f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so that its third '
             f"number, up to {high:.3g}, is a score. Put it into keypoint_score: annotation['keypoint_score'] = "

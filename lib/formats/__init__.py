@@ -5,8 +5,11 @@ by frame as a `Clip`. To support another source, write such a module and a test,
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown, shown_text
@@ -15,6 +18,7 @@ from lib.formats import (
     arrays,
     coco,
     kinetics,
+    landmark_csv,
     mediapipe,
     mmpose,
     ntu_skeleton,
@@ -22,14 +26,26 @@ from lib.formats import (
     pyskl,
     ultralytics,
 )
+from lib.formats.by_frame import by_frame
 from lib.formats.clip import NOBODY, Clip, merged, to_annotation
-from lib.formats.content import Pickled, read_content
+from lib.formats.content import Arrays, Pickled, read_content
 from lib.formats.frame_numbers import frame_numbers
 from lib.formats.values import first_item
 
 log = logging.getLogger(__name__)
 
-FORMATS = (mmpose, openpose, alphapose, ultralytics, coco, kinetics, mediapipe, ntu_skeleton, arrays)  # tried in turn
+FORMATS = (
+    mmpose,
+    openpose,
+    alphapose,
+    ultralytics,
+    coco,
+    kinetics,
+    mediapipe,
+    landmark_csv,
+    ntu_skeleton,
+    arrays,
+)  # tried in turn
 SUPPORTED = ', '.join(f'{module.NAME} ({module.FILES})' for module in (*FORMATS, pyskl))
 FILES = ('.json', '.txt', '.skeleton')  # of a folder with a file for each frame, or a clip in each .skeleton
 
@@ -46,7 +62,7 @@ def read_keypoint_file(
 
     layout: a name of LAYOUTS; by default that of the format or of the number of joints, if the posture agrees.
     img_shape: (h, w) in pixels, if the file does not have it; without it the smallest image that holds all points.
-    max_persons: the most present ones are kept (in 3D, those that move most).
+    max_persons: the most present ones are kept (of NTU's files, those that move most).
     Annotations that are not a pickle's have further keys: persons_left_out, their number beyond max_persons;
     img_shape_known, False if it was guessed; first_frame, the number of the first frame in the file; source, the format
     and layout.
@@ -65,6 +81,8 @@ def read_keypoint_file(
     annotations, empty = [], []
     for file in files:
         content = read_content(file, SUPPORTED)
+        if isinstance(content, Pickled) and isinstance(content.data, np.ndarray):
+            content = Arrays({'keypoint': content.data})
         if isinstance(content, Pickled):
             annotations += pyskl.read(content.data, file, layout)
             continue
@@ -83,14 +101,26 @@ def read_keypoint_file(
 
 
 def _clip_of(content: Any, path: Path, layout: str | None) -> Clip:
-    for module in FORMATS:
-        if module.recognises(content):
-            return arrays.read(content, str(path), layout) if module is arrays else module.read(content, str(path))
+    if clip := _recognised(content, path, layout):
+        return clip
+    names, results = by_frame(content) or ([], None)
+    clip = _recognised(results, path, layout)
+    if clip and list(clip.frames) == list(range(len(names))):
+        numbers, note = frame_numbers(names, str(path))
+        frames = {numbers[name]: clip.frames[i] for i, name in enumerate(names)}
+        return replace(clip, frames=frames, note=note or clip.note)
     _, item = first_item(content)
     if item is None or item == {}:
         raise UserError(NOBODY.format(path))
     found = f'the keys {shown(list(item))}' if isinstance(item, dict) else f'{shown(item)}'
     raise UserError(f'{path} is in no supported format: found {found}. Supported: {SUPPORTED}.')
+
+
+def _recognised(content: Any, path: Path, layout: str | None) -> Clip | None:
+    for module in FORMATS:
+        if module.recognises(content):
+            return arrays.read(content, str(path), layout) if module is arrays else module.read(content, str(path))
+    return None
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ def recognises(content: Any) -> bool:
         return False
     item = next((value for value in content.values() if value), None)  # images without persons are empty
     if isinstance(item, list):
-        return has(item[0], 'keypoints')
+        return has(item[0], 'keypoints') and first_item(item[0]['keypoints'])[0] == 1
     return isinstance(item, dict) and has(next(iter(item.values())), 'keypoints')
 
 

@@ -4,7 +4,7 @@ M persons, P poses of all frames together, T frames, V joints, C coordinates.
 """
 
 import logging
-import warnings
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, pairwise
@@ -45,7 +45,8 @@ class Clip:
 
     source: the format's name. frames: persons by frame number. layout: if the format has only one. joint_names: if the
     file has them. img_shape: (h, w) in pixels, None if unknown. is_certain: whether identities are those of the file
-    even if everybody has the same. is_3d: joints in metres. note: what users should know.
+    even if everybody has the same. is_3d: joints in metres. by_motion: the persons that move most count, not the
+    most present ones. note: what users should know.
     """
 
     source: str
@@ -53,75 +54,54 @@ class Clip:
     layout: str | None = None
     joint_names: Sequence[str] | None = None
     img_shape: tuple[int, int] | None = None
-    name: str | None = None
     label: int = 0
     is_certain: bool = False
     is_3d: bool = False
+    by_motion: bool = False
     note: str = ''
+
+    @property
+    def num_frames(self) -> int:
+        return max(self.frames) - min(self.frames) + 1
 
 
 def to_annotation(
     clip: Clip, path: Path, layout: str | None, img_shape: tuple[int, int] | None, max_persons: int
 ) -> dict[str, Any]:
     """The annotation of a clip, as `lib.formats.read_keypoint_file` describes it. Logs one line about the file."""
-    if not clip.frames:
-        raise UserError(NOBODY.format(path))
-    first, num_frames = min(clip.frames), max(clip.frames) - min(clip.frames) + 1
-    if num_frames > MOST_FRAMES:
-        raise UserError(
-            f'{path} goes from frame {first} to {max(clip.frames)}, and at most {MOST_FRAMES:,} are read. Cut the '
-            'video into parts, or correct the frame numbers.'
-        )
-    frames = [(number - first, person) for number in sorted(clip.frames) for person in clip.frames[number]]
-    if not frames:
-        raise UserError(NOBODY.format(path))
-    num_joints = len(frames[0][1].joints)
-    for frame, person in frames:
-        if len(person.joints) != num_joints:
-            raise UserError(
-                f'{path}: frame {frame + first} has a person of {len(person.joints)} joints, others have {num_joints}.'
-            )
-    joints = np.stack([person.joints for _, person in frames])  # (P, V, 3)
-    frame, identity = np.array([number for number, _ in frames]), [person.identity for _, person in frames]
+    joints, frame, identity = _poses(clip, path)
     if clip.is_3d:
-        joints, known_shape = _metres(joints, path), None
-        layout = layout or clip.layout
-        require_joints(num_joints, layout, path)
+        joints, layout, known_shape = _metres(joints, path), layout or clip.layout, None
+        require_joints(joints.shape[1], layout, path)
     else:
         known_shape = clip.img_shape or img_shape
-        joints = _pixels(joints, path, known_shape)
-        layout, joints = _in_coco(joints, clip, layout, path)
+        layout, joints = _in_coco(_joined(_pixels(joints, path, known_shape), clip), clip, layout, path)
     there = joints.any(axis=(1, 2))
-    joints, frame, identity = joints[there], frame[there], list(compress(identity, there))
-    if not len(joints):
+    if not there.any():
         raise UserError(NOBODY.format(path))
-    if not clip.is_certain and _untracked(frame, identity):
-        ends = np.searchsorted(frame, np.arange(num_frames + 1))
-        parts = [joints[start:end] for start, end in pairwise(ends)]
-        tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
-        persons = np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1)
-        left_out = tracks.left_out
-    else:
-        persons, left_out = _by_identity(joints, frame, identity, num_frames, max_persons, clip.is_3d)
+    joints, frame, identity = joints[there], frame[there], list(compress(identity, there))
+    link = _by_identity if clip.is_certain or not _untracked(frame, identity) else _by_tracking
+    persons, left_out = link(joints, frame, identity, max_persons, clip)
+    first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
     log.info(
         '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
-        path, clip.source, layout, len(persons) + left_out, 'person' if len(persons) + left_out == 1 else 'persons',
-        num_frames, 'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
+        path, clip.source, layout, found, 'person' if found == 1 else 'persons', num_frames,
+        'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
     )  # fmt: skip
     annotation = {
-        'frame_dir': clip.name or (path.resolve().name if path.is_dir() else path.stem),
+        'frame_dir': path.resolve().name if path.is_dir() else path.stem,
         'label': clip.label,
         'total_frames': num_frames,
     }
     if clip.is_3d:
-        annotation |= {'keypoint': np.ascontiguousarray(persons, np.float32)}
+        annotation |= {'keypoint': persons}
     else:
         shape = known_shape or _smallest_image(joints[..., :2])
         annotation |= {
             'img_shape': shape,
             'original_shape': shape,
-            'keypoint': np.ascontiguousarray(persons[..., :2], np.float32),
-            'keypoint_score': np.ascontiguousarray(persons[..., 2], np.float32),
+            'keypoint': np.ascontiguousarray(persons[..., :2]),
+            'keypoint_score': np.ascontiguousarray(persons[..., 2]),
         }
     return annotation | {
         'persons_left_out': left_out,
@@ -129,6 +109,26 @@ def to_annotation(
         'first_frame': first,
         'source': f'{clip.source} ({layout})',
     }
+
+
+def _poses(clip: Clip, path: Path) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """Joints (P, V, 3) of all poses, frame by frame; the frame of each, (P,), counted from the first; identities."""
+    if not any(clip.frames.values()):
+        raise UserError(NOBODY.format(path))
+    first, last = min(clip.frames), max(clip.frames)
+    if clip.num_frames > MOST_FRAMES:
+        raise UserError(
+            f'{path} goes from frame {first} to {last}, and at most {MOST_FRAMES:,} are read. Cut the video into '
+            'parts, or correct the frame numbers.'
+        )
+    rows = [(number - first, *person) for number in sorted(clip.frames) for person in clip.frames[number]]
+    frame, joints, identity = zip(*rows, strict=True)
+    for t, pose in zip(frame, joints, strict=True):
+        if len(pose) != len(joints[0]):
+            raise UserError(
+                f'{path}: frame {t + first} has a person of {len(pose)} joints, others have {len(joints[0])}.'
+            )
+    return np.stack(joints), np.array(frame), list(identity)
 
 
 def _metres(joints: np.ndarray, path: Path) -> np.ndarray:
@@ -163,8 +163,7 @@ def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -
 
 
 def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> tuple[str, np.ndarray]:
-    """The name of the layout, and joints (P, 17, 3). Halves of a body are joined before joints are left out."""
-    joints = _joined(joints, clip)
+    """The name of the layout, and joints (P, 17, 3)."""
     names = [_plain(name) for name in clip.joint_names or ()]
     if layout is None and len(names) == joints.shape[1] and len(set(names) & set(COCO17.joints)) >= LEAST_NAMES:
         order = [names.index(name) if name in names else -1 for name in COCO17.joints]
@@ -183,11 +182,9 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
 
 def _plain(name: object) -> str:
     """'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' as left_hip."""
-    text = ''.join(f'_{c}' if c.isupper() and i and str(name)[i - 1].islower() else c for i, c in enumerate(str(name)))
-    parts = text.lower().replace('-', '_').replace(' ', '_').strip('_').split('_')
-    sides = {'l': 'left', 'r': 'right', 'left': 'left', 'right': 'right'}
-    side = [sides[part] for part in parts if part in sides]
-    return '_'.join([*side, *(part for part in parts if part and part not in sides)])
+    text = re.sub(r'([a-z])([A-Z])', r'\1_\2', str(name)).lower()
+    parts = [{'l': 'left', 'r': 'right'}.get(part, part) for part in re.split(r'[\W_]+', text) if part]
+    return '_'.join(sorted(parts, key=lambda part: part not in ('left', 'right')))
 
 
 def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
@@ -225,28 +222,31 @@ def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
     )
 
 
-def _by_identity(
-    joints: np.ndarray, frame: np.ndarray, identity: list[str], num_frames: int, max_persons: int, is_3d: bool
+def _by_tracking(
+    joints: np.ndarray, frame: np.ndarray, identity: list[str | None], max_persons: int, clip: Clip
 ) -> tuple[np.ndarray, int]:
-    """Persons (M, T, V, 3), the most present ones first (in 3D: who move most), and how many are left out."""
+    """Persons (M, T, V, 3) by their poses, and how many are left out."""
+    ends = np.searchsorted(frame, np.arange(clip.num_frames + 1))
+    parts = [joints[start:end] for start, end in pairwise(ends)]
+    tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
+    return np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1), tracks.left_out
+
+
+def _by_identity(
+    joints: np.ndarray, frame: np.ndarray, identity: list[str], max_persons: int, clip: Clip
+) -> tuple[np.ndarray, int]:
+    """Persons (M, T, V, 3), the most present ones first (or who move most), and how many are left out."""
     names, person = np.unique(identity, return_inverse=True)
-    if is_3d:
-        found = np.where(joints.any(axis=-1, keepdims=True), joints, np.nan).astype(np.float64)
-        weight = np.array([_motion(found[person == m]) for m in range(len(names))])
+    if clip.by_motion:  # the variance over time, summed over the joints
+        weight = np.array([joints[person == m].astype(np.float64).var(axis=0).sum() for m in range(len(names))])
     else:
-        weight = np.bincount(person, joints[..., 2].sum(axis=1))
+        presence = joints.any(axis=-1) if clip.is_3d else joints[..., 2]
+        weight = np.bincount(person, presence.sum(axis=1))
     order = np.argsort(-weight, kind='stable')[:max_persons]
-    persons = np.zeros((len(order), num_frames, *joints.shape[1:]), np.float32)
+    persons = np.zeros((len(order), clip.num_frames, *joints.shape[1:]), np.float32)
     for m, number in enumerate(order):
         persons[m, frame[person == number]] = joints[person == number]
     return persons, len(names) - len(order)
-
-
-def _motion(joints: np.ndarray) -> float:
-    """Variance over time, summed over the joints (T, V, 3) of a person, NaN if missing; above 0."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # a joint that is never there
-        return float(np.nan_to_num(np.nanvar(joints, axis=0)).sum())
 
 
 def require_joints(num_joints: int, layout: str | None, path: Path) -> None:

@@ -10,6 +10,7 @@ from lib.errors import UserError, shown_text
 
 LARGEST_STEP = 12  # from one frame number to the next, somewhere; milliseconds have larger steps everywhere
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
+_DATE_AND_TIME = re.compile(r'(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d\D{0,2}([01]\d|2[0-3])([0-5]\d){2}(?!\d)')
 _ROBOFLOW = re.compile(r'[._](jpe?g|png|bmp|webp)\.rf\.\w+')  # a hash in the names of exported images
 
 
@@ -34,9 +35,9 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
     for column in zip(*tokens.values(), strict=False):
         if len(set(column)) == 1:
             continue
-        if all(token.isdecimal() for token in column):
+        if all(token.isdecimal() and len(token.lstrip('0')) < 10 for token in column) and not _are_times(names):
             numbers = [int(token) for token in column]
-            steps = np.diff(sorted(min(number, 10**15) for number in numbers))
+            steps = np.diff(sorted(numbers))
             if len(set(column)) == len(names) > len(set(numbers)):
                 raise UserError(f'{where} has two frames of the same number, written in two ways. Remove one of them.')
             is_dense = len(names) < 3 or steps.min() <= LARGEST_STEP
@@ -52,14 +53,20 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
     )
 
 
+def _are_times(names: Collection[str]) -> bool:
+    """Whether names have a date and a time, as in IMG_20200102_100010.jpg, and differ in the time."""
+    times = [_DATE_AND_TIME.search(name) for name in names]
+    return all(times) and len({match[0] for match in times}) > 1
+
+
 def _refuse_several_videos(names: Collection[str], where: str) -> None:
     """Raises UserError if names count frames after different words."""
-    videos: dict[str, set[str]] = {}  # the numbers that follow each word
+    videos: dict[str, set[str]] = {}  # the numbers that follow each word, in each folder
     for name in names:
-        *before, last, _ = (
-            re.split(r'(\d+)(?!.*\d)', _stem(name)) if re.search(r'\d', _stem(name)) else (_stem(name), '', '')
-        )
-        videos.setdefault(''.join(filter(str.isalpha, ''.join(before))), set()).add(last)
+        folder, _, last = _stem(name).replace('\\', '/').rpartition('/')
+        match = re.fullmatch(r'(.*?)(\d+)\D*', last) or re.fullmatch(r'(.*)()', last)
+        words = ''.join(filter(str.isalpha, match[1]))
+        videos.setdefault(f'{folder}/{words}' if folder else words, set()).add(match[2])
     numbered = [numbers for numbers in videos.values() if numbers != {''}]
     counted = any(len(numbers) > 1 for numbers in numbered)
     if len(videos) > 1 and (counted or (len(numbered) > 1 and set.intersection(*numbered))):
@@ -71,7 +78,7 @@ def _refuse_several_videos(names: Collection[str], where: str) -> None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts numbers by value, fractions as in 10.25 < 10.5, and a name before longer ones."""
-    return [(int(t), '') if t.isdecimal() else (-1, t) for t in re.findall(r'(?<=\d)\.\d+|\d+|\D', _stem(name))]
+    return [(int(t[:99]), t) if t.isdecimal() else (-1, t) for t in re.findall(r'(?<=\d)\.\d+|\d+|\D', _stem(name))]
 
 
 def _stem(name: str) -> str:

@@ -170,7 +170,7 @@ def _read_index(index: Path) -> tuple[dict[str, list[str]], dict[str, list[dict[
 def _inside(folder: Path, raw_file: str) -> Path | None:
     """The file of an index's path inside the folder, by as many of its last parts as fit; None if there is none."""
     parts = [part for part in PurePosixPath(raw_file.replace('\\', '/')).parts if part != '/']
-    if '..' in parts or '\0' in raw_file:
+    if '\0' in raw_file:
         return None
     for start in range(len(parts)):
         file = folder.joinpath(*parts[start:])

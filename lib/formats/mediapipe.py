@@ -1,17 +1,11 @@
-"""MediaPipe Pose (BlazePose): landmarks of each frame as JSON or CSV, which users write in their own loops.
+"""MediaPipe Pose (BlazePose) as JSON: the landmarks of each frame, as users' own loops collect them.
 
-    [[{'x', 'y', 'z', 'visibility'} * 33], ...]           frames; null or [] without a person; lists of persons
-    [{'frame': 0, 'landmarks' or 'pose_landmarks': [...]}]
-    Frame,LandmarkID,X,Y[,Z,Visibility]                   CSV with a row for each joint
-    frame,x0,y0,z0,v0,x1,...  or  nose_x,nose_y,...       CSV with a row for each frame
+    [[{'x', 'y', 'z', 'visibility'} * 33], ...]    frames; null or [] without a person; or a list of persons each
 
-Coordinates are shares of the image. z is not read.
+Coordinates are shares of the image. z is not read. TensorFlow.js names the joints, which then count.
 """
 
-import csv
 import math
-import re
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,87 +13,35 @@ import numpy as np
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
-from lib.formats.values import first_item, float32, has, identity, mapping, sequence, whole_number
+from lib.formats.values import first_item, float32, has, mapping, sequence
 
-NAME, FILES = 'MediaPipe', 'JSON or CSV'
-_LANDMARKS = 'pose_landmarks', 'poseLandmarks', 'landmarks', 'keypoints', 'pose'
-_FRAME = (
-    'frame',
-    'frame_id',
-    'frame_index',
-    'frame_number',
-    'frameid',
-    'frameindex',
-    'framenumber',
-    'frameno',
-    'frameidx',
-)
-_TIME = 'time', 'timestamp', 'timestampms', 'timems', 'seconds', 'milliseconds'
-_JOINT = (
-    'landmarkid',
-    'landmark',
-    'landmarkindex',
-    'landmarkname',
-    'joint',
-    'jointid',
-    'keypoint',
-    'id',
-    'index',
-    'idx',
-    'name',
-)
-_PERSON = 'person', 'personid', 'pose', 'poseid', 'poseindex', 'track', 'trackid'
-_SCORE = 'visibility', 'v', 'score', 'presence', 'confidence'
-_LAYOUT = LAYOUTS['blazepose33']
+NAME, FILES = 'MediaPipe', 'JSON'
+_SCORES = 'visibility', 'score', 'presence'
 
 
 def recognises(content: Any) -> bool:
-    if isinstance(content, str):
-        return _columns(next(_rows(content), [])) is not None
-    if isinstance(content, dict):
-        content = [content] if _landmarks_of(content) is not None else list(content.values())
     depth, item = first_item(content)
-    if depth == 1 and isinstance(item, dict) and _landmarks_of(item) is not None:
-        depth, item = first_item(_landmarks_of(item))
     return depth >= 1 and has(item, 'x', 'y')
 
 
-def _landmarks_of(entry: Mapping[str, Any]) -> Any:
-    return next((entry[key] for key in _LANDMARKS if isinstance(entry.get(key), list)), None)
-
-
 def read(content: Any, where: str) -> Clip:
-    if isinstance(content, str):
-        return _read_csv(content, where)
-    if isinstance(content, dict):
-        single = _landmarks_of(content) is not None
-        named = [{'frame': int(key), 'landmarks': value} for key, value in content.items() if str(key).isdecimal()]
-        content = [content] if single else named if len(named) == len(content) else next(iter(content.values()))
-    depth, item = first_item(content)
-    if depth == 1 and has(item, 'x', 'y'):  # an image with a person
+    if first_item(content)[0] == 1:  # an image with a person
         content = [content]
     frames, names = {}, None
     for i, frame in enumerate(sequence(content, where)):
-        number, place = i, f'{where}: frame {i}'
-        if isinstance(frame, dict):
-            given = whole_number(frame, *_FRAME)
-            number, frame = i if given is None else given, _landmarks_of(frame)
-            if number in frames:
-                raise UserError(f'{place} has the number {number} of an earlier one.')
-        frame = [frame] if first_item(frame)[0] == 1 else frame
-        found = [
-            _landmarks(person, f'{place}: person {j}') for j, person in enumerate(sequence(frame, place)) if person
-        ]
-        frames[number] = [Person(joints) for joints, _ in found]
+        place = f'{where}: frame {i}'
+        people = [frame] if first_item(frame)[0] == 1 else sequence(frame, place)
+        found = [_landmarks(person, f'{place}: person {j}') for j, person in enumerate(people) if person]
+        frames[i] = [Person(joints) for joints, _ in found]
         names = names or next((names for _, names in found if names), None)
-    return _clip(frames, names)
+    return of_landmarks(frames, names)
 
 
 def _landmarks(landmarks: Any, where: str) -> tuple[np.ndarray, list[str] | None]:
     rows, names = [], []
     for i, landmark in enumerate(sequence(landmarks, where)):
         point = mapping(landmark, f'{where}: joint {i}')
-        score = next((point[key] for key in _SCORE if point.get(key) is not None), 1)
+        score = next((point[key] for key in _SCORES if point.get(key) is not None), 1)
         rows.append([point.get('x'), point.get('y'), score])
         names.append(str(point.get('name', '')))
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in rows[-1]):
@@ -116,94 +58,8 @@ def _real(value: float) -> float:
         return math.inf
 
 
-def _clip(frames: dict[int, list[Person]], names: list[str] | None, note: str = '') -> Clip:
+def of_landmarks(frames: dict[int, list[Person]], names: list[str] | None, note: str = '') -> Clip:
+    """A clip whose joints are MediaPipe's if there are 33 of them."""
     counts = {len(person.joints) for persons in frames.values() for person in persons}
-    is_blazepose = counts == {len(_LAYOUT)}
+    is_blazepose = counts == {len(LAYOUTS['blazepose33'])}
     return Clip(NAME, frames, layout='blazepose33' if is_blazepose else None, joint_names=names, note=note)
-
-
-# --- CSV -----------------------------------------------------------------------------------------------------------
-
-
-def _rows(text: str) -> Iterable[list[str]]:
-    header = text.split('\n', 1)[0]
-    delimiter = max(',;\t', key=header.count)
-    try:
-        yield from csv.reader(text.splitlines(), delimiter=delimiter)
-    except csv.Error:
-        return
-
-
-def _columns(header: list[str]) -> tuple[dict[str, int], dict[str, dict[str, int]]] | None:
-    """Columns by meaning, and those of each joint if a row is a frame. None if it is no table of joints."""
-    plain = [re.sub(r'[^a-z0-9]', '', name.lower()) for name in header]
-
-    def find(names: tuple[str, ...]) -> int | None:
-        return next((plain.index(name) for name in names if name in plain), None)
-
-    meaning = {'frame': find(_FRAME), 'time': find(_TIME), 'joint': find(_JOINT), 'person': find(_PERSON)}
-    if 'x' in plain and 'y' in plain and meaning['joint'] is not None:
-        meaning |= {'x': plain.index('x'), 'y': plain.index('y'), 'score': find(_SCORE)}
-        return {key: column for key, column in meaning.items() if column is not None}, {}
-    joints: dict[str, dict[str, int]] = {}
-    for i, name in enumerate(header):
-        match = re.fullmatch(r'(x|y|v|visibility)_?(\d+)|(.+?)[_. ](x|y|v|visibility|score)', name.strip().lower())
-        if match:
-            axis = match[1] or match[4]
-            joint = re.sub(r'^(landmark|joint|keypoint|kp|pose)[_. ]?(?=\d)', '', match[2] or match[3])
-            joints.setdefault(joint, {})[axis if axis in 'xy' else 'score'] = i
-    joints = {joint: found for joint, found in joints.items() if {'x', 'y'} <= found.keys()}
-    return ({key: column for key, column in meaning.items() if column is not None}, joints) if joints else None
-
-
-def _read_csv(text: str, where: str) -> Clip:
-    header, *rows = _rows(text)
-    columns, joints = _columns(header)
-    listed = list(joints) or [row[columns['joint']] for row in rows if len(row) > columns['joint']]
-    order, count, names = _joint_order(listed, where)
-    values: dict[tuple[Any, str], np.ndarray] = {}
-    for i, row in enumerate(rows):
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) < len(header):
-            raise UserError(f'{where}: line {i + 2} has {len(row)} cells, the first line {len(header)}.')
-        frame = next(
-            (_number(row[columns[key]], f'{where}: line {i + 2}') for key in ('frame', 'time') if key in columns), i
-        )
-        key = frame, row[columns['person']].strip() if 'person' in columns else ''
-        pose = values.setdefault(key, np.zeros((count, 3)))
-        for joint, cells in (joints or {row[columns['joint']]: columns}).items():
-            score = row[cells['score']] if 'score' in cells else '1'
-            pose[order[joint.strip().lower()]] = [
-                _number(cell, f'{where}: line {i + 2}') for cell in (row[cells['x']], row[cells['y']], score)
-            ]
-    times = sorted({frame for frame, _ in values})
-    is_numbered = 'frame' in columns and all(float(t).is_integer() and 0 <= t < 10**9 for t in times)
-    number = {t: int(t) if is_numbered else i for i, t in enumerate(times)}
-    frames: dict[int, list[Person]] = {number[t]: [] for t in times}
-    for (t, person), pose in values.items():
-        frames[number[t]].append(Person(float32(pose), identity(person)))
-    by_time = 'frame' not in columns and 'time' in columns
-    return _clip(frames, names, 'frames in the order of their times' if by_time else '')
-
-
-def _joint_order(joints: list[str], where: str) -> tuple[dict[str, int], int, list[str] | None]:
-    """The index of each joint by its name or number in the file, how many joints a pose has, and their names."""
-    keys = list(dict.fromkeys(joint.strip().lower() for joint in joints))
-    if not keys or not all(key.isdecimal() for key in keys):
-        return {key: i for i, key in enumerate(keys)}, len(keys), [key.rsplit('.', 1)[-1] for key in keys]
-    first, last = int(max(map(int, keys)) >= len(_LAYOUT) and '0' not in keys), max(map(int, keys))  # from 0, or from 1
-    count = last - first + 1
-    if count > len(_LAYOUT):
-        raise UserError(f'{where} has a joint of number {last}, not one of MediaPipe, which are 0 to 32.')
-    return {key: int(key) - first for key in keys}, count if count <= 17 else len(_LAYOUT), None
-
-
-def _number(cell: str, where: str) -> float:
-    cell = cell.strip()
-    if not cell or cell.lower() in ('nan', 'none', 'null'):
-        return math.nan
-    try:
-        return float(cell)
-    except ValueError:
-        raise UserError(f'{where}: {shown(cell)} must be a number.') from None

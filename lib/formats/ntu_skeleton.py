@@ -60,7 +60,7 @@ def read(content: str, where: str) -> Clip:
             except ValueError:
                 raise UserError(f'{where}: frame {t} has a joint that is not made of numbers.') from None
             frames[t].append(Person(joints.astype(np.float32), body))
-    return Clip(NAME, frames, layout='ntu25', label=label_of(where), is_certain=True, is_3d=True)
+    return Clip(NAME, frames, layout='ntu25', label=label_of(where), is_certain=True, is_3d=True, by_motion=True)
 
 
 def label_of(name: str) -> int:

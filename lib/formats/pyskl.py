@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.pickles import check_annotations, check_content, is_annotation, is_kinetics
+from lib.data.pickles import check_annotations, check_content, listed_annotations
 from lib.data.skeletons import convert
 from lib.errors import UserError
 from lib.formats.clip import require_joints
@@ -16,8 +16,7 @@ NAME, FILES = 'PYSKL', '.pkl'
 
 def read(data: Any, path: Path, layout: str | None) -> list[dict[str, Any]]:
     """The annotations of a pickle, their joints in the order that models take if `layout` names another one."""
-    listed = list(data) if isinstance(data, list | tuple) else [data]
-    if listed and is_annotation(listed[0]) and not is_kinetics(listed[0]):
+    if (listed := listed_annotations(data)) is not None:
         listed = [_completed(item, path, i if len(listed) > 1 else None) for i, item in enumerate(listed)]
         annotations = check_annotations(listed, path)
     else:

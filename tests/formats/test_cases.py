@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lib.data.pickles import load_annotations
+from lib.data.store import open_store
 from lib.errors import UserError
 from lib.formats import read_keypoint_file
 from lib.tools import check_data
@@ -217,13 +218,21 @@ def test_clips_without_persons_are_left_out_with_one_warning(keypoint, write_pic
 
 
 @pytest.mark.parametrize('ending', ['.mp4', '.avi'])
-def test_names_that_differ_by_an_ending_are_an_error_of_check_data(ending, write_pickle, capsys):
+def test_names_that_differ_by_an_ending_are_an_error(ending, write_pickle, tmp_path, capsys):
     data = dataset()
     data['split'] = {name: [f'{i}{ending}' for i in ids] for name, ids in data['split'].items()}
     assert check_data.main([str(write_pickle(data))]) == 1
     printed = ' '.join(capsys.readouterr().out.split())
     assert f'clip0{ending} in a split, clip0 as frame_dir' in printed
     assert printed.count('FAULT') == 2  # one per split
+    with pytest.raises(UserError, match=rf'clip0\{ending} in a split, clip0 as frame_dir'):
+        open_store(tmp_path / 'set.pkl')
+
+
+def test_hidden_pickles_of_a_folder_are_skipped(write_pickle, tmp_path):
+    write_pickle(dataset())
+    (tmp_path / '._set.pkl').write_bytes(b'\0\5\x16\7')
+    assert len(open_store(tmp_path).label) == 8
 
 
 def test_pickles_without_split_are_read_and_training_says_how_to_add_one(write_pickle):

@@ -30,6 +30,9 @@ def frames(joints: np.ndarray, person) -> list[list]:
     return [[person(m, joints[m, t]) for m in range(len(joints))] for t in range(joints.shape[1])]
 
 
+SWAPPING = np.concatenate([TWO[:, :3], TWO[::-1, 3:]], axis=1)  # who is who, only the file knows
+
+
 def alphapose(joints: np.ndarray, idx, names=lambda t: f'{t}.jpg') -> list[dict]:
     return [
         {'image_id': names(t), 'keypoints': flat(joints[m, t]), 'idx': idx(m, t)}
@@ -101,7 +104,7 @@ REVERSED = TWO[:, :, ::-1]
 VARIANTS = {
     'alphapose idx numbers': (alphapose(TWO, lambda m, t: m), TWO, {}, 0),
     'alphapose idx text': (alphapose(TWO, lambda m, t: f'person {m}'), TWO, {}, 0),
-    'alphapose idx nested': (alphapose(TWO, lambda m, t: [[m + 0.0], [m + 5.0]]), TWO, {}, 0),
+    'alphapose idx nested': (alphapose(SWAPPING, lambda m, t: [[m + 0.0], [m + 5.0]]), SWAPPING, {}, 0),
     **{
         f'alphapose idx {value}': (alphapose(TWO, lambda m, t, value=value: value), TWO, {}, 0)
         for value in (None, 'x', [], [[]], -1, [-1.0], 0.5, float('nan'), True, {}, 0, [[0.0], [0.0]])
@@ -192,6 +195,37 @@ VARIANTS = {
         SHAPE,
         0,
     ),
+    'mediapipe in a loop': (
+        {
+            'fps': 30,
+            'frames': [
+                {'frame': t + 5, 'world_landmarks': [1], 'landmarks': f[0]}
+                for t, f in enumerate(frames(SHARES[:1], landmarks))
+            ],
+        },
+        ONE,
+        SHAPE,
+        5,
+    ),
+    'ultralytics by image': (
+        {f'frame_{t + 1:03d}.jpg': json.dumps(f) for t, f in enumerate(frames(TWO, ultralytics))},
+        TWO,
+        {},
+        1,
+    ),
+    'mmpose by image': ({f'frame_{t + 1:03d}.jpg': f for t, f in enumerate(frames(TWO, mmpose))}, TWO, {}, 1),
+    'mediapipe csv of images': (
+        table(SHARES[:1], 'image,landmark,x,y', lambda t, m, v, x, y, s: f'f_{t + 4}.jpg,{v},{x},{y}'),
+        ONE,
+        SHAPE,
+        4,
+    ),
+    'mediapipe csv without frames': (
+        table(SHARES[:1], 'landmark,x,y', lambda t, m, v, x, y, s: f'{v},{x},{y}'),
+        ONE,
+        SHAPE,
+        0,
+    ),
     'coco tracked': (coco(TWO), TWO, {}, 0),
     'coco untracked': (coco(TWO, track=False), TWO, {}, 0),
     'coco names': (coco(TWO, NAMES), TWO, {}, 0),
@@ -215,12 +249,8 @@ def test_variants_are_read_to_a_hundredth_of_a_pixel(name, tmp_path):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     [found] = read_keypoint_file(path, **arguments)
     assert found['keypoint'].shape == expected[..., :2].shape
-    order = np.argsort(
-        [
-            person[person[..., 2] > 0][:, 0].mean()
-            for person in np.concatenate([found['keypoint'], found['keypoint_score'][..., None]], -1)
-        ]
-    )
+    x = np.where(found['keypoint_score'] > 0, found['keypoint'][..., 0], np.nan)
+    order = np.argsort(np.nanmean(x, axis=(1, 2)), kind='stable')  # from left to right
     there = expected[..., 2:] > 0
     np.testing.assert_allclose(found['keypoint'][order], expected[..., :2] * there, atol=0.01)
     np.testing.assert_array_equal(found['keypoint_score'][order] > 0, there[..., 0])
@@ -296,6 +326,10 @@ NUMBERED = {  # names: numbers, or a part of the refusal
     '10_00_58.5.png 10_00_59.25.png 10_01_00.0.png': [0, 1, 2],
     't_0033.jpg t_0066.jpg t_0100.jpg': [0, 1, 2],
     'T10.png T10.25.png T10.5.png': [0, 1, 2],
+    'IMG_20200102_100058.jpg IMG_20200102_100059.jpg IMG_20200102_100100.jpg': [0, 1, 2],
+    'IMG_20200102_100058_BURST003.jpg IMG_20200102_100058_BURST004.jpg': [3, 4],
+    '1583242342.1.jpg 1583242342.25.jpg 1583242343.0.jpg': [0, 1, 2],
+    'v1/001.jpg v1/002.jpg v2/001.jpg v2/002.jpg': 'several videos',
     'b.jpg a.jpg c.jpg': [1, 0, 2],
     'v_1.jpg v_2.jpg w_1.jpg': 'several videos',
     'v_1 v_2 camera': 'several videos',

@@ -1,5 +1,6 @@
 """From a folder of keypoint files and a table of labels to a pickle, and to a model trained on it."""
 
+import copy
 import json
 import pickle
 import shlex
@@ -11,6 +12,7 @@ import train_action_vanilla
 from lib.cli import DONE, USER_ERROR
 from lib.data.classes import NTU60
 from lib.data.pickles import load_annotations
+from lib.data.skeletons import convert
 from lib.tools import check_data, make_pickle
 from lib.tools.sample import dataset as sample
 from tests.annotations import make_3d_annotations, make_annotations
@@ -189,3 +191,95 @@ def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
     call = caller(train_action_vanilla)
     assert call('--config', write_config('vanilla', tmp_path), '-c', run, *small, *settings) == DONE
     assert len(lines(run)) == 1
+
+
+def skeleton_text(bodies: dict[str, np.ndarray], frames: int) -> str:
+    """A .skeleton file of NTU RGB+D. bodies: joints (T, 25, 3) by body id; zeros where one is not there."""
+    lines = [str(frames)]
+    for t in range(frames):
+        here = {body: joints[t] for body, joints in bodies.items() if joints[t].any()}
+        lines.append(str(len(here)))
+        for body, joints in here.items():
+            lines += [f'{body} 0 1 1 1 1 0 0.02 0.05 2', '25']
+            lines += [' '.join(map(str, [*point, *range(8), 2])) for point in joints.round(6).tolist()]
+    return '\n'.join(lines) + '\n'
+
+
+def test_raw_skeletons_become_a_3d_set_with_labels_and_splits_of_their_names(tmp_path, capsys):
+    """Of three bodies the two that move most are kept; ids are longer than a float64 holds."""
+    random = np.random.default_rng(0)
+    poses = random.uniform(-1, 1, (3, 1, 25, 3)) + random.normal(0, 1, (3, 8, 25, 3)) * np.array([0.1, 0, 0.2]).reshape(
+        3, 1, 1, 1
+    )
+    poses[2, :3] = 0
+    bodies = dict(zip(('72057594037900001', '72057594037900002', '72057594037900003'), poses, strict=True))
+    folder = tmp_path / 'raw' / 'nturgb+d_skeletons'
+    folder.mkdir(parents=True)
+    for name in ('S001C001P001R001A008', 'S002C002P003R002A050', 'S017C003P040R001A001'):
+        (folder / f'{name}.skeleton').write_text(skeleton_text(bodies, 8))
+    (folder / 'S001C001P002R001A001.skeleton').write_text('2\n0\n0\n')
+    (folder / '._S001C001P001R001A008.skeleton').write_bytes(b'\0\5\x16\7')
+    out = tmp_path / 'ntu.pkl'
+    assert make_pickle.main([str(tmp_path / 'raw'), '--out', str(out)]) == DONE
+    assert 'left out: 1 clip without a skeleton (S001C001P002R001A001)' in capsys.readouterr().out
+    data = load_annotations(out)
+    assert [(a['frame_dir'][-4:], a['label']) for a in data['annotations']] == [('A008', 7), ('A050', 49), ('A001', 0)]
+    for annotation in data['annotations']:
+        np.testing.assert_allclose(annotation['keypoint'], poses[[2, 0]], atol=1e-5)
+    assert {name: [clip[:4] for clip in clips] for name, clips in data['split'].items()} == {
+        'xsub_train': ['S001'],
+        'xsub_val': ['S002', 'S017'],
+        'xview_train': ['S002', 'S017'],
+        'xview_val': ['S001'],
+    }
+    (folder / 'S018C001P001R001A061.skeleton').write_text(skeleton_text(bodies, 8))
+    assert make_pickle.main([str(tmp_path / 'raw'), '--out', str(tmp_path / 'ntu120.pkl')]) == DONE
+    split = load_annotations(tmp_path / 'ntu120.pkl')['split']
+    assert [clip[:4] for clip in split['xset_train']] == ['S002', 'S018']
+    (folder / 'other.skeleton').write_text('0\n')
+    assert make_pickle.main([str(tmp_path / 'raw'), '--out', str(tmp_path / 'x.pkl')]) == USER_ERROR
+    assert 'other.skeleton' in capsys.readouterr().err
+
+
+def test_a_whole_pickle_is_converted_from_another_layout(tmp_path, write_pickle, capsys):
+    data = make_annotations([5, 9], persons=[1, 2])
+    converted = copy.deepcopy(data)
+    for annotation in converted['annotations']:
+        for key in ('keypoint', 'keypoint_score'):
+            values = annotation[key] if key == 'keypoint' else annotation[key][..., None]
+            annotation[key] = convert(values, 'coco17', 'body25').reshape(
+                *values.shape[:2], 25, *annotation[key].shape[3:]
+            )
+    old, out = write_pickle(converted), tmp_path / 'new.pkl'
+    assert make_pickle.main([str(old), '--layout', 'body25', '--out', str(out)]) == DONE
+    loaded = load_annotations(out)
+    assert loaded['split'] == data['split']
+    for ours, theirs in zip(loaded['annotations'], data['annotations'], strict=True):
+        np.testing.assert_array_equal(ours['keypoint'], theirs['keypoint'])
+        np.testing.assert_array_equal(ours['keypoint_score'], theirs['keypoint_score'])
+        assert (ours['label'], ours['frame_dir']) == (theirs['label'], theirs['frame_dir'])
+    capsys.readouterr()
+    for arguments in (
+        [str(old)],
+        [str(old), '--layout', 'halpe26'],
+        [str(tmp_path / 'nothing.pkl'), '--layout', 'body25'],
+    ):
+        assert make_pickle.main([*arguments, '--out', str(tmp_path / 'x.pkl')]) == USER_ERROR
+        assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_table_adds_labels_and_splits_to_the_clips_of_a_pickle(files, make, write_pickle, tmp_path):
+    annotations = make_annotations([5, 9, 7])['annotations']
+    names = [annotation['frame_dir'] for annotation in annotations]
+    source, labels = write_pickle(annotations, 'list.pkl'), tmp_path / 'labels.csv'
+    labels.write_text(f'file,label,split\n{names[1]},walk,train\n{names[2]},run,val\n')
+    assert make_pickle.main([str(source), str(labels), '--out', str(tmp_path / 'new.pkl')]) == DONE
+    data = load_annotations(tmp_path / 'new.pkl')
+    assert data['split'] == {'train': [names[1]], 'val': [names[2]]}
+    assert [a['label'] for a in data['annotations']] == [1, 0]
+    folder = files(['list.pkl,walk,train', 'a.npy,run,val'])  # in a folder, all its clips have the row's label
+    source.rename(folder / 'list.pkl')
+    code, text, out = make(folder)
+    assert code == DONE
+    assert load_annotations(out)['split'] == {'train': [f'list/{name}' for name in names], 'val': ['a']}
+    assert 'read as: 3 PYSKL, 1 array (coco17)' in text

@@ -89,6 +89,22 @@ def test_windows_of_a_long_clip_are_predicted_one_by_one(run, tmp_path):
     assert {'start': 100, 'end': 200, 'class': None, 'name': 'nobody', 'probability': None} in entry['segments']
 
 
+def test_windows_have_the_frame_numbers_of_the_video(run, tmp_path, capsys):
+    keypoint, score = persons(130)
+    joints = np.concatenate([keypoint, score[..., None]], axis=-1)[0].astype(float)
+    entries = [{'image_id': f'{t + 1000}.jpg', 'keypoints': pose.ravel().tolist()} for t, pose in enumerate(joints)]
+    (tmp_path / 'clip.json').write_text(json.dumps(entries))
+    (entry,) = predicted(tmp_path / 'out', run, tmp_path / 'clip.json', '--window', 100)
+    assert [(w['start'], w['end']) for w in entry['windows']] == [(1000, 1100), (1030, 1130)]
+    assert (entry['segments'][0]['start'], entry['segments'][-1]['end']) == (1000, 1130)
+    assert '1000-1130' in capsys.readouterr().out
+    (one,) = predicted(tmp_path / 'one', run, tmp_path / 'clip.json', '--per_person')
+    assert (one['windows'][0]['start'], one['windows'][0]['end']) == (1000, 1130)
+    write_array(tmp_path / 'a.npz', keypoint, score)
+    (whole,) = predicted(tmp_path / 'whole', run, tmp_path / 'a.npz')
+    assert probabilities_of(one) == pytest.approx(probabilities_of(whole), abs=1e-5)
+
+
 def test_the_most_present_persons_of_a_window_are_used(run, tmp_path):
     """Not those of the whole clip, nor the first ones."""
     keypoint, score = persons(120, count=3)
@@ -165,6 +181,8 @@ def test_mistakes_are_reported_before_anything_is_predicted(run, tmp_path, write
         assert error.count('\n') == 1
         return error
 
+    body25 = make_annotations([20, 20], joints=25)
+    assert '--layout body25 or body25b' in refused(run, write_pickle(body25, 'body25.pkl'))
     three_d = write_pickle(make_3d_annotations([20, 20]), '3d.pkl')
     assert '3d.pkl holds 3D keypoints of 25 joints' in refused(run, three_d)
     assert 'body25' in refused(run, file, '--layout', 'body25')

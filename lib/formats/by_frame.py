@@ -1,0 +1,40 @@
+"""Results of each frame as users' own loops collect them, around what any of the tools gives for a frame.
+
+{'frame_0012.jpg': RESULT}    {'fps': 30, 'frames': [RESULT]}    [{'frame': 12, 'landmarks': RESULT}]
+"""
+
+from typing import Any
+
+from lib.formats.values import whole_number
+
+_FRAME = 'frame', 'frame_id', 'frame_index', 'frame_number', 'frame_idx', 'frame_no', 'frameIndex', 'image_id', 'index'
+_RESULT = 'pose_landmarks', 'poseLandmarks', 'landmarks', 'predictions', 'keypoints', 'persons', 'people', 'results'
+
+
+def by_frame(content: Any) -> tuple[list[str], list[Any]] | None:
+    """The names or numbers of frames, and the result of each. None if the content has no such form."""
+    if isinstance(content, dict):
+        is_named = set(map(type, content.values())) <= {list, str, type(None)}
+        if is_named and not content.keys() & {*_RESULT} and (len(content) > 1 or _has_digit(content)):
+            return list(content), list(content.values())
+        inner = _result(content)
+        return None if inner is None else by_frame(inner) or ([str(i) for i in range(len(inner))], inner)
+    if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
+        return None
+    numbers, results = [whole_number(entry, *_FRAME) for entry in content], [_result(entry) for entry in content]
+    if not any(results):
+        return None
+    if None in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(content)))
+    return list(map(str, numbers)), results
+
+
+def _has_digit(content: dict[str, Any]) -> bool:
+    return any(character.isdigit() for key in content for character in str(key))
+
+
+def _result(entry: dict[str, Any]) -> list[Any] | None:
+    """The list of a usual name, or the only one."""
+    lists = {key: value for key, value in entry.items() if isinstance(value, list)}
+    usual = next((lists[key] for key in _RESULT if key in lists), None)
+    return next(iter(lists.values())) if usual is None and len(lists) == 1 else usual
