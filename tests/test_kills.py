@@ -87,7 +87,6 @@ class Outcome:
 def write_config(kind: str, folder: Path) -> Path:
     """A config for a tiny model on made-up clips: three epochs of three steps, the last batch of each a short one."""
     content = tiny.content(kind, folder)
-    content['data'] |= {'crop_area': [0.56, 1.0], 'flip_ratio': 0.5}
     content['model'] |= {'drop_path_rate': 0.2} | ({} if kind == 'vivit' else {'depth': 2})  # of which the last drops
     content['train'] |= {'epochs': 3}
     path = folder / 'tiny.yaml'
