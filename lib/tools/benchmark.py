@@ -14,14 +14,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -63,34 +63,57 @@ def benchmark(args: argparse.Namespace) -> int:
     """Runs each measurement in a process of its own, so that a failure leaves the others. Returns 1 if there is one."""
     if args.rounds < 1 or (args.batch is not None and args.batch < 1):
         raise UserError('--batch and --rounds must be at least 1.')
-    tasks: dict[str, tuple] = {}  # {name: (function, arguments)}
+    tasks: dict[str, partial] = {}
     if 'render' in args.parts:
         batch = args.batch or 16
         for kind in ('joint', 'limb'):
-            tasks[f'render {kind}, {batch} clips of 2 persons'] = render, kind, batch, args.device, args.rounds
+            name = f'render {kind}, {batch} clips of 2 persons'
+            tasks[name] = partial(in_new_process, render, kind, batch, args.device, args.rounds)
     if 'data' in args.parts:
-        tasks[f'data, {args.batch or 32} clips'] = data, args.batch or 32, args.rounds
+        tasks[f'data, {args.batch or 32} clips'] = partial(in_new_process, data, args.batch or 32, args.rounds)
     for path in args.config if 'train' in args.parts else ():
         config = load_config(path, [f'data.batch_size={args.batch or 4}', *args.set])
-        name = f'train {path.stem}, {config.data.batch_size} clips'
-        tasks[name] = train, config, args.device, args.rounds
+        tasks[f'train {path.stem}, {config.data.batch_size} clips'] = partial(train, config, args.device, args.rounds)
     rows = {}
     for name, task in progress(tasks.items(), total=len(tasks), unit='part'):
         try:
-            rows[name] = in_new_process(*task)
-        except UserError as error:
+            rows[name] = task()
+        except (UserError, ChildProcessError) as error:
             rows[name] = {'error': str(error)}
-        except Exception as error:  # a bug, or a process that was killed for its memory
-            traceback.print_exception(error)
-            rows[name] = {'error': f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'}
     log.info('%s', json.dumps({'device': args.device, 'rows': rows}, indent=2) if args.json else as_table(rows))
     return int(any('error' in row for row in rows.values()))
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments), computed in a new process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        return pool.submit(function, *arguments).result()
+    """function(*arguments), computed in a new process.
+
+    Raises its UserError, and ChildProcessError if it fails otherwise, with the traceback on stderr, or is killed.
+    """
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_result, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise ChildProcessError(f'the process ended with exit code {process.exitcode}, see above') from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def send_result(sender: Connection, function: Callable[..., Any], arguments: tuple) -> None:
+    """Sends the result of function(*arguments), or its UserError. Ctrl-C is left to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sender.send(function(*arguments))
+    except UserError as error:
+        sender.send(error)
 
 
 def compare(ours: Step, reference: Step | None, rounds: int, num_clips: int) -> dict[str, Any]:
@@ -198,10 +221,15 @@ def train(config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
     """Training steps from keypoints in memory: rendering, forward, backward, optimizer."""
     is_plain = config.get('heatmap', {}).get('kind', 'joint') == 'joint' == config.model.get('kind', 'joint')
     sides = ['ours', 'reference'] if is_plain else ['ours']  # limbs and ViViT's other models have no reference
-    memory = [in_new_process(memory_of_step, side, config, device) for side in sides]
+    row = in_new_process(time_of_steps, sides, config, device, rounds)
+    return row | {'peak memory': [in_new_process(memory_of_step, side, config, device) for side in sides]}
+
+
+def time_of_steps(sides: Sequence[str], config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
+    """The times of one side, or of both in turn."""
     world = make_world(config.script, device)
     ours, reference, *_ = *(make_step(side, config, world) for side in sides), None
-    return compare(ours, reference, rounds, config.data.batch_size) | {'peak memory': memory}
+    return compare(ours, reference, rounds, config.data.batch_size)
 
 
 def memory_of_step(side: str, config: EasyDict, device: str) -> int:
