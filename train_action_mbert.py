@@ -37,9 +37,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     forward = training.make_forward(render, model, options, world)
-    world.check_same('numbers of completed epochs', run.epoch)
-    world.check_same('numbers of completed steps', run.step)
-    run.begin(len(train_clips))
+    run.begin(world, len(train_clips))
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
         log.start(train_clips, val_clips, training.describe(model), world, messages)

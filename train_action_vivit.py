@@ -35,9 +35,7 @@ def train(args: argparse.Namespace) -> None:
     run.restore(model, optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
     predict_step = training.make_predict_step(render, model, options, world)
-    world.check_same('numbers of completed epochs', run.epoch)
-    world.check_same('numbers of completed steps', run.step)
-    run.begin(steps)
+    run.begin(world, steps)
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
         log.start(train_clips, val_clips, training.describe(model), world, [])

@@ -12,14 +12,13 @@ from easydict import EasyDict
 
 from lib.console import log_facts
 from lib.data.batches import make_clips
-from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.files import make_folder, read_arrays, replacing, require_file, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 from lib.models import MODELS
 from lib.plots import confusion_figure, save_figure
-from lib.run import evaluation_config
+from lib.run import evaluation_config, names_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     saved = model.training.checkpoint.load(path, script)
     config_file = args.config if saved['config'] is not None else args.config or model.default_config
     config = evaluation_config(path, saved['config'], args.set, config_file, script)
-    about = {'checkpoint': str(path), 'script': script, 'epoch': saved['epoch']}
+    about = {'checkpoint': str(path), 'script': script, 'epoch': saved['epoch'], 'class_names': names_of(saved, config)}
     if saved['config'] is None:
         about['config'] = config_file
     evaluate_weights(about, saved['model'], config, args.checkpoint or path.parent)
@@ -65,7 +64,7 @@ def evaluate_weights(
 ) -> None:
     """Classifies the validation clips of a config and writes a report to `folder` (see report_evaluation).
 
-    about: {'checkpoint': path of the weights, 'script', 'epoch', and 'config' if it was read from a file}.
+    about: {'checkpoint': path of the weights, 'script', 'epoch', 'class_names', and 'config' if read from a file}.
     """
     training = MODELS[config.script].training
     world = training.distributed.init()
@@ -76,15 +75,13 @@ def evaluate_weights(
     scores = training.classify(render, model, config, clips, world)
     if world.is_main:
         about = {**about, 'parameters': training.count_parameters(model)}
-        report_evaluation(folder, about, config, clips, scores)
+        report_evaluation(folder, about, clips, scores)
 
 
-def report_evaluation(
-    folder: str | Path, about: Mapping[str, Any], config: EasyDict, clips: Clips, logits: np.ndarray
-) -> None:
+def report_evaluation(folder: str | Path, about: Mapping[str, Any], clips: Clips, logits: np.ndarray) -> None:
     """Prints metrics and the ten most confused pairs of classes, and writes to `folder`:
 
-    evaluation.json       `about`, metrics, their 95 % intervals, class names
+    evaluation.json       `about` (see evaluate_weights), metrics and their 95 % intervals
     predictions.npz       ids (N,) text, labels (N,) int64, logits (N, K) float32, in the order of the split
     confusion_matrix.png  classes that occur as labels or predictions
 
@@ -93,7 +90,7 @@ def report_evaluation(
     folder, labels = Path(folder), clips.labels
     make_folder(folder)
     metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
-    names, matrix = class_names(config), confusion_matrix(logits, labels)
+    names, matrix = about['class_names'], confusion_matrix(logits, labels)
     log.info(metrics_line(metrics))
     low, high = (100 * edge for edge in interval['top1'])
     log.info(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
@@ -101,7 +98,7 @@ def report_evaluation(
         log.info(line)
 
     about = {**about, 'split': clips.split_name, 'num_clips': clips.num_clips, 'views': clips.num_views}
-    report = {**about, **metrics, 'interval': interval, 'class_names': names}
+    report = {**about, **metrics, 'interval': interval}
     write_text(folder / 'evaluation.json', json.dumps(report, indent=2) + '\n')
     write_predictions(folder / 'predictions.npz', [clips.store.name(i) for i in clips.indices], labels, logits)
     save_figure(confusion_figure(matrix, names), folder / 'confusion_matrix.png')

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from lib.config import flat, plain
 from lib.console import log_facts
-from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
@@ -136,7 +135,7 @@ class Log:
         self._board.add_scalar('best/top1', best['top1'], line['epoch'])
         if best['epoch'] == line['epoch']:
             matrix = confusion_matrix(mean_over_views(logits), val_clips.labels)
-            figure = confusion_figure(matrix, class_names(self.run.config))
+            figure = confusion_figure(matrix, self.run.class_names)
             self._board.add_figure('best/confusion_matrix', figure, line['epoch'])
         speed = ''
         if self._clips:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, ClassVar, NoReturn, Self
 from easydict import EasyDict
 
 from lib.config import differences, plain
+from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError, user_file
 from lib.files import check_writable, hold_lock, make_folder, replacing, require_file
@@ -54,6 +55,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     source: Path | None = None
     saved: dict[str, Any] | None = None
+    class_names: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
     lock: BinaryIO | None = None
@@ -89,6 +91,7 @@ class Run:
             run.source, run.saved = Path(resume), cls.read(Path(resume))
         if run.source:
             run._resume()
+        run.class_names = names_of(run.saved, config)
         return run
 
     @property
@@ -99,8 +102,13 @@ class Run:
     def best_path(self) -> Path:
         return self.folder / f'best_epoch{self.SUFFIX}'
 
-    def begin(self, steps: int) -> None:
-        """Creates and locks the folder of a new run. Call it after all other checks. steps: steps per epoch."""
+    def begin(self, world: Any, steps: int) -> None:
+        """Creates and locks the folder of a new run. Call it after all other checks. steps: steps per epoch.
+
+        Raises UserError if the processes of `world` have not found the same checkpoint.
+        """
+        world.check_same('numbers of completed epochs', self.epoch)
+        world.check_same('numbers of completed steps', self.step)
         if self.step > steps:
             raise UserError(
                 f'{self.source} has completed {self.step} steps of the current epoch, but an epoch has only {steps}.'
@@ -150,6 +158,7 @@ class Run:
         content = {
             'format': FORMAT,
             'config': plain(self.config),
+            'class_names': self.class_names,
             'epoch': self.epoch,
             'step': self.step,
             'num_clips': self.num_clips,
@@ -252,6 +261,17 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
             '--pretrained weights.'
         )
     return content
+
+
+def names_of(content: Mapping[str, Any] | None, config: EasyDict) -> list[str]:
+    """The class names stored in a checkpoint, unless `config` names another file of them or `content` has none.
+
+    Raises UserError if that file cannot be read.
+    """
+    saved = content and content.get('class_names')
+    if saved and content['config']['data'].get('class_names') == config.data.class_names:
+        return saved
+    return class_names(config)
 
 
 def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:

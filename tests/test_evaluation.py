@@ -30,13 +30,12 @@ def clips_named(ids: list[str]) -> SimpleNamespace:
 
 
 def test_evaluation_writes_metrics_predictions_and_the_confusion_matrix(tmp_path, capsys):
-    names = tmp_path / 'names.txt'
-    names.write_text('stand\nsit down\njump\n')
     ids = ['v_ApplyEyeMakeup_g01_c01', 'Übung/ä', '', *(f'clip{i}' for i in range(5))]
-    about = {'checkpoint': 'best_epoch.bin', 'script': 'mbert', 'parameters': 7, 'epoch': 3}
+    names = ['stand', 'sit down', 'jump']
+    about = {'checkpoint': 'best_epoch.bin', 'script': 'mbert', 'parameters': 7, 'epoch': 3, 'class_names': names}
     logits = scores(TAKEN, 3)
     with console.messages():
-        report_evaluation(tmp_path / 'out', about, config(3, str(names)), clips_named(ids), logits)
+        report_evaluation(tmp_path / 'out', about, clips_named(ids), logits)
 
     printed = capsys.readouterr().out
     assert 'Acc@1 50.00' in printed

@@ -326,3 +326,19 @@ def test_the_same_command_trains_on_a_gpu(kind, call, config, tmp_path, capsys):
             pytest.skip('this TensorFlow sees no GPU')
     assert call('--config', config, '-c', tmp_path / 'run') == 0
     assert 'on cuda' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', TRAINING)
+def test_class_names_are_kept_in_the_checkpoint(kind, call, config, tmp_path):
+    """A model of another dataset keeps its own names, whatever becomes of the file; --set may name another one."""
+    names, other = tmp_path / 'made_up_classes.txt', tmp_path / 'other.txt'
+    names.write_text('stand\nsit\njump\nrun\n')
+    other.write_text('a\nb\nc\nd\n')
+    run = tmp_path / 'run'
+    assert call('--config', config, '-c', run, '--set', 'train.epochs=1') == 0
+    names.unlink()
+    for change, expected in (([], 'stand'), (['--set', f'data.class_names={other}'], 'a')):
+        assert call('--evaluate', run, *change) == 0
+        assert json.loads((run / 'evaluation.json').read_text())['class_names'][0] == expected
+    assert call('--config', config, '-c', run) == 0
+    assert tiny.latest(run)['class_names'] == ['stand', 'sit', 'jump', 'run']

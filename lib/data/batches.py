@@ -9,13 +9,11 @@ import numpy as np
 from easydict import EasyDict
 
 from lib.data.augmentation import Augmentation
-from lib.data.classes import class_names
 from lib.data.clips import Clips
 
 
 def make_clips(config: EasyDict, split: str) -> Clips:
     """Opens a split. Raises UserError if the data, the class names or the labels do not fit the config."""
-    class_names(config)  # checked early, used only in reports
     size = config.heatmap.size if 'heatmap' in config else 0
     clips = Clips(split, Augmentation(**config.augmentation), size, **config.data)
     clips.check_labels(config.model.num_classes)

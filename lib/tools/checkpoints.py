@@ -15,7 +15,7 @@ from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.evaluation import find_checkpoint
 from lib.models import MODELS, SUFFIXES
-from lib.run import check_checkpoint, evaluation_config
+from lib.run import check_checkpoint, evaluation_config, names_of
 
 
 def build_model(config: EasyDict, num_joints: int) -> tuple[Any, Any]:
@@ -43,6 +43,7 @@ class Checkpoint:
     epoch: int
     config: EasyDict
     weights: dict[str, Any]
+    class_names: list[str]
 
     @property
     def training(self) -> ModuleType:
@@ -79,4 +80,5 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     content = importlib.import_module(f'lib.{frameworks[path.suffix]}.checkpoint').read(path)
     check_checkpoint(content, None, path)
     config = evaluation_config(path, content['config'], overrides)
-    return Checkpoint(path, config.script, content['epoch'], config, content['model'])
+    names = names_of(content, config)
+    return Checkpoint(path, config.script, content['epoch'], config, content['model'], names)

@@ -28,7 +28,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.out:
         check_new(args.out, *WRITTEN)
     checkpoint = open_checkpoint(args.checkpoint, args.set)
-    about = {'checkpoint': str(checkpoint.path), 'script': checkpoint.script, 'epoch': checkpoint.epoch}
+    about = {
+        'checkpoint': str(checkpoint.path),
+        'script': checkpoint.script,
+        'epoch': checkpoint.epoch,
+        'class_names': checkpoint.class_names,
+    }
     folder = args.out or checkpoint.path.parent
     evaluate_weights(about, checkpoint.weights, checkpoint.config, folder)
 

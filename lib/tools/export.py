@@ -27,7 +27,6 @@ import numpy as np
 
 from lib.config import plain
 from lib.data.batches import make_clips
-from lib.data.classes import class_names
 from lib.data.heatmap import MIN_SCORE
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
@@ -90,8 +89,8 @@ def export_weights(checkpoint: Checkpoint, out: Path) -> list[str]:
     """Writes the weights and the config; returns further lines of output."""
     content = {
         'format': FORMAT,
-        'script': checkpoint.script,
         'config': plain(checkpoint.config),
+        'class_names': checkpoint.class_names,
         'epoch': checkpoint.epoch,
         'model': checkpoint.weights,
     }
@@ -106,7 +105,7 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
 
     Raises FloatingPointError if its logits differ from those of the model.
     """
-    batches, names = validation_batches(checkpoint.config), class_names(checkpoint.config)
+    batches, names = validation_batches(checkpoint.config), checkpoint.class_names
     shapes = {name: array.shape[1:] for name, array in batches[0].items()}
     about = {
         'script': checkpoint.script,

@@ -25,7 +25,6 @@ import numpy as np
 from easydict import EasyDict
 
 from lib.data.batches import make_clips
-from lib.data.classes import class_names
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError, shown_text
@@ -378,7 +377,7 @@ def predict(args: argparse.Namespace) -> None:
     if args.out:
         check_new(args.out, 'predictions.json', 'timeline*.png')
     checkpoint = open_checkpoint(args.checkpoint, args.set)
-    names, most = class_names(checkpoint.config), checkpoint.config.data.max_persons
+    names, most = checkpoint.class_names, checkpoint.config.data.max_persons
     subjects = []
     for path in args.inputs:
         for annotation in read_input(path, args.layout, args.img_shape and tuple(args.img_shape), args.list):
