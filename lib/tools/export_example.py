@@ -71,6 +71,8 @@ def load(path: Path) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], di
 
 
 if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     model, about = load(Path(sys.argv[1]))
     with open(sys.argv[2], 'rb') as file:
         annotations = pickle.load(file)['annotations']  # runs code in it: only for files of your own

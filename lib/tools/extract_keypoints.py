@@ -194,8 +194,8 @@ def extract(video: Video, estimate: Estimator, fps: float | None) -> dict[str, A
     counts = [f'{count:,}' for count in tracks.score.any(axis=2).sum(axis=1)]
     found = f'{numbered(len(counts), "person")} (in {listed(counts, 10)} frames)' if counts else 'nobody found'
     found += f', {tracks.left_out:,} more left out' if tracks.left_out else ''
-    size = f'{numbered(len(frames), "frame")} of {shape[1]} x {shape[0]} at {fps or video.rate:.4g} per second'
-    log.info('%s: %s, %s', name, size, found)
+    rate = f' at {fps or video.rate:.4g} per second' if fps or video.rate else ''
+    log.info('%s: %s of %d x %d%s, %s', name, numbered(len(frames), 'frame'), shape[1], shape[0], rate, found)
     if not counts:
         return None
     return {

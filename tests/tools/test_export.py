@@ -208,6 +208,12 @@ def test_logits_of_every_batch_must_match_and_be_finite(other):
     assert export.largest_difference(Path('x'), lambda batch: batch['keypoint'], batches[:1], own[:1]) == 0
 
 
+def test_an_existing_example_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / 'out_example.py').write_text('mine')
+    assert export.main(['nothing.bin', str(tmp_path / 'out.pt2')]) == 2
+    assert 'out_example.py exists' in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named_with_the_command_to_install_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     assert export.main(['nothing.bin', str(tmp_path / 'out.onnx')]) == 2
