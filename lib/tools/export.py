@@ -6,7 +6,8 @@ The suffix of OUT selects the format: .onnx (pip install onnx onnxscript onnxrun
 and vanilla, a folder (SavedModel) for vivit; .bin or .npz for weights that --evaluate and --pretrained can read.
 
 A graph renders the heatmaps itself, in float32, and takes any number of clips. It is loaded back and compared with the
-model on validation clips; --set data.ann_file=FILE names them. It describes its inputs in its metadata or about.json.
+model on validation clips; --set data.ann_file=FILE names them. It describes its inputs in its metadata or about.json;
+if they are heatmaps of 2D keypoints, OUT_example.py (SavedModel: example.py) prepares clips and predicts them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -27,6 +29,7 @@ import numpy as np
 
 from lib.config import plain
 from lib.data.batches import make_clips
+from lib.data.clips import Clips
 from lib.data.heatmap import MIN_SCORE
 from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
@@ -41,6 +44,7 @@ ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 OPSET = 18  # of ONNX: the first with all operators of the models
 SUFFIXES = {'.bin': ('.onnx', '.pt2', '.bin'), '.npz': ('', '.npz')}  # of exports, by that of the checkpoint
 ABOUT = 'about.json'
+EXAMPLE = Path(__file__).with_name('export_example.py')
 
 Batch = dict[str, np.ndarray]
 Predict = Callable[[Batch], np.ndarray]
@@ -59,6 +63,8 @@ def export(args: argparse.Namespace) -> None:
     if args.out.suffix == '.onnx':
         require_onnx()
     is_graph = args.out.suffix not in SUFFIXES
+    if is_graph:
+        check_new(example_path(args.out))
     eager = ['train.precision=fp32', 'train.compile=false'] if is_graph else []
     checkpoint = open_checkpoint(args.checkpoint, [*args.set, *eager])
     if args.out.suffix not in SUFFIXES[checkpoint.path.suffix]:
@@ -105,14 +111,18 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
 
     Raises FloatingPointError if its logits differ from those of the model.
     """
-    batches, names = validation_batches(checkpoint.config), checkpoint.class_names
+    clips, names, example = make_clips(checkpoint.config, 'val'), checkpoint.class_names, example_path(out)
+    if clips.input != 'heatmap' or clips.is_3d:
+        example = None
+    batches = validation_batches(clips)
     shapes = {name: array.shape[1:] for name, array in batches[0].items()}
     about = {
         'script': checkpoint.script,
         'epoch': checkpoint.epoch,
         'inputs': {name: {'shape': ['N', *shape], 'type': 'float32'} for name, shape in shapes.items()},
         'output': {'logits': {'shape': ['N', len(names)], 'type': 'float32'}},
-        'meaning': meaning(checkpoint.config),
+        'meaning': meaning(checkpoint.config, example),
+        'example': example and example.name,
         'joints': joint_names(checkpoint.config, shapes['keypoint'][-2]),
         'class_names': names,
         'config': plain(checkpoint.config),
@@ -120,17 +130,24 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
     write = {'.onnx': write_onnx, '.pt2': write_program, '': write_saved_model}[out.suffix]
     make_folder(out.parent)
     difference = write(checkpoint, out, about, batches)
+    if example:
+        shutil.copyfile(EXAMPLE, example)
     inputs = ', '.join(f'{name} (N,{",".join(map(str, shape))})' for name, shape in shapes.items())
     return [
         f'{inputs} -> logits (N,{len(names)}), float32',
         f'logits equal those of the model up to {difference:.1e} of the largest one, on {sum(BATCH_SIZES)} clips of '
         f'{checkpoint.config.data.ann_file}',
+        f'{example} prepares clips and predicts them' if example else 'no example prepares its inputs',
     ]
 
 
-def validation_batches(config: Mapping[str, Any]) -> list[Batch]:
-    """Batches of BATCH_SIZES validation clips, one view of each: {'keypoint', 'score'}."""
-    clips = make_clips(config, 'val')
+def example_path(out: Path) -> Path:
+    """The file that shows how to use an exported graph."""
+    return out.with_name(f'{out.stem}_example.py') if out.suffix else out / 'example.py'
+
+
+def validation_batches(clips: Clips) -> list[Batch]:
+    """Batches of BATCH_SIZES clips, one view of each: {'keypoint', 'score'}."""
     batch = clips[0, 0]
     del batch['label']
     if clips.num_views > 1:
@@ -140,11 +157,11 @@ def validation_batches(config: Mapping[str, Any]) -> list[Batch]:
     return [{name: array.take(part, axis=0, mode='wrap') for name, array in batch.items()} for part in numbers]
 
 
-def meaning(config: Mapping[str, Any]) -> str:
-    """The axes and units of the inputs."""
+def meaning(config: Mapping[str, Any], example: Path | None) -> str:
+    """The axes and units of the inputs, and what prepares them."""
     axes = 'N clips, M persons, T frames, V joints'
-    prepared = (
-        'Missing persons and joints are zeros. Prepared by lib.data.clips.Clips as one view of a validation clip.'
+    prepared = 'Missing persons and joints are zeros. ' + (
+        f'{example.name} prepares a clip.' if example else 'No example prepares a clip; lib.data.clips.Clips does.'
     )
     if config.data.input == 'heatmap':
         return (

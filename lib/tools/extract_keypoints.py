@@ -1,244 +1,205 @@
-"""Extract the keypoints of the persons in videos into a PYSKL pickle, to predict, look at or train on.
+"""Extract the keypoints of the persons in videos into a PYSKL pickle, to predict, preview or train on.
 
-    python -m lib.tools.extract_keypoints video.mp4 --out clip.pkl
+    python -m lib.tools.extract_keypoints video.mp4 --fps 30 --out clip.pkl        # pip install rtmlib av
 
-Each video becomes a clip with its name, in the split `all` and with label 0. torchvision's Keypoint R-CNN detects the
-persons (a CPU takes seconds per frame); they are tracked by their poses. Its weights (226 MB) are downloaded on first
-use, or named by --weights: https://download.pytorch.org/models/keypointrcnn_resnet50_fpn_coco-fc266e95.pth
+YOLOX detects the persons and RTMPose their COCO-17 keypoints (rtmlib, on ONNX Runtime); persons are tracked by their
+poses. Each video becomes a clip with its name, in the split `all` and with label 0.
 
-PyAV reads the videos (pip install av). All frames are used; the models were trained on 30 frames per second.
+rtmlib downloads the weights on first use. If that fails, the error names two files: put them, as they are, into
+~/.cache/rtmlib/hub/checkpoints, or unpack them and name their models: --weights DETECTOR.onnx POSE.onnx.
 """
 
 import argparse
+import contextlib
+import importlib
+import io
+import math
 import pickle
 import shlex
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.errors import UserError, shown_text, user_file
+from lib.errors import UserError, shown_text
 from lib.files import make_folder, replacing, require_file
+from lib.formats.frame_numbers import MOST_FRAMES
 from lib.formats.tracking import track
 from lib.tools.make_pickle import FLOAT16_KEEPS
 from lib.tools.running import add_out, check_new, listed, log, make_parser, numbered, progress, run_tool
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+SPLIT = 'all'
+MODES = ('performance', 'balanced', 'lightweight')  # of rtmlib
+CUDA = 'CUDAExecutionProvider'
 
-    # (B, H, W, 3) uint8, RGB -> for each image keypoint (P, 17, 2) in its pixels and score (P, 17), of all it finds
-    Detector = Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
-
-LIST = 'all'
-MOST_FOUND = 20  # persons of a frame
-HRNET_SIGMA = 2 / 64 * 1.25  # of the person's box: 2 px of a heatmap 64 px high, which shows the box and a margin
-HRNET_ASPECT = 0.75  # width by height of the box that HRNet is given
+Poses = tuple[np.ndarray, np.ndarray]  # keypoint (P, 17, 2) in pixels and score (P, 17) of the P persons in a picture
+Estimator = Callable[[np.ndarray], Poses]  # of a picture (H, W, 3) uint8, BGR
 
 
 class Video(NamedTuple):
-    """A file that can be read. turns: quarter turns, counterclockwise, that set its pictures upright.
+    """A readable file. shape: (height, width) of its pictures in pixels, before `turns` quarter turns counterclockwise.
 
-    shape: (height, width) in pixels before them. num_frames: what the file says, 0 where it says nothing.
+    num_frames and rate (frames per second) are those of the file's header, 0 if unknown.
     """
 
     path: Path
-    name: str
     shape: tuple[int, int]
     turns: int
     num_frames: int
+    rate: float
+
+
+def require_package(name: str) -> Any:
+    """The imported package. Raises UserError if it is missing or cannot be loaded."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        hint = ' On a server without a display: apt install libgl1.' if 'libGL' in str(error) else ''
+        raise UserError(f'{name} cannot be imported ({error}): pip install rtmlib av.{hint}') from None
 
 
 def open_video(path: Path) -> Video:
-    """Reads the first picture of a video. Raises UserError, naming the file, where there is none."""
-    av = _pyav()
+    """Decodes the first picture. Raises UserError if there is none."""
+    av = require_package('av')
     require_file(path)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise UserError(f'{path} has no video in it, only {container.format.long_name}.')
+                raise UserError(f'{path} has no video stream, only {container.format.long_name}.')
             stream = container.streams.video[0]
             frame = next(container.decode(stream), None)
             if frame is not None:
-                turns = round(frame.rotation / 90) % 4
-                return Video(path, path.stem, (frame.height, frame.width), turns, stream.frames)
+                turns, rate = round(frame.rotation / 90) % 4, float(stream.average_rate or 0)
+                return Video(path, (frame.height, frame.width), turns, stream.frames, rate)
     except av.FFmpegError as error:
         raise UserError(
-            f'{path} ({path.stat().st_size:,} bytes) cannot be read as a video ({error.strerror}). It is cut short, '
-            'damaged, or something else: copy it again, or convert it with ffmpeg.'
+            f'{path} ({path.stat().st_size:,} bytes) cannot be read as a video ({error.strerror}). It is damaged or '
+            'not a video: copy it again, or convert it with ffmpeg.'
         ) from None
-    raise UserError(f'{path} is a video without a single picture.')
+    raise UserError(f'{path} is a video without a picture.')
 
 
-def read_batches(video: Video, batch_size: int) -> Iterator[np.ndarray]:
-    """The pictures of a video one after the other, upright: (B, H, W, 3) uint8, RGB, B = batch_size but for the last.
-
-    Where the file is damaged they end, with a warning.
-    """
-    av = _pyav()
+def read_pictures(video: Video, fps: float | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Upright pictures (H, W, 3) uint8, BGR, each with the number of successive frames of the clip that show it."""
     height, width = video.shape
-    with av.open(str(video.path)) as container:
-        batch, count = [], 0
+    frames = _decode(video.path)
+    for frame, count in resample(frames, fps, video.path) if fps else zip(frames, repeat(1)):
+        picture = frame.to_ndarray(format='bgr24', width=width, height=height)  # the size may change within a file
+        yield np.ascontiguousarray(np.rot90(picture, video.turns)), count
+
+
+def resample(frames: Iterable[Any], fps: float, path: Path) -> Iterator[tuple[Any, int]]:
+    """Nearest frames at a constant rate: frame k of the clip is the one nearest to k / fps seconds after the first.
+
+    frames: with their `time` in seconds, rising. Yields each frame that is used, and how often in succession.
+    """
+    previous, start, done = None, 0.0, 0
+    for frame in chain(frames, [None]):  # None: the end
+        if frame and frame.time is None:
+            raise UserError(f'{path} has no time stamps, which --fps needs: convert it with ffmpeg, or omit --fps.')
+        if previous:
+            until = (previous.time + frame.time) / 2 if frame else previous.time + 0.25 / fps  # time stamps are rounded
+            count = math.floor((until - start) * fps) + 1 - done
+            if done + count > MOST_FRAMES:
+                raise UserError(f'{path}: over {MOST_FRAMES:,} frames at {fps:g} per second. Cut it into parts.')
+            if count > 0:
+                yield previous, count
+                done += count
+        elif frame:
+            start = frame.time
+        previous = frame
+
+
+def _decode(path: Path) -> Iterator[Any]:
+    """The av.VideoFrames of a file; if it is damaged, those before the damage, with a warning."""
+    av, count = require_package('av'), 0
+    with av.open(str(path)) as container:
         try:
             for frame in container.decode(container.streams.video[0]):
-                picture = frame.to_ndarray(format='rgb24', width=width, height=height)  # some change within a file
-                batch.append(np.rot90(picture, video.turns))
+                yield frame
                 count += 1
-                if len(batch) == batch_size:
-                    yield np.stack(batch)
-                    batch = []
         except av.FFmpegError as error:
-            warnings.warn(
-                f'{video.path} is damaged behind frame {count} ({error.strerror}); the rest of it is left out.',
-                stacklevel=2,
-            )
-        if batch:
-            yield np.stack(batch)
+            warnings.warn(f'{path}: damaged after frame {count} ({error.strerror}), left out from there.', stacklevel=2)
 
 
-def _pyav() -> Any:
+def load_estimator(mode: str, weights: Sequence[Path] | None, device: str) -> Estimator:
+    """YOLOX and RTMPose, by default those of rtmlib's mode. weights: their ONNX files, of any input size."""
+    rtmlib, onnxruntime = require_package('rtmlib'), require_package('onnxruntime')
+    if device == 'cuda':
+        onnxruntime.preload_dlls()  # of the CUDA packages that PyTorch installs
+    preset = rtmlib.Body.MODE[mode]
+    for path in weights or ():
+        require_file(path)
+    detector_file, pose_file = weights or _download(preset['det'], preset['pose'])
+    detector, _ = _load_model(rtmlib.YOLOX, detector_file, preset['det_input_size'], device)
+    pose, result = _load_model(rtmlib.RTMPose, pose_file, preset['pose_input_size'], device)
+    if result[0].shape[1:] != (17, 2):
+        raise UserError(f'{pose_file} finds {result[0].shape[1]} joints, not the 17 of COCO (body7).')
+
+    def estimate(picture: np.ndarray) -> Poses:
+        boxes = detector(picture)
+        if not len(boxes):  # RTMPose would take the whole picture as a person
+            return np.zeros((0, 17, 2)), np.zeros((0, 17))
+        keypoint, score = pose(np.ascontiguousarray(picture[..., ::-1]), boxes)  # trained on RGB, YOLOX on BGR
+        return keypoint, score.clip(0, 1)
+
+    return estimate
+
+
+def _download(*urls: str) -> list[str]:
+    """The paths of files in rtmlib's cache."""
+    from rtmlib.tools.file import download_checkpoint
+
     try:
-        import av
-    except ModuleNotFoundError:
-        raise UserError('reading videos takes PyAV, which is not installed: pip install av') from None
-    return av
-
-
-def load_model(weights: Path | None, score: float) -> 'nn.Module':
-    """torchvision's Keypoint R-CNN in evaluation mode, on a GPU where there is one.
-
-    weights: file of its state dict, by default the one that torchvision fetches. score: probability that a person must
-    have. Raises UserError where there are no weights.
-    """
-    import torch
-    from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
-
-    pretrained = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
-    if weights is None:
-        try:
-            state = pretrained.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location='cpu')
-        except (OSError, RuntimeError) as error:  # no network, a server's answer, another content
-            raise UserError(
-                f'the weights cannot be fetched ({error}). Get {pretrained.url} elsewhere and name the file: '
-                '--weights FILE.'
-            ) from None
-    else:
-        state = _read_weights(weights, pretrained.url)
-    model = keypointrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, box_score_thresh=score, box_detections_per_img=MOST_FOUND
-    )
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 0.0  # with which these weights were trained, as torchvision knows
-    shapes = {key: value.shape for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')}
-    found = {key: getattr(value, 'shape', None) for key, value in state.items() if key in shapes}
-    if wrong := [key for key, shape in shapes.items() if found.get(key) != shape]:
+        return [download_checkpoint(url) for url in urls]
+    except Exception as error:  # of the network, the archive or the disk
         raise UserError(
-            f'{weights or pretrained.url} holds other weights than those of keypointrcnn_resnet50_fpn: {len(wrong)} of '
-            f'its {len(shapes)} tensors are missing or of another shape, first {wrong[0]}. Take {pretrained.url}.'
-        )
-    model.load_state_dict(state, strict=False)  # which counts of batches are in a file does not matter
-    return model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')
-
-
-def _read_weights(path: Path, url: str) -> Mapping[str, Any]:
-    """A state dict, of PyTorch's old format too, which torchvision's file is in. Nothing that is in it is run."""
-    import torch
-
-    require_file(path)
-    try:
-        with user_file(path):
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file may raise anything
-        raise UserError(
-            f'{path} ({path.stat().st_size:,} bytes) cannot be read as weights ({type(error).__name__}). It is cut '
-            f'short, damaged or something else. Take {url}.'
+            f'the weights cannot be downloaded ({shown_text(str(error))}). Get {" and ".join(urls)} elsewhere (or from '
+            'https://huggingface.co/Tau-J/RTMPose) and put them into ~/.cache/rtmlib/hub/checkpoints.'
         ) from None
-    if not isinstance(state, Mapping):
-        raise UserError(f'{path} holds a {type(state).__name__}, not the weights of a model. Take {url}.')
-    return state
 
 
-def make_detector(model: 'nn.Module') -> 'Detector':
-    """What finds the persons in pictures, by a Keypoint R-CNN."""
-    import torch
-
-    maps = []
-    model.roi_heads.keypoint_predictor.register_forward_hook(lambda module, given, result: maps.append(result))
-    device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def detect(pictures: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        maps.clear()
-        try:
-            found = model(list(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2) / 255))
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f'the memory of {torch.cuda.get_device_name(device)} does not hold {len(pictures)} pictures of '
-                f'{pictures.shape[2]} x {pictures.shape[1]}: lower --batch_size.'
-            ) from None
-        scores = joint_scores(maps[0], torch.cat([persons['boxes'] for persons in found]))
-        scores = scores.split([len(persons['boxes']) for persons in found])
-        return [
-            (persons['keypoints'][..., :2].cpu().numpy(), score.cpu().numpy())
-            for persons, score in zip(found, scores, strict=True)
-        ]
-
-    return detect
+def _load_model(kind: Callable[..., Any], path: str | Path, size: tuple[int, int], device: str) -> tuple[Any, Any]:
+    """A model of rtmlib, and its result for a black picture. size: (w, h) of its input if the file leaves it open."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action='ignore'):
+            model = kind(str(path), size, backend='onnxruntime', device=device)
+        height, width = model.session.get_inputs()[0].shape[2:]
+        if isinstance(height, int) and isinstance(width, int):
+            model.model_input_size = (width, height)
+        result = model(np.zeros((64, 64, 3), np.uint8))
+    except Exception as error:  # of ONNX Runtime or rtmlib, which raise many kinds
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        raise UserError(f'{path} cannot be used as weights of {kind.__name__} ({reason}).') from None
+    if device == 'cuda' and CUDA not in model.session.get_providers():
+        raise UserError(
+            'ONNX Runtime finds no GPU: pip uninstall onnxruntime; pip install onnxruntime-gpu. Or use --device cpu.'
+        )
+    return model, result
 
 
-def joint_scores(maps: 'Tensor', boxes: 'Tensor') -> 'Tensor':
-    """(P, V), between 0 and 1: what HRNet's scores would be, of the logits maps (P, V, 56, 56) over boxes (P, 4).
-
-    Keypoint R-CNN is trained by the cross-entropy of where a joint is in the box, so that its logits are a distribution
-    over places and say nothing by their height, which torchvision gives as score. HRNet is trained to draw a Gaussian
-    of height 1 about the joint; the best it can draw where it is not sure is that Gaussian blurred by the distribution
-    of places, and its score is the height at the highest place. The same is taken here: the expected height at the
-    likeliest place, with the width of HRNet's Gaussian (sigma 2 px on 64 x 48, the box widened by 1/4 and to 3:4).
-    """
-    import torch
-
-    height, width = maps.shape[-2:]
-    places = maps.flatten(2)
-    probability, peak = places.softmax(dim=-1).view_as(maps), places.argmax(dim=-1)
-    box_width, box_height = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).unbind(dim=1)
-    sigma = HRNET_SIGMA * torch.maximum(box_height, box_width / HRNET_ASPECT)
-
-    def gaussian(at: 'Tensor', count: int, step: 'Tensor') -> 'Tensor':
-        """(P, V, count) of cells that are step (P,) sigmas wide, about cell `at` (P, V)."""
-        away = torch.arange(count, device=maps.device) - at[..., None]
-        return torch.exp(-((away * step[:, None, None]) ** 2) / 2)
-
-    down = gaussian(peak // width, height, box_height / height / sigma)
-    across = gaussian(peak % width, width, box_width / width / sigma)
-    return torch.einsum('pvhw,pvh,pvw->pv', probability, down, across)
-
-
-def extract(video: Video, detect: 'Detector', batch_size: int) -> tuple[dict[str, Any] | None, str]:
-    """The annotation of a video, None where nobody is in it, and what was found, in words."""
-    began, frames = time.monotonic(), []
-    with progress(None, total=video.num_frames or None, desc=shown_text(video.name), unit='frame') as bar:
-        for pictures in read_batches(video, batch_size):
-            frames += detect(pictures)
-            bar.update(len(pictures))
+def extract(video: Video, estimate: Estimator, fps: float | None) -> dict[str, Any] | None:
+    """The annotation of a video, None if nobody is in it. Logs one line."""
+    frames, total = [], None if fps else video.num_frames or None
+    name, shape = shown_text(video.path.stem), video.shape[::-1] if video.turns % 2 else video.shape
+    with progress(None, total=total, desc=name, unit='frame') as bar:
+        for picture, count in read_pictures(video, fps):
+            frames += [estimate(picture)] * count
+            bar.update(count)
     tracks = track(frames)
-    seconds = time.monotonic() - began
-    shape = video.shape[::-1] if video.turns % 2 else video.shape
-    told = f'{shown_text(video.name)}: {numbered(len(frames), "frame")} of {shape[1]} x {shape[0]}, '
-    speed = f'{seconds:,.1f} s, {len(frames) / max(seconds, 1e-9):,.1f} frames/s'
-    if not len(tracks.keypoint):
-        return None, f'{told}nobody found, {speed}'
-    present = tracks.score.any(axis=2).sum(axis=1)
-    told += f'{numbered(len(present), "person")} (in {listed([f"{count:,}" for count in present], 10)} of them), '
-    if tracks.left_out:
-        told += f'{tracks.left_out:,} more left out, '
-    annotation = {
-        'frame_dir': video.name,
+    counts = [f'{count:,}' for count in tracks.score.any(axis=2).sum(axis=1)]
+    found = f'{numbered(len(counts), "person")} (in {listed(counts, 10)} frames)' if counts else 'nobody found'
+    found += f', {tracks.left_out:,} more left out' if tracks.left_out else ''
+    rate = f' at {fps or video.rate:.4g} per second' if fps or video.rate else ''
+    log.info('%s: %s of %d x %d%s, %s', name, numbered(len(frames), 'frame'), shape[1], shape[0], rate, found)
+    if not counts:
+        return None
+    return {
+        'frame_dir': video.path.stem,
         'label': 0,
         'total_frames': len(frames),
         'img_shape': shape,
@@ -246,41 +207,28 @@ def extract(video: Video, detect: 'Detector', batch_size: int) -> tuple[dict[str
         'keypoint': tracks.keypoint.astype(np.float16 if max(shape) <= FLOAT16_KEEPS else np.float32),
         'keypoint_score': tracks.score.astype(np.float16),
     }
-    return annotation, told + speed
 
 
 def extract_videos(args: argparse.Namespace) -> None:
-    """Writes the pickle."""
-    if args.batch_size < 1 or not 0 <= args.score < 1:
-        raise UserError('--batch_size must be at least 1, and --score at least 0 and below 1.')
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        raise UserError('--fps must be above 0 and at most 1000.')
     if args.out.suffix != '.pkl':
         raise UserError(f'{args.out} must end in .pkl.')
     check_new(args.out)
-    videos, names = [open_video(file) for file in args.videos], {}
+    videos, names = [open_video(path) for path in args.videos], {}
     for video in videos:
-        if video.name in names:
-            raise UserError(
-                f'{names[video.name]} and {video.path} would both be the clip {shown_text(video.name)}. Rename one.'
-            )
-        names[video.name] = video.path
-    detect = make_detector(load_model(args.weights, args.score))
-
-    annotations = []
-    for video in videos:
-        annotation, text = extract(video, detect, args.batch_size)
-        log.info('%s', text)
-        if annotation:
-            annotations.append(annotation)
+        if other := names.get(video.path.stem):
+            raise UserError(f'{other} and {video.path} would both be the clip {video.path.stem!r}. Rename one.')
+        names[video.path.stem] = video.path
+    estimate = load_estimator(args.mode, args.weights, args.device)
+    annotations = [annotation for video in videos if (annotation := extract(video, estimate, args.fps))]
     if not annotations:
-        raise UserError(
-            f'nobody was found in {listed(list(map(str, args.videos)))}, so nothing was written. A lower --score than '
-            f'{args.score:g} finds persons who are small, dark or half hidden.'
-        )
+        raise UserError(f'no person was found in {listed(list(map(str, args.videos)))}; nothing was written.')
     make_folder(args.out.parent)
     with replacing(args.out) as file:
-        split = {LIST: [annotation['frame_dir'] for annotation in annotations]}
+        split = {SPLIT: [annotation['frame_dir'] for annotation in annotations]}
         pickle.dump({'split': split, 'annotations': annotations}, file, protocol=4)
-    log.info('%s: %s in the split %s, all with label 0', args.out, numbered(len(annotations), 'clip'), LIST)
+    log.info('%s: %s in the split %s, all with label 0', args.out, numbered(len(annotations), 'clip'), SPLIT)
     log.info('Next: python -m lib.tools.predict CHECKPOINT %s', shlex.quote(str(args.out)))
 
 
@@ -288,9 +236,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'extract_keypoints')
     parser.add_argument('videos', nargs='+', type=Path, metavar='VIDEO', help='files that ffmpeg can read')
     add_out(parser, 'FILE', text='new .pkl file', required=True)
-    parser.add_argument('--weights', type=Path, metavar='FILE', help='of the detector (default: downloaded)')
-    parser.add_argument('--batch_size', type=int, default=4, metavar='FRAMES', help='(default: %(default)s)')
-    parser.add_argument('--score', type=float, default=0.7, help='least probability of a person (default: %(default)s)')
+    parser.add_argument('--fps', type=float, help="resample to this rate; NTU's is 30 (default: all frames)")
+    parser.add_argument('--mode', choices=MODES, default='balanced', help='models of rtmlib (default: %(default)s)')
+    parser.add_argument('--weights', nargs=2, type=Path, metavar=('DETECTOR', 'POSE'), help='ONNX files to use instead')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
     return run_tool(extract_videos, parser, argv)
 
 

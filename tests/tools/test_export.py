@@ -1,6 +1,10 @@
 """Exported graphs that equal the model, and weights without the rest of a checkpoint."""
 
 import json
+import pickle
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,15 +14,20 @@ import torch
 
 from lib.config import plain
 from lib.data.batches import make_clips
+from lib.data.clips import Clips
+from lib.data.pickles import load_annotations
 from lib.models import resolve_config
 from lib.run import FORMAT
 from lib.tools import export
 from lib.tools.checkpoints import open_checkpoint
+from lib.tools.export_example import prepare
 from tests import tiny
+from tests.annotations import make_annotations
 
 # For each format: the model, and the changes to its tiny config.
 GRAPHS = {
     'limbs.onnx': ('vanilla', {'heatmap': {'kind': 'both'}, 'model': {'num_joints': 34}}),
+    'joints.pt2': ('mbert', {}),
     'keypoints.pt2': ('mbert', {'data': {'input': 'keypoint_2d'}, 'heatmap': None, 'model': {'dim_in': 3}}),
     'saved_model': ('vivit', {'heatmap': {'kind': 'limb'}, 'model': {'kind': 'factorised_dot'}}),
 }
@@ -50,7 +59,7 @@ def fresh(kind: str, folder: Path, changes: dict) -> Path:
 
 
 @pytest.fixture(
-    params=['saved_model', *(pytest.param(name, marks=pytest.mark.slow) for name in list(GRAPHS)[:2])], scope='module'
+    params=['saved_model', *(pytest.param(name, marks=pytest.mark.slow) for name in list(GRAPHS)[:3])], scope='module'
 )
 def exported(request, tmp_path_factory):
     """(the checkpoint, its exported graph)."""
@@ -70,7 +79,7 @@ def load(out: Path):
         assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ['N'] * 3
         about = session.get_modelmeta().custom_metadata_map
         return lambda batch: session.run(['logits'], batch)[0], about | {
-            key: json.loads(about[key]) for key in about if key not in ('script', 'meaning')
+            key: json.loads(about[key]) for key in about if key not in ('script', 'meaning', 'example')
         }
     if out.suffix == '.pt2':
         files = {'about.json': ''}
@@ -108,6 +117,77 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
     assert about['output']['logits']['shape'] == ['N', 4]
 
 
+def test_the_example_equals_the_model_without_this_project(exported, tmp_path):
+    """On the validation clips: by its functions, and as a user runs it, from another folder."""
+    path, out = exported
+    example = out / 'example.py' if out.is_dir() else out.with_name(f'{out.stem}_example.py')
+    if out.stem == 'keypoints':
+        assert not example.exists()
+        assert 'No example' in load(out)[1]['meaning']
+        return
+    checkpoint = open_checkpoint(path)
+    clips = make_clips(checkpoint.config, 'val')
+    expected, names = checkpoint.predict(clips), [name for b in range(len(clips)) for name in clips.names(0, b)]
+    data = load_annotations(checkpoint.config.data.ann_file)
+    annotations = {annotation['frame_dir']: annotation for annotation in data['annotations']}
+    functions = runpy.run_path(str(example))
+    model, about = functions['load'](out)
+    logits = np.concatenate([model(*functions['prepare'](annotations[name], about)) for name in names])
+    assert np.abs(logits - expected).max() < 1e-4
+
+    (tmp_path / 'clips.pkl').write_bytes(pickle.dumps({'annotations': [annotations[name] for name in names]}))
+    done = subprocess.run(
+        [sys.executable, example, out, 'clips.pkl'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    probability = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+    assert done.stdout.splitlines() == [
+        f'{name}: class {row.argmax()} ({row.max():.1%})' for name, row in zip(names, probability, strict=True)
+    ]
+
+
+def assert_prepares_like_clips(ann_file: Path, split: str, clip_len: int) -> None:
+    """The example's `prepare` gives what the model is given in validation."""
+    clips = Clips('val', ann_file=str(ann_file), benchmark=[split] * 2, clip_len=clip_len, batch_size=500, seed=0)
+    batch, data = clips[0, 0], load_annotations(ann_file)
+    about = {
+        'inputs': {'keypoint': {'shape': ['N', *batch['keypoint'].shape[1:]]}},
+        'config': {'heatmap': {'size': 56}},
+    }
+    annotations = {annotation['frame_dir']: annotation for annotation in data['annotations']}
+    for i, name in enumerate(clips.names(0, 0)):
+        keypoint, score = prepare(annotations[name], about)
+        np.testing.assert_allclose(keypoint[0], batch['keypoint'][i], atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(score[0], batch['score'][i], err_msg=name)
+
+
+@pytest.mark.filterwarnings('ignore:.* joints with NaN')
+@pytest.mark.parametrize('clip_len', [8, 48])
+def test_the_example_prepares_clips_of_every_kind(write_pickle, clip_len):
+    """Any length, persons who are absent or too many, missing joints and coordinates, tiny persons, NaN."""
+    lengths = [1, 3, 7, 8, 9, 12, 15, 16, 17, 47, 48, 49, 95, 96, 97, 300]
+    data = make_annotations(lengths * 3, persons=[1 + i % 3 for i in range(48)])
+    random = np.random.default_rng(0)
+    for i, annotation in enumerate(data['annotations']):
+        keypoint = annotation['keypoint']
+        keypoint[random.random(keypoint.shape[:3]) < 0.1] = 0
+        keypoint[random.random(keypoint.shape) < 0.02] = 0
+        if i % 4 == 1:
+            keypoint[:] = 500 + (keypoint - 500) / (20 + 2 * i)  # everything within a few pixels
+        if i % 5 == 2:
+            keypoint[random.random(keypoint.shape) < 0.02] = np.nan
+        if i % 5 == 3:
+            annotation['keypoint_score'][random.random(keypoint.shape[:3]) < 0.02] = np.nan
+    data['annotations'][5]['keypoint'][:] = 0
+    data['split'] = {'all': [annotation['frame_dir'] for annotation in data['annotations']]}
+    assert_prepares_like_clips(write_pickle(data), 'all', clip_len)
+
+
+@pytest.mark.parametrize('name', ['sbu', 'cmu'])
+def test_the_example_prepares_real_motion(motion, tmp_path, name):
+    path = shutil.copy(motion(f'{name}_hrnet.pkl'), tmp_path)  # its packed form is written beside it
+    assert_prepares_like_clips(path, next(iter(load_annotations(path)['split'])), 16)
+
+
 @pytest.mark.parametrize('exported', ['saved_model'], indirect=True)
 def test_graphs_with_other_logits_are_discarded(exported, tmp_path, monkeypatch, capsys):
     path, good = exported
@@ -126,6 +206,12 @@ def test_logits_of_every_batch_must_match_and_be_finite(other):
     with pytest.raises(FloatingPointError, match='was not written'):
         export.largest_difference(Path('x'), lambda batch: batch['keypoint'], batches, own)
     assert export.largest_difference(Path('x'), lambda batch: batch['keypoint'], batches[:1], own[:1]) == 0
+
+
+def test_an_existing_example_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / 'out_example.py').write_text('mine')
+    assert export.main(['nothing.bin', str(tmp_path / 'out.pt2')]) == 2
+    assert 'out_example.py exists' in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_the_command_to_install_it(tmp_path, monkeypatch, capsys):
@@ -149,7 +235,7 @@ def test_weights_are_evaluated_like_their_checkpoint_but_no_run_resumes_from_the
     assert reports[0] == reports[1]
     capsys.readouterr()
     assert call('--config', config, '-c', tmp_path / 'resumed', '--resume', out) == 2
-    assert 'without an optimizer' in capsys.readouterr().err
+    assert 'no optimizer state' in capsys.readouterr().err
     assert not (tmp_path / 'resumed').exists()
 
     if kind != 'vivit':

@@ -1,217 +1,299 @@
+"""Videos of two rectangles, found by small ONNX models that rtmlib runs like YOLOX and RTMPose."""
+
 import signal
 import struct
+import sys
+import urllib.error
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
-import torch
+import rtmlib
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lib.data.clips import Clips
 from lib.data.pickles import load_annotations
 from lib.tools import extract_keypoints
-from lib.tools.extract_keypoints import joint_scores, load_model, make_detector
+from lib.tools.extract_keypoints import resample
+from tests.tools.test_predict import predicted
 
-av = pytest.importorskip('av')
+SIZE, BOX = 128, np.array([24, 48])  # of the pictures, and of a person (w, h), in px
+PLACE = np.stack([24 + 3 * (np.arange(17) * 5 % 17), 20 + 5 * np.arange(17)], axis=-1)  # of the joints, in SimCC bins
 
-HEIGHT, WIDTH, JOINTS = 96, 160, 17
+# The boxes of what is bright in each channel of a BGR picture, the rightmost first: x1, y1, x2, y2, score.
+DETECTOR = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    detector (float[1, 3, 64, 64] picture) => (float[1, 3, 5] dets)
+    <float bright = {128.0}, int64[1] x = {3}, int64[1] y = {2}, int64[1] last = {2}, int64[1] three = {3},
+     float certain = {0.9}, int64[1] first = {0}>
+    {
+        mask = Greater(picture, bright)
+        found = Cast <to = 1> (mask)
+        across = ReduceMax <keepdims = 0> (found, y)
+        down = ReduceMax <keepdims = 0> (found, x)
+        left = ArgMax <axis = 2> (across)
+        top = ArgMax <axis = 2> (down)
+        right = ArgMax <axis = 2, select_last_index = 1> (across)
+        bottom = ArgMax <axis = 2, select_last_index = 1> (down)
+        inner = Concat <axis = 2> (left, top, right, bottom)
+        box = Cast <to = 1> (inner)
+        edge = Constant <value_floats = [0.0, 0.0, 1.0, 1.0]> ()
+        outer = Add(box, edge)
+        there = ReduceMax(across, last)
+        score = Mul(there, certain)
+        unsorted = Concat <axis = 2> (outer, score)
+        flat = Squeeze(left, last)
+        row = Squeeze(flat, first)
+        values, order = TopK <axis = 0> (row, three)
+        dets = Gather <axis = 1> (unsorted, order)
+    }
+"""
+# The same places in every picture, RGB; the score is 0.9 for a red person, 0.6 for a blue one.
+POSE = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    pose (float[1, 3, 64, 48] picture) => (float[1, JOINTS, 96] simcc_x, float[1, JOINTS, 128] simcc_y)
+    <int64[1, JOINTS] x = {XS}, int64[1, JOINTS] y = {YS}, int64[2] image = {2, 3}, int64 width = {96},
+     int64 height = {128}, float[2] peak = {0.0, 1.0}, float[3] weight = {1.0, 0.0, -1.0}, float zero = {0.0},
+     float high = {0.9}, float low = {0.6}>
+    {
+        channel = ReduceMax <keepdims = 0> (picture, image)
+        difference = MatMul(channel, weight)
+        is_red = Greater(difference, zero)
+        score = Where(is_red, high, low)
+        at_x = OneHot(x, width, peak)
+        at_y = OneHot(y, height, peak)
+        simcc_x = Mul(at_x, score)
+        simcc_y = Mul(at_y, score)
+    }
+"""
 
 
-def dancing(frames: int, centre: float) -> np.ndarray:
-    """(T, 17, 2): whole pixels of joints that sway about x = centre, none on another's."""
-    t, joint = np.arange(frames)[:, None], np.arange(JOINTS)
-    x = centre + 12 * np.sin(joint * 2.4) + 8 * np.sin(t / 5 + joint / 4)
-    return np.rint(np.stack([x, 10 + 4.5 * joint + 2 * np.cos(t / 6)], axis=-1))
+def write_model(path: Path, text: str, joints: int = 17) -> Path:
+    for name, value in {'JOINTS': joints, 'XS': PLACE[:, 0], 'YS': PLACE[:, 1]}.items():
+        listed = str(value) if isinstance(value, int) else ', '.join(map(str, np.resize(value, joints)))
+        text = text.replace(name, listed)
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
 
 
-def drawn(keypoint: np.ndarray) -> np.ndarray:
-    """(T, H, W, 3) uint8: persons (M, T, 17, 2), NaN where absent, as dots: red tells the person, green the joint."""
-    pictures = np.full((keypoint.shape[1], HEIGHT, WIDTH, 3), 5, np.uint8)
-    for person, t, joint in np.ndindex(keypoint.shape[:3]):
-        if np.isfinite(keypoint[person, t, joint, 0]):
-            x, y = keypoint[person, t, joint].astype(int)
-            pictures[t, y - 1 : y + 2, x - 1 : x + 2] = 60 + 90 * person, 10 + 14 * joint, 0
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp('weights')
+    detector, pose = write_model(folder / 'detector.onnx', DETECTOR), write_model(folder / 'pose.onnx', POSE)
+    return ['--weights', str(detector), str(pose)]
+
+
+def walking(frames: int) -> np.ndarray:
+    """(2, T, 2): the corners of two persons who pass each other, 2 px per frame; even, as the detector halves them."""
+    t = 2 * np.arange(frames)
+    return np.stack([np.stack([4 + t, 8 + 0 * t], axis=-1), np.stack([100 - t, 70 + 0 * t], axis=-1)])
+
+
+def drawn(corner: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) uint8, RGB: persons at corner (M, T, 2), negative if absent, the first red and the second blue."""
+    pictures = np.zeros((corner.shape[1], SIZE, SIZE, 3), np.uint8)
+    for person, t in np.ndindex(corner.shape[:2]):
+        x, y = corner[person, t]
+        if x >= 0:
+            pictures[t, y : y + BOX[1], x : x + BOX[0], 2 * person] = 255
     return pictures
 
 
-def write_video(path, pictures: np.ndarray) -> None:
-    """A lossless video."""
+def joints(corner: np.ndarray) -> np.ndarray:
+    """(M, T, 17, 2): where RTMPose finds the joints of persons at corner (M, T, 2); 0 if absent."""
+    size = 1.25 * BOX[1] * np.array([0.75, 1])  # with RTMPose's margin and aspect ratio
+    keypoint = (corner + BOX / 2)[:, :, None] + (PLACE / (96, 128) - 0.5) * size
+    return np.where((corner[:, :, :1] < 0)[..., None], 0, keypoint)
+
+
+def write_video(path: Path, pictures: np.ndarray, times: np.ndarray | None = None) -> Path:
+    """A lossless video at 30 frames per second, or with the time stamps `times` in ms."""
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('png', rate=30)
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], 'rgb24'
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')))
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for t, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')
+            if times is not None:
+                frame.pts, frame.time_base = int(times[t]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
 
 
-class Seer:
-    """Finds the dots of `drawn`; like a detector, it changes the order of the persons."""
-
-    def __init__(self) -> None:
-        self.batches, self.random = [], np.random.default_rng(0)
-
-    def __call__(self, pictures: np.ndarray) -> list:
-        self.batches.append(len(pictures))
-        return [self.find(picture) for picture in pictures]
-
-    def find(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        keypoint, score = [], []
-        for person in self.random.permutation(2):
-            dots = [
-                np.argwhere((picture == (60 + 90 * person, 10 + 14 * joint, 0)).all(axis=-1)) for joint in range(JOINTS)
-            ]
-            if any(map(len, dots)):
-                keypoint.append([dot.mean(axis=0)[::-1] if len(dot) else (0, 0) for dot in dots])
-                score.append([0.9 * bool(len(dot)) for dot in dots])
-        return np.reshape(keypoint, (-1, JOINTS, 2)), np.reshape(score, (-1, JOINTS))
-
-
-@pytest.fixture
-def seer(monkeypatch):
-    """Replaces the neural network."""
-    seer = Seer()
-    monkeypatch.setattr(extract_keypoints, 'load_model', lambda weights, score: None)
-    monkeypatch.setattr(extract_keypoints, 'make_detector', lambda model: seer)
-    return seer
+def extracted(out: Path, *arguments: object) -> list[dict]:
+    assert extract_keypoints.main([*map(str, arguments), '--out', str(out)]) == 0
+    return load_annotations(out)['annotations']
 
 
 def refused(capsys, *arguments: object) -> str:
     assert extract_keypoints.main([*map(str, arguments)]) == 2
-    told = capsys.readouterr().err.strip()
-    assert '\n' not in told
-    return told
+    text = capsys.readouterr().err.strip()
+    assert text.startswith('error: ')
+    assert '\n' not in text
+    return text
 
 
-def test_from_a_video_to_clips(seer, tmp_path, capsys):
-    """A model gets the joints that were drawn, and persons keep their identities."""
-    keypoint = np.stack([dancing(30, 50), dancing(30, 110)])
-    keypoint[0, :4] = np.nan
-    write_video(tmp_path / 'dance.mov', drawn(keypoint))
-    write_video(tmp_path / 'alone.mov', drawn(keypoint[1:, :12]))
+def test_two_persons_in_a_video_stay_two_until_predicted(weights, trained_once, tmp_path, capsys):
+    """They pass each other and come in changing order; one of them comes later."""
+    corner = walking(40)
+    corner[1, :5] = -1
+    both = write_video(tmp_path / 'both.mov', drawn(corner))
+    alone = write_video(tmp_path / 'alone.mov', drawn(corner[:1, :12]))
     out = tmp_path / 'new' / 'two.pkl'
-    videos = [str(tmp_path / 'dance.mov'), str(tmp_path / 'alone.mov')]
-    assert extract_keypoints.main([*videos, '--out', str(out), '--batch_size', '8']) == 0
-    assert seer.batches == [8, 8, 8, 6, 8, 4]
-    assert f'lib.tools.predict CHECKPOINT {out}' in capsys.readouterr().out
+    two, one = extracted(out, both, alone, *weights)
+    text = capsys.readouterr().out
+    assert 'both: 40 frames of 128 x 128 at 30 per second, 2 persons (in 40, 35 frames)\n' in text
+    assert f'lib.tools.predict CHECKPOINT {out}' in text
+    assert 'with onnxruntime' not in text  # rtmlib's own output
     assert [file.name for file in out.parent.iterdir()] == ['two.pkl']
 
-    data = load_annotations(out)
-    assert data['split'] == {'all': ['dance', 'alone']}
-    dance, alone = data['annotations']
-    assert (dance['label'], dance['img_shape'], dance['keypoint'].dtype) == (0, (HEIGHT, WIDTH), np.float16)
-    np.testing.assert_array_equal(dance['keypoint'], np.nan_to_num(keypoint[::-1]))
-    np.testing.assert_array_equal(alone['keypoint'], keypoint[1:, :12])
-    clips = Clips('val', ann_file=str(out), benchmark=['all', 'all'], clip_len=8, batch_size=2, seed=0)
-    batch = clips[0, 0]
-    assert batch['keypoint'].shape == (2, 2, 8, JOINTS, 2)
-    assert (batch['score'][0, 0] > 0.8).all()
-    assert not batch['score'][1, 1].any()
+    assert load_annotations(out)['split'] == {'all': ['both', 'alone']}
+    assert (two['label'], two['total_frames'], two['img_shape']) == (0, 40, (SIZE, SIZE))
+    np.testing.assert_allclose(two['keypoint'], joints(corner), atol=0.05)
+    np.testing.assert_allclose(two['keypoint_score'][0], 0.9, atol=1e-3)
+    np.testing.assert_allclose(two['keypoint_score'][1, 5:], 0.6, atol=1e-3)
+    assert not two['keypoint_score'][1, :5].any()
+    np.testing.assert_allclose(one['keypoint'], joints(corner[:1, :12]), atol=0.05)
+
+    entries = predicted(tmp_path / 'predictions', trained_once('vanilla') / 'run', out)
+    assert [(entry['name'], entry['persons']) for entry in entries] == [('both', 2), ('alone', 1)]
+    assert [(window['start'], window['end']) for entry in entries for window in entry['windows']] == [(0, 40), (0, 12)]
+
+
+def test_fps_takes_the_nearest_frames_by_their_time_stamps(weights, tmp_path, capsys):
+    corner = walking(40)[:1]
+    times = np.cumsum(np.random.default_rng(1).integers(5, 90, 40))  # no two frames are equally near
+    video = write_video(tmp_path / 'varying.mov', drawn(corner), times)
+    (annotation,) = extracted(tmp_path / 'out.pkl', video, '--fps', 30, *weights)
+    moments = times[0] + np.arange((times[-1] - times[0]) * 30 // 1000 + 1) * 1000 / 30
+    nearest = np.abs(times - moments[:, None]).argmin(axis=1)
+    assert 40 < len(nearest) != len(set(nearest)) < 40  # frames are repeated and left out
+    np.testing.assert_allclose(annotation['keypoint'], joints(corner[:, nearest]), atol=0.05)
+    assert f'{len(nearest)} frames of 128 x 128 at 30 per second' in capsys.readouterr().out
+
+    video = write_video(tmp_path / 'fast.mov', drawn(corner), np.arange(40) * 1000 // 60)
+    (annotation,) = extracted(tmp_path / 'fast.pkl', video, '--fps', 30, *weights)
+    np.testing.assert_allclose(annotation['keypoint'], joints(corner[:, ::2]), atol=0.05)
+
+
+@given(st.lists(st.floats(0.001, 0.5), max_size=40), st.floats(-5, 5), st.floats(1, 120))
+def test_resampled_frames_are_the_nearest(gaps, start, fps):
+    times = start + np.cumsum([0, *gaps])
+    frames = [SimpleNamespace(time=time) for time in times.tolist()]
+    chosen = [frame.time for frame, count in resample(frames, fps, Path('video')) for _ in range(count)]
+    duration = (times[-1] - times[0]) * fps  # in frames
+    assert duration - 0.75 <= len(chosen) - 1 + 1e-6
+    assert len(chosen) - 1 <= duration + 0.25 + 1e-6
+    for k, time in enumerate(chosen):
+        moment = times[0] + k / fps
+        assert abs(time - moment) <= np.abs(times - moment).min() + 1e-9
 
 
 @pytest.mark.parametrize(('matrix', 'turns'), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)])
-def test_videos_of_a_rotated_camera_are_set_upright(seer, tmp_path, matrix, turns):
+def test_videos_of_a_rotated_camera_are_set_upright(weights, tmp_path, matrix, turns):
     """turns: clockwise quarter turns that the file asks a player to make."""
-    keypoint = dancing(6, 80)[None]
-    path = tmp_path / 'turned.mov'
-    write_video(path, np.rot90(drawn(keypoint), turns, axes=(1, 2)))
+    corner = walking(6)
+    path = write_video(tmp_path / 'turned.mov', np.rot90(drawn(corner)[:, :120], turns, axes=(1, 2)))
     content = path.read_bytes()
     start = content.index(b'tkhd') + 4 + 40  # of the matrix in the track's header
     a, b, c, d = (value << 16 for value in matrix)
     path.write_bytes(content[:start] + struct.pack('>9i', a, b, 0, c, d, 0, 0, 0, 1 << 30) + content[start + 36 :])
-    assert extract_keypoints.main([str(path), '--out', str(tmp_path / 'out.pkl')]) == 0
-    annotation = load_annotations(tmp_path / 'out.pkl')['annotations'][0]
-    assert annotation['img_shape'] == (HEIGHT, WIDTH)
-    np.testing.assert_array_equal(annotation['keypoint'], keypoint)
+    (annotation,) = extracted(tmp_path / 'out.pkl', path, *weights)
+    assert annotation['img_shape'] == (120, SIZE)
+    np.testing.assert_allclose(annotation['keypoint'], joints(corner), atol=0.05)
 
 
-def test_mistakes_are_reported_before_any_work(seer, tmp_path, capsys):
-    good, out = tmp_path / 'good.mov', tmp_path / 'out.pkl'
-    write_video(good, drawn(dancing(4, 80)[None]))
+def test_videos_that_cannot_be_read_are_reported_before_any_work(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extract_keypoints, 'extract', lambda *arguments: pytest.fail('work has begun'))
+    good, out = write_video(tmp_path / 'good.mov', drawn(walking(4))), tmp_path / 'out.pkl'
     (tmp_path / 'junk.mp4').write_bytes(b'no video' * 100)
-    (tmp_path / 'cut.mov').write_bytes(good.read_bytes()[:2000])
+    (tmp_path / 'cut.mov').write_bytes(good.read_bytes()[:500])
     (tmp_path / 'other').mkdir()
     twin = tmp_path / 'other' / 'good.mov'
     twin.write_bytes(good.read_bytes())
     for name in ('junk.mp4', 'cut.mov', 'nothing.mp4'):
-        assert name in refused(capsys, good, tmp_path / name, '--out', out)
-    assert 'good' in refused(capsys, good, twin, '--out', out)  # two clips of one name
-    assert '.pkl' in refused(capsys, good, '--out', tmp_path / 'new.npz')
+        assert name in refused(capsys, good, tmp_path / name, '--out', out, *weights)
+    assert 'good' in refused(capsys, good, twin, '--out', out, *weights)  # two clips of one name
+    assert '.pkl' in refused(capsys, good, '--out', tmp_path / 'new.npz', *weights)
+    assert '--fps' in refused(capsys, good, '--out', out, '--fps', 0, *weights)
     assert not out.exists()
     out.write_text('mine')
-    assert 'out.pkl' in refused(capsys, good, '--out', out)
-    assert 'out.pkl' in refused(capsys, good, '--out', out / 'new.pkl')
+    assert 'out.pkl' in refused(capsys, good, '--out', out, *weights)
     assert out.read_text() == 'mine'
-    assert seer.batches == []
 
 
-def test_videos_without_persons_are_left_out(seer, tmp_path, capsys):
-    empty, video, out = tmp_path / 'empty.mov', tmp_path / 'video.mov', tmp_path / 'out.pkl'
-    write_video(empty, np.zeros((4, HEIGHT, WIDTH, 3), np.uint8))
-    write_video(video, drawn(dancing(4, 80)[None]))
-    assert 'nobody' in refused(capsys, empty, '--out', out, '--score', 0.5)
+def test_videos_without_persons_are_left_out(weights, tmp_path, capsys):
+    empty = write_video(tmp_path / 'empty.mov', np.zeros((4, SIZE, SIZE, 3), np.uint8))
+    video, out = write_video(tmp_path / 'video.mov', drawn(walking(4))), tmp_path / 'out.pkl'
+    assert 'no person was found' in refused(capsys, empty, '--out', out, *weights)
     assert not out.exists()
-    assert extract_keypoints.main([str(empty), str(video), '--out', str(out)]) == 0
+    extracted(out, empty, video, *weights)
     assert load_annotations(out)['split'] == {'all': ['video']}
 
 
+@pytest.mark.parametrize('name', ['rtmlib', 'onnxruntime', 'av'])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(weights, tmp_path, capsys, monkeypatch, name):
+    video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
+    monkeypatch.setitem(sys.modules, name, None)
+    text = refused(capsys, video, '--out', tmp_path / 'out.pkl', *weights)
+    assert f'{name} cannot be imported' in text
+    assert 'pip install rtmlib av' in text
+
+
+def test_unusable_weights_are_named(weights, tmp_path, capsys):
+    video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
+    _, detector, pose = weights
+    (tmp_path / 'junk.onnx').write_bytes(b'junk' * 100)
+    halpe = write_model(tmp_path / 'halpe26.onnx', POSE, joints=26)
+    for pair, wrong in (
+        ((tmp_path / 'nothing.onnx', pose), 'nothing.onnx'),
+        ((detector, tmp_path / 'junk.onnx'), 'junk.onnx'),
+        ((pose, detector), 'pose.onnx'),
+        ((detector, detector), 'detector.onnx'),
+        ((detector, halpe), 'halpe26.onnx'),
+    ):
+        assert wrong in refused(capsys, video, '--out', tmp_path / 'out.pkl', '--weights', *pair)
+    if 'CUDAExecutionProvider' not in extract_keypoints.require_package('onnxruntime').get_available_providers():
+        assert 'onnxruntime-gpu' in refused(capsys, video, '--out', tmp_path / 'out.pkl', '--device', 'cuda', *weights)
+    assert not (tmp_path / 'out.pkl').exists()
+
+
+@pytest.mark.parametrize('mode', extract_keypoints.MODES)
+def test_weights_are_downloaded_or_put_into_the_cache_by_hand(weights, tmp_path, capsys, monkeypatch, mode):
+    """The files of each mode, as they are; without them and a network, the error names both."""
+
+    def urlopen(*arguments, **options):
+        raise urllib.error.URLError('no network')
+
+    monkeypatch.setattr('rtmlib.tools.file.urlopen', urlopen)
+    monkeypatch.delenv('TORCH_HOME', raising=False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
+    urls = [rtmlib.Body.MODE[mode][part] for part in ('det', 'pose')]
+    assert extract_keypoints.main([str(video), '--out', str(tmp_path / 'out.pkl'), '--mode', mode]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith('error: ')
+    assert all(url in last for url in urls)
+
+    for url, file in zip(urls, weights[1:], strict=True):
+        archive = tmp_path / 'cache' / 'rtmlib' / 'hub' / 'checkpoints' / url.rsplit('/', 1)[1]
+        with zipfile.ZipFile(archive, 'w') as content:
+            content.write(file, f'20230604/{archive.stem}/end2end.onnx')
+    (annotation,) = extracted(tmp_path / 'out.pkl', video, '--mode', mode)
+    np.testing.assert_allclose(annotation['keypoint'], joints(walking(4)), atol=0.05)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(monkeypatch, seer, tmp_path, capsys, number):
-    def find(picture: np.ndarray) -> None:
-        signal.raise_signal(number)
-
-    monkeypatch.setattr(seer, 'find', find)
-    write_video(tmp_path / 'video.mov', drawn(dancing(4, 80)[None]))
-    assert extract_keypoints.main([str(tmp_path / 'video.mov'), '--out', str(tmp_path / 'out.pkl')]) == 75
+def test_a_signal_leaves_nothing(monkeypatch, weights, tmp_path, number):
+    monkeypatch.setattr(extract_keypoints, 'track', lambda frames: signal.raise_signal(number))
+    video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
+    assert extract_keypoints.main([str(video), '--out', str(tmp_path / 'out.pkl'), *weights]) == 75
     assert [file.name for file in tmp_path.iterdir()] == ['video.mov']
-
-
-@pytest.mark.slow
-def test_the_detector_is_torchvisions(tmp_path, monkeypatch, capsys):
-    """Loaded in torchvision's own way from the same file, with random weights, it finds the same keypoints."""
-    from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
-
-    torch.manual_seed(0)
-    state = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-    file = tmp_path / 'hub' / 'checkpoints' / 'keypointrcnn_resnet50_fpn_coco-fc266e95.pth'
-    file.parent.mkdir(parents=True)
-    torch.save({k: v for k, v in state.items() if 'num_batches' not in k}, file)  # its batch norms are frozen
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-
-    def quickened(model: torch.nn.Module) -> torch.nn.Module:
-        model.transform.min_size = (64,)
-        model.rpn._post_nms_top_n = {'training': 8, 'testing': 8}
-        model.roi_heads.detections_per_img = 2
-        return model
-
-    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
-    downloaded = KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
-    reference = quickened(keypointrcnn_resnet50_fpn(weights=downloaded, box_score_thresh=0).eval())
-    with torch.inference_mode():
-        expected = reference([torch.from_numpy(picture).permute(2, 0, 1) / 255])[0]
-    assert len(expected['keypoints']) > 1
-    for weights in (None, file):
-        keypoint, score = make_detector(quickened(load_model(weights, 0)))(np.stack([picture] * 2))[1]
-        np.testing.assert_allclose(keypoint, expected['keypoints'][..., :2], atol=1e-3)
-        assert ((score >= 0) & (score <= 1)).all()
-
-    write_video(tmp_path / 'video.mov', drawn(dancing(3, 80)[None]))
-    for content in ({'head': torch.zeros(3)}, [1], {'model': torch.nn.Linear}):
-        torch.save(content, tmp_path / 'weights.pth')
-        command = tmp_path / 'video.mov', '--out', tmp_path / 'out.pkl', '--weights', tmp_path / 'weights.pth'
-        assert 'weights.pth' in refused(capsys, *command)
-
-
-def test_scores_fall_with_the_uncertainty_of_the_place():
-    """For a box in HRNet's aspect ratio: the height of the Gaussian that HRNet would draw."""
-    boxes, sigma = torch.tensor([[10.0, 20.0, 310.0, 420.0]]), 2 / 64 * 1.25 * 56  # cells, downwards
-
-    def score(*logits: tuple[int, int, float]) -> float:
-        maps = torch.zeros(1, 1, 56, 56)
-        for y, x, value in logits:
-            maps[0, 0, y, x] = value
-        return joint_scores(maps, boxes).item()
-
-    assert score((20, 30, 100)) == pytest.approx(1)
-    assert score((5, 5, 100), (50, 50, 100)) == pytest.approx(0.5, abs=1e-3)
-    down, across = ((1 + np.exp(-((3 / sigma * share) ** 2) / 2)) / 2 for share in (1, 3 / 4))
-    assert score((20, 30, 100), (20 + 3, 30, 100)) == pytest.approx(down, rel=1e-4)
-    assert score((20, 30, 100), (20, 30 + 3, 100)) == pytest.approx(across, rel=1e-4)
-    assert 0 < score() < 0.02  # anywhere
