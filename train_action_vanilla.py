@@ -16,6 +16,7 @@ from lib.evaluation import evaluate_checkpoint, validation_metrics
 from lib.log import Log
 from lib.models import load_config
 from lib.pytorch import checkpoint, distributed, training
+from lib.pytorch.pretrained import load_backbone
 from lib.recipe import step_seed
 from lib.stop import StopSignal
 
@@ -28,12 +29,13 @@ def train(args: argparse.Namespace) -> None:
     options.check_device(world.device)
     options.check_batch_size(config.data.batch_size, world.size)
     run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
+    pretrained = options.pretrained_file(args, resumes=run.source is not None)
 
     train_clips, val_clips = (make_clips(config, split).shared(world.rank, world.size) for split in ('train', 'val'))
     share, steps = config.data.batch_size // world.size, train_clips.num_steps
     render, model = training.make_model(config, train_clips.num_joints, world.device)
     training.check_batch_norm(model, options, config.data.batch_size, world)
-    messages = training.load_pretrained(model, options, args, run)
+    messages = load_backbone(model, pretrained) if pretrained else []
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     forward = training.make_forward(render, model, options, world)

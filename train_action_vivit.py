@@ -17,6 +17,7 @@ from lib.log import Log
 from lib.models import load_config
 from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, training
+from lib.tensorflow.pretrained import load_backbone
 
 SCRIPT = 'vivit'  # row in the table of models, lib/models.py
 
@@ -27,10 +28,12 @@ def train(args: argparse.Namespace) -> None:
     options.check_device()
     options.check_batch_size(config.data.batch_size, world.num_replicas)
     run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
+    pretrained = options.pretrained_file(args, resumes=run.source is not None)
 
     train_clips, val_clips = (make_clips(config, split).shared(0, world.num_replicas) for split in ('train', 'val'))
     steps = len(train_clips)
     render, model = training.make_model(config, train_clips.num_joints, world)
+    messages = load_backbone(model, pretrained) if pretrained else []
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
@@ -38,7 +41,7 @@ def train(args: argparse.Namespace) -> None:
     run.begin(world, steps)
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
-        log.start(train_clips, val_clips, training.describe(model), world, [])
+        log.start(train_clips, val_clips, training.describe(model), world, messages)
         training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
             results = []  # per step, on the devices

@@ -15,21 +15,20 @@ DONE, FAILED, USER_ERROR = 0, 1, 2  # exit codes, besides STOPPED
 
 def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the flags, which follow MotionBERT's. doc: the script's docstring. script: name of the model."""
-    default_config, finetunes = MODELS[script].default_config, MODELS[script].framework == 'pytorch'
+    default_config, suffix = MODELS[script].default_config, MODELS[script].suffix
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
     parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='output folder; a run in it is resumed')
     parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to resume from in an empty folder')
     parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint or run folder to evaluate')
-    if finetunes:
-        parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='pretrained weights, for train.finetune')
-        parser.add_argument(
-            '-ms',
-            '--selection',
-            default='latest_epoch.bin',
-            metavar='FILE',
-            help='file in the folder of --pretrained (default: %(default)s)',
-        )
+    parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='pretrained weights, for train.finetune')
+    parser.add_argument(
+        '-ms',
+        '--selection',
+        default=f'latest_epoch{suffix}',
+        metavar='FILE',
+        help='file in the folder of --pretrained (default: %(default)s)',
+    )
     parser.add_argument(
         '-freq',
         '--print_freq',
@@ -45,7 +44,7 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
     if args.print_freq < 1:
         parser.error('--print_freq must be at least 1')
     if args.evaluate:
-        if args.resume or (finetunes and args.pretrained):
+        if args.resume or args.pretrained:
             parser.error('--evaluate excludes --resume and --pretrained')
     elif not args.checkpoint:
         parser.error('--checkpoint FOLDER is required for training')

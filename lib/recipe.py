@@ -1,5 +1,6 @@
 """The training recipe, independent of the framework: options, learning-rate schedule, seeds."""
 
+import argparse
 import math
 import re
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Recipe:
     num_workers: int = 1
     save_every: int | None = 1000
     keep: int = 2
+    finetune: bool = False
 
     def __post_init__(self) -> None:
         rules = {
@@ -55,6 +57,18 @@ class Recipe:
                 f'data.batch_size {batch_size}, over all devices, cannot be divided among {num_devices} '
                 f'devices{parts}: set it to a multiple of {shares}.'
             )
+
+    def pretrained_file(self, args: argparse.Namespace, resumes: bool) -> Path | None:
+        """The weights to start a new run from. Raises UserError if config and command line disagree."""
+        if args.pretrained and not self.finetune:
+            raise UserError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
+        if resumes or not self.finetune:
+            return None
+        if not args.pretrained:
+            raise UserError(
+                'train.finetune is true: name the pretrained weights by --pretrained FOLDER and --selection FILE.'
+            )
+        return Path(args.pretrained) / args.selection
 
     def saves_after(self, step: int) -> bool:
         """Whether to save after a step (counted from 0) of an epoch."""

@@ -282,9 +282,10 @@ def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, di
     changed = differences(saved, given)
     if fixed := _fixed(changed, FREE_KEYS):
         listed = '; '.join(f'{key}: {changed[key][0]} in the checkpoint, {changed[key][1]} now' for key in fixed)
-        raise UserError(
-            f'{path} was trained with another model or other data ({listed}). Name another folder as --checkpoint.'
-        )
+        advice = 'Name another folder as --checkpoint.'
+        if fixed == ['data.batch_size']:
+            advice += ' To use less memory, keep the batch size and set train.accumulation_steps.'
+        raise UserError(f'{path} was trained with another model or other data ({listed}). {advice}')
     return {key: pair for key, pair in changed.items() if key not in FREE_KEYS}
 
 

@@ -127,13 +127,13 @@ MISTAKES = {
     'no such input': (['--set', 'data.input=heatmaps'], 'one of heatmap, keypoint_2d, keypoint_3d'),
     'heatmap section for keypoints': (['--set', 'data.input=keypoint_2d'], 'heatmap'),
     'no such file to resume': (['-r', 'nothing{suffix}'], 'nothing{suffix}'),
+    'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
+    'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),
+    'no pretrained file': (['--set', 'train.finetune=true', '-p', 'folder'], 'folder/latest_epoch{suffix}'),
     'missing class names': (['--set', 'data.class_names=nothing.txt'], 'nothing.txt'),
 }
 PYTORCH_MISTAKES = {
     'size': (['--set', 'heatmap.size=10'], 'model.dim_in is 144'),
-    'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
-    'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),
-    'no pretrained file': (['--set', 'train.finetune=true', '-p', 'folder'], 'folder/latest_epoch.bin'),
     'part of no name': (['--set', 'train.partial_train=[nothing]'], 'train.partial_train'),
 }
 VIVIT_MISTAKES = {

@@ -1,6 +1,5 @@
 """Building blocks of the PyTorch scripts: options, model, optimizer, training step, prediction."""
 
-import argparse
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from lib.models import MODELS
 from lib.plots import clip_image
 from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
-from lib.pytorch.pretrained import freeze_backbone, load_backbone
+from lib.pytorch.pretrained import freeze_backbone
 from lib.recipe import Recipe, cpu_has_bf16
 
 
@@ -33,14 +32,12 @@ from lib.recipe import Recipe, cpu_has_bf16
 class TrainOptions(Recipe):
     """Section `train`: the recipe, plus options of PyTorch models.
 
-    finetune: whether a new run starts from the weights in `--pretrained FOLDER --selection FILE`.
     partial_train: substrings of parameter names; other backbone parameters are frozen. null: train all. The head is
     always trained.
     activation_checkpointing: whether to recompute activations in the backward pass, which takes a third more time and
     much less memory.
     """
 
-    finetune: bool = False
     partial_train: list[str] | None = None
     activation_checkpointing: bool = False
 
@@ -87,24 +84,6 @@ def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, w
             f'data.batch_size {batch_size} is too small: batch norm needs at least 2 clips. Set data.batch_size '
             f'to {2 * batch_size // max(clips, 1)} or more.'
         )
-
-
-def load_pretrained(
-    model: nn.Module, options: TrainOptions, args: argparse.Namespace, run: checkpoint.Run
-) -> list[str]:
-    """Loads pretrained weights into the model of a new run if train.finetune is set; returns log lines.
-
-    Raises UserError if config and command line disagree, or the file does not fit the model.
-    """
-    if args.pretrained and not options.finetune:
-        raise UserError('--pretrained is for fine-tuning, but train.finetune is false: --set train.finetune=true.')
-    if run.source or not options.finetune:
-        return []
-    if not args.pretrained:
-        raise UserError(
-            'train.finetune is true: name the pretrained weights by --pretrained FOLDER and --selection FILE.'
-        )
-    return load_backbone(model, Path(args.pretrained) / args.selection)
 
 
 def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:

@@ -160,10 +160,10 @@ from unittest import mock
 from lib.tensorflow import training
 made, make = [], training.make_train_step
 with mock.patch.object(training, 'make_train_step', lambda *parts: made.append(make(*parts)) or made[0]):
-    args = cli.parse_args('', '', finetunes=False)
+    args = cli.parse_args('', 'vivit')
     code = cli.run(script.train, args)
 print('traces', made[0].experimental_get_tracing_count())
-args = cli.parse_args('', '', [*sys.argv[1:], '--set', 'data.batch_size=6', '-c', args.checkpoint + '6'])
+args = cli.parse_args('', 'vivit', [*sys.argv[1:], '--set', 'data.batch_size=6', '-c', args.checkpoint + '6'])
 print('codes', code, cli.run(script.train, args))
 """
     done = subprocess.run(
