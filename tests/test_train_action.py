@@ -194,6 +194,8 @@ def test_wrong_folders_and_files_are_refused_and_not_touched(kind, call, config,
         for arguments in (['-c', run], ['-e', latest]):
             assert call('--config', config, *arguments, '--set', change) == 2
             assert change.split('=')[0] in capsys.readouterr().err
+    assert call('--config', config, '-c', run, '--set', 'data.batch_size=4') == 2
+    assert 'train.accumulation_steps' in capsys.readouterr().err
     assert call('--config', config, '-c', run, '-r', tmp_path / f'nothing{suffix}') == 2
     assert 'there is no such file' in capsys.readouterr().err
     assert files(run) == before
