@@ -57,6 +57,17 @@ def test_a_loss_that_is_not_finite_names_its_step(run, clips):
         run.add_steps([1.0, float('nan')], 0, clips)
 
 
+def test_of_equal_epochs_the_first_is_the_best(run, clips):
+    run.write = lambda file, content: file.write(b'%d' % content['epoch'])
+    for top1 in (0.25, 0.5, 0.5, 0.25):
+        run.add_steps([1.0], 4, clips)
+        run.finish_epoch({'top1': top1})
+    run.wait()
+    assert run.best == {'top1': 0.5, 'epoch': 2}
+    assert run.best_path.read_bytes() == b'2'
+    assert run.latest_path.read_bytes() == b'4'
+
+
 def test_only_one_save_is_written_at_a_time(run):
     under_way, most = [], []
 
