@@ -31,14 +31,16 @@ def train(args: argparse.Namespace) -> None:
     run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
     pretrained = options.pretrained_file(args, resumes=run.source is not None)
 
-    train_clips, val_clips = (make_clips(config, split).shared(world.rank, world.size) for split in ('train', 'val'))
-    share, steps = config.data.batch_size // world.size, train_clips.num_steps
+    train_clips, val_clips = (make_clips(config, split).for_rank(world.rank, world.size) for split in ('train', 'val'))
+    steps, share_size = train_clips.num_steps, config.data.batch_size // world.size
     render, model = training.make_model(config, train_clips.num_joints, world.device)
     training.check_batch_norm(model, options, config.data.batch_size, world)
     messages = load_backbone(model, pretrained) if pretrained else []
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
-    forward = training.make_forward(render, model, options, world)
+    if options.activation_checkpointing:
+        training.recompute_blocks(model, SCRIPT)
+    forward = training.make_forward(render, model, options, world)  # (keypoint, score) -> logits
     run.begin(world, len(train_clips))
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
@@ -51,7 +53,7 @@ def train(args: argparse.Namespace) -> None:
             for step, batch in log.progress(batches, train_clips):
                 training.set_learning_rates(optimizer, options, run.epoch, step, len(train_clips))
                 seed = step_seed(options.seed, run.epoch, step, world.rank)  # for dropout
-                results.append(training.train_step(forward, optimizer, batch, options, share, seed))
+                results.append(training.train_step(forward, optimizer, batch, options, share_size, seed))
 
                 to_report, to_save = log.is_due(step, steps), options.saves_after(step)
                 if to_report or to_save or (stop.requested and world.is_alone):

@@ -30,7 +30,7 @@ def train(args: argparse.Namespace) -> None:
     run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
     pretrained = options.pretrained_file(args, resumes=run.source is not None)
 
-    train_clips, val_clips = (make_clips(config, split).shared(0, world.num_replicas) for split in ('train', 'val'))
+    train_clips, val_clips = (make_clips(config, split).for_rank(0, world.num_replicas) for split in ('train', 'val'))
     steps = len(train_clips)
     render, model = training.make_model(config, train_clips.num_joints, world)
     messages = load_backbone(model, pretrained) if pretrained else []

@@ -1,7 +1,7 @@
 """Table of the models; a config selects one by `script`.
 
-To add a model: write its module, add a row here, copy the most similar training script, and write a config. Frameworks
-are imported on first use, so that each model needs only its own.
+Frameworks are imported on first use, so that each model needs only its own. configs/README.md explains how to add a
+model.
 """
 
 import importlib
@@ -24,7 +24,7 @@ class Model:
     """Row of the table.
 
     framework: folder in lib. classifier: 'module.Class' in that folder, to which the config section `model` binds.
-    blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes.
+    blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes; None: not supported.
     """
 
     framework: Literal['pytorch', 'tensorflow']

@@ -96,9 +96,10 @@ def test_every_tool_is_mentioned():
 
 
 def test_the_table_agrees_with_the_configs():
-    """Every config has a row with its parameters and published accuracy."""
+    """Every published config has a row with its parameters and accuracy."""
     rows = dict(re.findall(r'^\| .*?\((configs/action/\w+\.yaml)\) \| (.*) \|', README, re.MULTILINE))
-    assert rows.keys() == {path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs' / 'action').glob('*.yaml')}
+    configs = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob('configs/action/*.yaml')}
+    assert {config for config, text in configs.items() if 'Published:' in text} <= rows.keys() <= configs.keys()
     for config, cells in rows.items():
         text = (ROOT / config).read_text()
         parameters, accuracy, *_ = cells.split(' | ')

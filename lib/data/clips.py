@@ -228,7 +228,7 @@ class Clips:
         """One clip, as a batch with N = 1."""
         return self._batch(np.array([index]), epoch)
 
-    def shared(self, rank: int, world_size: int) -> Self:
+    def for_rank(self, rank: int, world_size: int) -> Self:
         """Returns the share of one of several processes: `clips[epoch, b]` is every `world_size`-th clip of a batch.
 
         Training batches are trimmed to a multiple of `world_size`; validation shares may be empty. Raises UserError if

@@ -170,8 +170,8 @@ class DSTformer(nn.Module):
             if self.ts_attn is None:
                 x = (x_st + x_ts) / 2
             else:
-                share = self.ts_attn[i](torch.cat([x_st, x_ts], dim=-1)).softmax(dim=-1)
-                x = share[..., :1] * x_st + share[..., 1:] * x_ts
+                weights = self.ts_attn[i](torch.cat([x_st, x_ts], dim=-1)).softmax(dim=-1)
+                x = weights[..., :1] * x_st + weights[..., 1:] * x_ts
         return self.pre_logits(self.norm(x))
 
     def forward(self, x: Tensor, return_rep: bool = False) -> Tensor:

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from lib.errors import UserError, check_values
 
+RATES = ('dropout_ratio', 'drop_path_rate', 'drop_rate', 'attn_drop_rate')
+
 
 class Linear(nn.Linear):
     """nn.Linear computed by `linear`: (..., in_features) -> (..., out_features)."""
@@ -108,14 +110,19 @@ class Attention(nn.Module):
 
 
 def check_model_keys(keys: Mapping[str, Any]) -> None:
-    """Raises UserError for the first key of section `model` out of range: sizes must be positive, rates in [0, 1)."""
+    """Raises UserError for the first key out of range: numbers must be positive, rates in [0, 1).
+
+    keys: the arguments of a model, in its constructor `locals()`; what is not a number is ignored.
+    """
     numbers = {key: value for key, value in keys.items() if isinstance(value, int | float)}
-    rules = {key: (value > 0, 'above 0') for key, value in numbers.items()}
-    for rate in ('dropout_ratio', 'drop_path_rate'):
-        rules[rate] = (0 <= keys[rate] < 1, 'at least 0 and below 1')
+    rules = {
+        key: (0 <= value < 1, 'at least 0 and below 1') if key in RATES else (value > 0, 'above 0')
+        for key, value in numbers.items()
+    }
     check_values('model', keys, rules)
-    divides = keys['dim_feat'] % keys['num_heads'] == 0
-    check_values('model', keys, {'num_heads': (divides, f'a divisor of model.dim_feat {keys["dim_feat"]}')})
+    if 'num_heads' in keys:
+        divides = keys['dim_feat'] % keys['num_heads'] == 0
+        check_values('model', keys, {'num_heads': (divides, f'a divisor of model.dim_feat {keys["dim_feat"]}')})
 
 
 def check_joints(model: nn.Module, num_joints: int, dim_in: int) -> None:

@@ -67,10 +67,6 @@ def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple
         num_maps, num_pixels = render.num_maps(num_joints), config.heatmap.size**2
         model.check_input(clip_len=config.data.clip_len, num_joints=num_maps, dim_in=num_pixels)
     freeze_backbone(model, config.train.partial_train)
-    if config.train.activation_checkpointing:
-        for module in model.modules():
-            if isinstance(module, MODELS[config.script].load_blocks()):
-                module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
     return render, model.to(device)
 
 
@@ -111,6 +107,15 @@ class RenderAndClassify(nn.Module):
     def forward(self, keypoint: Tensor, score: Tensor | None = None) -> Tensor:
         with torch.autocast(keypoint.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self.model(keypoint if self.render is None else self.render(keypoint, score, self.dtype)).float()
+
+
+def recompute_blocks(model: nn.Module, script: str) -> None:
+    """Lets the backward pass recompute the model's blocks. Raises UserError if its row in lib/models.py names none."""
+    if MODELS[script].blocks is None:
+        raise UserError(f'train.activation_checkpointing is not supported by {script}: set it to false.')
+    for module in model.modules():
+        if isinstance(module, MODELS[script].load_blocks()):
+            module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
 
 
 def make_forward(
@@ -258,7 +263,7 @@ def classify(
     """Predicts scores (N, K) for a split (see lib.evaluation.scores_of)."""
     options = TrainOptions(**config.train)
     forward = make_forward(render, model, options, world)
-    return scores_of(predict(forward, model, clips.shared(world.rank, world.size), options, world), clips)
+    return scores_of(predict(forward, model, clips.for_rank(world.rank, world.size), options, world), clips)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -169,12 +169,12 @@ def load_batches(
 ) -> Iterator[tuple[int, list[dict[str, np.ndarray]]]]:
     """Yields the steps of an epoch from `first` on, with one share of each batch per replica of this worker.
 
-    clips: `Clips.shared` among all replicas. A share adds 'weight' (n,) float32, the weight of each clip in the mean
+    clips: `Clips.for_rank` among all replicas. A share adds 'weight' (n,) float32, the weight of each clip in the mean
     over the batch, and 'seed' (2,) int64 of the dropout. Shares are padded to a fixed size with clips of weight 0.
     Threads prepare the next batches.
     """
     share_size = math.ceil(clips.batch_size / world.num_replicas)
-    shares = {replica: clips.shared(replica, world.num_replicas) for replica in world.local_replicas}
+    shares = {replica: clips.for_rank(replica, world.num_replicas) for replica in world.local_replicas}
 
     def load_share(replica: int, b: int) -> dict[str, np.ndarray]:
         share = shares[replica][epoch, b]
@@ -246,7 +246,7 @@ def classify(
 ) -> np.ndarray:
     """Predicts scores (N, K) for a split (see lib.evaluation.scores_of)."""
     options = TrainOptions(**config.train)
-    clips = clips.shared(0, world.num_replicas)
+    clips = clips.for_rank(0, world.num_replicas)
     return scores_of(predict(make_predict_step(render, model, options, world), clips, options, world), clips)
 
 

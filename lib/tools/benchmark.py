@@ -297,6 +297,8 @@ def pytorch_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], worl
         optimizer = torch.optim.AdamW(trained, foreach=False, fused=False)
         render = render and partial(straightforward_maps, render.size, render.sigma)
         options = replace(options, compile=False)
+    if options.activation_checkpointing:
+        training.recompute_blocks(model, config.script)
     forward = training.make_forward(render, model.train(), options, world)
     batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
     return lambda: training.train_step(forward, optimizer, dict(batch), options, count, 0).tolist()

@@ -9,6 +9,7 @@ time of the second and the peak memory.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -101,8 +102,8 @@ def published_lines(path: Path, config: EasyDict) -> list[str]:
     rows = {}  # {file: (line on the published result, config)}
     for file in sorted(PUBLISHED.glob('*.yaml')):
         if read_config(file)['script'] == config.script:
-            (line,) = [line for line in file.read_text().splitlines() if line.startswith(('# Published', '# Not pub'))]
-            rows[file] = line.removeprefix('# '), load_config(file)
+            published = re.search(r'^# (Published: .*)', file.read_text(), re.MULTILINE)
+            rows[file] = published[1] if published else 'not published', load_config(file)
     rows = {file: row for file, row in rows.items() if row[1].data.input == config.data.input}
     nearest = path.resolve()
     if nearest not in rows:

@@ -12,6 +12,7 @@ from tests.oracle import joint_heatmaps
 from tests.stores import write_sparse_store
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
+# No random crop or flip. The box crop remains; missing joints move with it.
 STILL = {'crop_area': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'flip_ratio': 0.0}
 AUG = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}
 
@@ -477,7 +478,7 @@ def test_shares_of_devices_are_rows_of_the_batch(write_pickle, kind, split, worl
         if split == 'train':  # a short batch is trimmed
             count -= count % world_size
         for rank in range(world_size):
-            shared = loaded.shared(rank, world_size)
+            shared = loaded.for_rank(rank, world_size)
             assert shared.batch_sizes[b] == count
             share = shared[1, b]
             sizes.add(len(share['label']))

@@ -195,7 +195,7 @@ clips = make_clips(config, 'train')
 render, model = training.make_model(config, clips.num_joints, world)
 model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
 train_step = training.make_train_step(render, model, training.make_optimizer(model, **config.optimizer), options, world)
-_, (share, other) = next(training.load_batches(clips.shared(0, world.num_replicas), 0, options, world))
+_, (share, other) = next(training.load_batches(clips.for_rank(0, world.num_replicas), 0, options, world))
 seeds = share['seed'], other['seed']
 for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 1)):
     print('loss', float(train_step(world.distribute([share | {'seed': seeds[i]}, share | {'seed': seeds[j]}]))[0]))

@@ -9,6 +9,7 @@ import yaml
 from lib.data.clips import Clips
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import COCO17, NTU25
+from lib.models import MODELS, load_config
 from lib.tools import check_data
 from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
@@ -185,8 +186,7 @@ def test_misfits_of_set_and_config_are_found(good, check, what):
 def test_the_resolved_config_is_checked(good, check, kind):
     """The default of num_classes and the default length of the model count too, and every model is built."""
     content = {'script': kind, 'data': CONFIG['data'], 'train': {'epochs': 1}, 'optimizer': tiny.OPTIMIZERS[kind]}
-    key = {'mbert': 'maxlen', 'vanilla': 'num_frames', 'vivit': 'clip_len'}[kind]
-    content['data'] = content['data'] | {'clip_len': 56 if kind == 'vivit' else 48}
+    content['data'] = content['data'] | {'clip_len': load_config(MODELS[kind].default_config).data.clip_len}
     code, text, screen = check(good, content)
     assert code == 0, screen
     data = copy.deepcopy(good)
@@ -195,7 +195,7 @@ def test_the_resolved_config_is_checked(good, check, kind):
     code, text, screen = check(data, content)
     assert code == 1
     assert 'has label 98, but model.num_classes is 60' in text
-    assert f'model.{key}' in text, screen
+    assert 'FAULT data.clip_len' in text, screen
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
