@@ -15,9 +15,10 @@ Frameworks are imported inside functions, so that --help is fast.
 """
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from tqdm import tqdm
 
 from lib import console
 from lib.cli import DONE, FAILED, USER_ERROR
+from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
 from lib.files import check_writable
+from lib.formats.clip import LARGEST_COORDINATE
 from lib.stop import STOPPED, interrupt_at_once
 
 log = logging.getLogger('lib.tools')
@@ -52,6 +55,21 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key; repeatable'
     )
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Adds --layout and --img_shape, options of lib.formats.read_keypoint_file."""
+    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints (default: by their number)')
+    parser.add_argument(
+        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='image size in pixels, if files do not contain it'
+    )
+
+
+def img_shape_of(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The value of --img_shape. Raises UserError if it is not an image size."""
+    if args.img_shape and not all(1 <= size <= LARGEST_COORDINATE for size in args.img_shape):
+        raise UserError(f'--img_shape {args.img_shape[0]} {args.img_shape[1]}: give height and width in pixels.')
+    return args.img_shape and tuple(args.img_shape)
 
 
 def add_out(parser: argparse.ArgumentParser, kind: str, *, text: str = '', required: bool = False) -> None:
@@ -94,6 +112,18 @@ def run_tool(
     except (UserError, FloatingPointError) as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR if isinstance(error, UserError) else FAILED
+
+
+@contextlib.contextmanager
+def hidden_messages(name: str, level: int) -> Iterator[None]:
+    """Context manager that hides log messages of a module up to a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def numbered(count: int, noun: str) -> str:
