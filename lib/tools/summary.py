@@ -89,7 +89,7 @@ COSTS = {'pytorch': pytorch_cost, 'tensorflow': tensorflow_cost}
 def measure(config: EasyDict) -> tuple[str, float, int]:
     """Device, seconds of a training step after a first one, and peak memory in bytes."""
     world = MODELS[config.script].training.distributed.init()
-    step = make_step('ours', config, world)
+    step = make_step(config, world)
     step()
     start = time.perf_counter()
     step()
