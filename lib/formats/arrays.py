@@ -52,7 +52,7 @@ def read(content: Any, where: str, layout: str | None) -> Clip:
     elif not (np.isnan(keypoint[..., 2]) | ((keypoint[..., 2] > -0.5) & (keypoint[..., 2] <= 2))).all():
         raise UserError(
             f'{where}: the third number of 2D joints must be a score between 0 and 1, found '
-            f'{np.nanmin(keypoint[..., 2]):.6g} to {np.nanmax(keypoint[..., 2]):.6g}. 3D needs the 25 joints of Kinect, '
+            f'{np.nanmin(keypoint[..., 2]):.6g} to {np.nanmax(keypoint[..., 2]):.6g}. 3D needs 25 Kinect joints, '
             '--layout ntu25.'
         )
     return Clip('array', _by_frame(keypoint), img_shape=_img_shape(arrays, where), is_certain=True)

@@ -50,8 +50,8 @@ def _require_posture(annotations: list[dict[str, Any]], path: Path) -> None:
     if better := better_layouts(poses[:: max(1, len(poses) // MOST_POSES)], layout):
         raise UserError(
             f'{path} has {num_joints} joints like {layout}, but they form a body only in {" or ".join(better)}. Add '
-            f'--layout {better[0]}, or convert the pickle: `python -m lib.tools.make_pickle {path} --layout {better[0]} '
-            '--out NEW.pkl`.'
+            f'--layout {better[0]}, or convert the pickle: `python -m lib.tools.make_pickle {path} --layout '
+            f'{better[0]} --out NEW.pkl`.'
         )
 
 

@@ -1,4 +1,4 @@
-"""How a tool is written: parser, shared arguments, exit codes, output and progress.
+"""Shared parts of the tools: parser, arguments, exit codes, output and progress.
 
     def main(argv: Sequence[str] | None = None) -> int:
         parser = make_parser(__doc__, 'example')
@@ -53,7 +53,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Adds --set, a list of overrides `set`."""
     parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key; repeatable'
+        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='change a config key; repeatable'
     )
 
 
@@ -73,15 +73,14 @@ def img_shape_of(args: argparse.Namespace) -> tuple[int, int] | None:
 
 
 def add_out(parser: argparse.ArgumentParser, kind: str, *, text: str = '', required: bool = False) -> None:
-    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. The tool calls check_new before it starts to work."""
+    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. The tool calls check_new first."""
     parser.add_argument('--out', type=Path, metavar=kind, required=required, help=text or f'new {kind.lower()}')
 
 
 def check_new(out: Path, *names: str) -> None:
-    """Raises UserError if writing `out` would overwrite something, or is impossible.
+    """Raises UserError if `out` exists or cannot be written.
 
-    names: glob patterns of the files written into the folder `out`, which may exist; without any, `out` itself must
-    not exist.
+    names: glob patterns of new files in the folder `out`, which may exist if they are given.
     """
     there = sorted(path for name in names for path in out.glob(name)) if names else [out] * out.exists()
     if there:
@@ -90,7 +89,7 @@ def check_new(out: Path, *names: str) -> None:
 
 
 def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str = '', unit: str = 'clip') -> tqdm:
-    """A progress bar on a terminal, nothing elsewhere: iterate over it, or pass items=None and call update()."""
+    """A progress bar, shown only on a terminal. Iterate over it, or pass items=None and call update()."""
     return tqdm(items, total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, disable=None)
 
 
@@ -99,8 +98,8 @@ def run_tool(
 ) -> int:
     """Parses the command line, calls main(args) and returns the exit code.
 
-    0, or what main returns. A UserError is one line and 2; a signal is 75; a FloatingPointError (results that are not
-    finite or not equal) is one line and 1. Any other exception is a bug and keeps its traceback.
+    The result of main, or 0. A UserError prints one line and returns 2, a signal returns 75, a FloatingPointError
+    (results that are not finite or not equal) prints one line and returns 1. Other exceptions are bugs and propagate.
     """
     args = parser.parse_args(argv)
     try:

@@ -144,7 +144,7 @@ DEFECTS = {  # name: (change, kind of finding and part of its text)
         r'warning 1 clip both in xsub_train and xsub_val',
     ),
     'an empty split': (lambda data: data['split'].update(xsub_val=[]), 'FAULT split xsub_val is empty'),
-    'names with a suffix': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by ending'),
+    'names with a suffix': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by suffix'),
     'untrained class': (
         lambda data: data['annotations'][23].update(label=4),
         'warning classes only in xsub_val, not in xsub_train: 4',
