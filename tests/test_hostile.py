@@ -1,4 +1,4 @@
-"""Files made to do harm, and damaged ones: nothing in them runs or changes the process, and an error names the file.
+"""Malicious and damaged files: no code in them runs or changes the process, and an error names the file.
 
 The readers are those of PYSKL pickles, PyTorch checkpoints and .npz files.
 """
@@ -39,7 +39,7 @@ READERS = {'.pkl': load_annotations, '.bin': read_weights, '.npz': read_arrays}
 
 
 class Call:
-    """Is pickled as the call of a function, and a state to set."""
+    """Pickles as a function call with an optional state."""
 
     def __init__(self, function, *args, state=None):
         self.reduced = (function, args, state)
@@ -57,7 +57,7 @@ def number(value):
 
 
 def data(value):
-    """Bytes, as protocols below 3 write them: PyTorch reads no others."""
+    """Bytes in the encoding of protocols below 3, the only one that PyTorch reads."""
     return call(name('_codecs', 'encode'), text(value.decode('latin1')), text('latin1'))
 
 
@@ -87,11 +87,11 @@ def items(*pairs):
 
 
 def attributes(item, **values):
-    """Sets attributes by BUILD, as those that slots hold: setattr of whatever is there."""
+    """Sets attributes with BUILD, as for slots: setattr on the item."""
     return built(item, several(pickle.NONE, items(*values.items())))
 
 
-PROTO4 = pickle.PROTO + b'\x04'  # from here on, dotted names are looked up
+PROTO4 = pickle.PROTO + b'\x04'  # enables dotted names
 NONE3 = pickle.NONE * 3
 DTYPE, NDARRAY = name('numpy', 'dtype'), name('numpy', 'ndarray')
 RECONSTRUCT = name('numpy.core.multiarray', '_reconstruct')
@@ -106,14 +106,14 @@ def dtype(code='f8', order='<', fields=NONE3, sizes=(-1, -1), flags=0, copy=pick
 
 
 def array(shape=(1,), content=bytes(8), of=None):
-    """As NumPy writes it. shape, content: also as opcodes."""
+    """An array as pickled by NumPy. shape, content: values or opcodes."""
     shape = several(*map(number, shape)) if isinstance(shape, tuple) else shape
     content = data(content) if content[:1] == b'\0' else content
     empty = call(RECONSTRUCT, NDARRAY, several(number(0)), data(b'b'))
     return built(empty, number(1), shape, of or dtype(), pickle.NEWFALSE, content)
 
 
-# A type that lies about itself: NumPy, told that objects need no unpickling, uses 8 bytes of the file as a pointer.
+# A false type: NumPy skips the unpickling of objects and uses 8 bytes of the file as a pointer.
 OBJECTS = dtype('O8', '|', sizes=(8, 8))
 POINTER = data(b'A' * 8)
 
@@ -122,7 +122,7 @@ POINTER = data(b'A' * 8)
 
 
 def calls(marker):
-    """{what: an object that is pickled as a call which would create `marker`, or might}."""
+    """{name: object whose pickle calls a function that would, or could, create `marker`}."""
     shell, source = f'touch {marker}', f'open({str(marker)!r}, "w")'
     objects = np.empty(2, object)
     objects[:] = [Call(os.system, shell), 1]
@@ -152,13 +152,13 @@ def calls(marker):
 
 
 def programs(marker):
-    """{what: opcodes that leave one object on the stack}; some of them run code, others change what they find."""
+    """{name: opcodes that leave one object on the stack}; some run code, others change existing objects."""
     shell = text(f'touch {marker}')
     run = [text(str(marker)), text('w')]
     os_module = call(name('builtins', '__import__'), text('os'))
     function = attributes(FROM_BUFFER, numpy=attributes(SCALAR, itemsize=number(8), dtype=text('O')))
     return {
-        # Code, by every way to a function.
+        # Code: all ways to reach a function.
         'a name': call(name('posix', 'system'), shell),
         'a name of Python 2': call(name('__builtin__', 'open'), *run),
         'a name on the stack': call(stack_name('os', 'system'), shell),
@@ -182,7 +182,7 @@ def programs(marker):
         'str with a codec': call(name('builtins', 'str'), data(b'x'), text('undefined')),
         'bytes with a codec': call(name('__builtin__', 'bytes'), text('x'), text('undefined')),
         'text called': call(text('os.system'), shell),
-        # Names of which this program or a framework could be careless.
+        # Names that this program or a framework could trust by mistake.
         **{f'{module}.{attribute}': call(name(module, attribute), shell) for module, attribute in (
             ('numpy.testing', 'measure'), ('numpy.testing._private.utils', 'runstring'), ('numpy.f2py', 'compile'),
             ('numpy', 'memmap'), ('numpy.lib.npyio', 'load'), ('numpy.core.multiarray', 'fromfile'),
@@ -190,7 +190,7 @@ def programs(marker):
             ('torch.serialization', 'torch.os.system'), ('types', 'FunctionType'), ('yaml', 'unsafe_load'),
             ('keras.models', 'load_model'), ('lib.pytorch.checkpoint', 'read'),
         )},
-        # Attributes of what is there already.
+        # Attributes of existing objects.
         'the defaults of a function': attributes(FROM_BUFFER, __defaults__=several(number(1))),
         'the defaults of scalar': attributes(SCALAR, __defaults__=several(number(1)), __doc__=text('x')),
         'the dict of a function': built(SCALAR, items(('__wrapped__', number(1)))),
@@ -250,7 +250,7 @@ def zipped(**members):
 
 
 def checkpoint(content, **more):
-    """As torch.save writes it."""
+    """A file in the format of torch.save."""
     return zipped(**{'archive/data.pkl': content, 'archive/version': b'3\n', 'archive/data/0': bytes(16), **more})
 
 
@@ -271,7 +271,7 @@ def corpus(marker):
     source = f'__import__("os").system("touch {marker}")'
     evil = pickle.dumps(harm, 2)
     plain = program(items(('w', number(1))))
-    imports = 'a codec', 'a codec that is a module'  # by PyTorch, of encodings alone
+    imports = 'a codec', 'a codec that is a module'  # PyTorch imports encodings only
     checkpoints = {what: checkpoint(content) for what, content in pickles(marker).items() if what not in imports} | {
         'the old format': saved(torch.save, {'w': harm}, _use_new_zipfile_serialization=False),
         'a pickle': evil,
@@ -305,8 +305,8 @@ def corpus(marker):
     }
 
 
-# Run as a process: reads good files, so that all modules are imported, then those of a folder. Prints what came of each
-# and what it did; then what has changed.
+# Source of a process that reads good files, so that all modules are imported, then the files of a folder. It prints the
+# error and the audit events of each file, then the names of changed objects.
 READ_ALL = """
 import builtins, collections, copyreg, json, os, sys, types
 from pathlib import Path
@@ -346,8 +346,8 @@ OURS = '<function _Unpickler.find_class.<locals>'
 
 def note(event, arguments):
     own = event == 'open' and arguments[0] == str(reading) and arguments[1] in ('r', 'rb')
-    parse = event == 'compile' and arguments[1] == '<unknown>'  # ast.literal_eval, of the header of an array
-    ours = event == 'object.__setattr__' and str(arguments[0]).startswith(OURS)  # made for this file
+    parse = event == 'compile' and arguments[1] == '<unknown>'  # ast.literal_eval of an array header
+    ours = event == 'object.__setattr__' and str(arguments[0]).startswith(OURS)  # created for this file
     if reading and event not in QUIET and not own and not parse and not ours:
         events.append(f'{event} {arguments}'[:200])
 
@@ -378,7 +378,7 @@ GOOD = {
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    """[[file, error, message, events], ...], and the names of what has changed."""
+    """[[file, error, message, events], ...], and the names of changed objects."""
     folder = tmp_path_factory.mktemp('files')
     files = {'good': {f'good{suffix}': content for suffix, content in GOOD.items()}}
     files['hostile'] = corpus(folder / 'marker')
@@ -401,20 +401,20 @@ def test_hostile_files_are_refused_in_one_line_that_names_them(results):
     assert not [result for result in found if result[0] not in result[2] or not result[2].isprintable()]
 
 
-# The stand-ins of the reader that these leave are no data, and nobody uses them.
+# These leave unused replacement objects of the reader, which are not data.
 HARMLESS = """
     the defaults of a function|the defaults of scalar|the dict of a function|the class dtype|the class OrderedDict|
     the one f8|items of shared bytes
 """
 
 
-def test_pickles_are_refused_for_what_they_do(results):
-    """And not for their form alone, but for a few."""
+def test_pickles_are_refused_for_their_actions(results):
+    """Not only for their form, with a few exceptions."""
     found = {file for file, _, message, _ in results[0] if 'a PYSKL pickle is' in message}
     assert found == {f'{what.strip()}.pkl' for what in HARMLESS.split('|')}
 
 
-def test_nothing_in_them_runs_or_changes_anything_else(results):
+def test_nothing_in_them_runs_or_changes_the_process(results):
     found, changed = results
     assert not [(file, events) for file, _, _, events in found if events]
     assert not changed
@@ -435,7 +435,7 @@ RUN_CODE = """
 
 
 @pytest.mark.parametrize('file', [file.strip() for file in RUN_CODE.split('|')])
-def test_readers_that_trust_them_run_code(tmp_path, file):
+def test_trusting_readers_run_their_code(tmp_path, file):
     marker, path = tmp_path / 'marker', tmp_path / file
     path.write_bytes(corpus(marker)[file])
     with contextlib.suppress(Exception), path.open('rb') as opened:
@@ -444,8 +444,8 @@ def test_readers_that_trust_them_run_code(tmp_path, file):
 
 
 @pytest.mark.parametrize('file', ['objects of pointers.pkl', 'a scalar of a pointer.pkl'])
-def test_a_list_of_allowed_names_alone_is_not_enough(tmp_path, file):
-    """Each of these names NumPy's functions alone, and with them ends the process or could do worse."""
+def test_an_allow_list_alone_is_not_enough(tmp_path, file):
+    """These files name only NumPy's functions, and crash the process or worse."""
     path = tmp_path / file
     path.write_bytes(corpus(tmp_path / 'marker')[file])
     source = f'import pickle; print(pickle.load(open({str(path)!r}, "rb")))'
@@ -456,7 +456,7 @@ def test_a_list_of_allowed_names_alone_is_not_enough(tmp_path, file):
 
 
 def refusal(path, content):
-    """The message against a file of this content; its name if it is read."""
+    """The error message for a file with this content; its name if it is read."""
     path.write_bytes(content)
     try:
         READERS[path.suffix](path)
@@ -466,7 +466,7 @@ def refusal(path, content):
 
 
 @pytest.mark.parametrize('suffix', GOOD)
-def test_files_that_are_cut_empty_or_something_else_are_told(tmp_path, suffix):
+def test_truncated_empty_and_other_files_are_reported(tmp_path, suffix):
     path, good = tmp_path / f'file{suffix}', GOOD[suffix]
     assert refusal(path, good) == str(path)
     for content in (*(good[: len(good) * i // 9] for i in range(9)), good[:-1], b'<html>Not found</html>', b'version'):
@@ -474,21 +474,21 @@ def test_files_that_are_cut_empty_or_something_else_are_told(tmp_path, suffix):
 
 
 @pytest.mark.parametrize('suffix', ['.bin', '.npz'])
-def test_any_flipped_bit_of_an_array_is_found(tmp_path, suffix):
+def test_flipped_bits_in_arrays_are_detected(tmp_path, suffix):
     good = GOOD[suffix]
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         member = max(archive.infolist(), key=lambda member: member.file_size)
         archive.open(member)
-        start = archive.fp.tell()  # of its content
+        start = archive.fp.tell()  # start of its content
     for place in (*range(start, start + 128), *range(start + 128, start + member.file_size, 50)):
         content = bytearray(good)
-        content[place] ^= 2  # makes a '3' of the shape a '1', too
+        content[place] ^= 2  # also turns a '3' in the shape into a '1'
         assert 'damaged' in refusal(tmp_path / f'file{suffix}', bytes(content))
 
 
 @pytest.fixture(scope='module')
 def little_memory():
-    """A damaged pickle may ask for much: here for 2 GB more than there is now."""
+    """Limits the memory to 2 GB more than now, since a damaged pickle may request much."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path('/proc/self/statm').read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**31, hard))
@@ -497,12 +497,14 @@ def little_memory():
 
 
 many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-places = st.tuples(st.floats(0, 1), st.integers(0, 3), st.binary(max_size=3))  # where, bytes to take out, to put in
+places = st.tuples(
+    st.floats(0, 1), st.integers(0, 3), st.binary(max_size=3)
+)  # place, number of removed bytes, inserted bytes
 
 
 @many
 @given(suffix=st.sampled_from(sorted(GOOD)), changes=st.lists(places, min_size=1, max_size=3))
-def test_any_changed_file_is_read_or_refused_by_name(tmp_path, little_memory, suffix, changes):
+def test_changed_files_are_read_or_refused_by_name(tmp_path, little_memory, suffix, changes):
     content = bytearray(GOOD[suffix])
     for share, cut, new in changes:
         place = int(share * len(content))
@@ -520,7 +522,7 @@ pieces = [*NAMES, *OPCODES, dtype(), array(), data(bytes(8)), text('f8'), text('
 
 @many
 @given(parts=st.lists(st.sampled_from(pieces) | st.binary(max_size=2), max_size=30))
-def test_any_program_is_read_or_refused_by_name(tmp_path, little_memory, parts):
+def test_random_programs_are_read_or_refused_by_name(tmp_path, little_memory, parts):
     for path, content in (
         (tmp_path / 'file.pkl', program(b''.join(parts))),
         (tmp_path / 'file.bin', checkpoint(program(b''.join(parts)))),

@@ -1,4 +1,4 @@
-"""Reading PYSKL pickles without running anything that is in them, and checking what they hold.
+"""Safe reading and validation of PYSKL pickles: no code in them is run.
 
 The format (PYSKL's tools/data/README.md), M persons, T frames, V joints, C coordinates:
 
@@ -27,26 +27,26 @@ LINKS = (
     'https://download.openmmlab.com/mmaction/pyskl/data/nturgbd/ntu60_hrnet.pkl',
     'https://download.openmmlab.com/mmaction/pyskl/data/nturgbd/ntu60_3danno.pkl',
 )
-MOST_METRES = 30  # from the camera; what Kinect sees is nearer
-HIGHEST_SCORE = 2  # of COCO's visibility; scores of estimators may be a little over 1
+MOST_METRES = 30  # from the camera, beyond the range of a Kinect
+HIGHEST_SCORE = 2  # COCO's visibility; scores of pose estimators may slightly exceed 1
 
 
 def load_annotations(path: str | os.PathLike) -> dict[str, Any]:
     """Reads and checks a PYSKL pickle: {'split': {name: [frame_dir, ...]}, 'annotations': [dict, ...]}.
 
-    Raises UserError if there is no such file, or for whatever is not a sound PYSKL pickle.
+    Raises UserError if the file is missing or is not a valid PYSKL pickle.
     """
     return check_content(read_pickle(path), Path(path))
 
 
 def read_pickle(path: str | os.PathLike) -> Any:
-    """The plain containers, numbers, text and NumPy arrays in a pickle, whatever they are about.
+    """Reads the plain containers, numbers, text and NumPy arrays in a pickle. No code in the file is run.
 
-    OrderedDict and defaultdict become dict. Nothing in the file is run. Raises UserError naming the file.
+    OrderedDict and defaultdict become dict. Raises UserError naming the file.
     """
     path = Path(path)
     require_pickle(path)
-    copyreg.clear_extension_cache()  # EXT opcodes would use its objects without asking for their names
+    copyreg.clear_extension_cache()  # EXT opcodes would use its objects without find_class
     with user_file(path), path.open('rb') as file:
         try:
             return _Unpickler(file).load()
@@ -61,38 +61,38 @@ def read_pickle(path: str | os.PathLike) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows a few names, exactly, and stands in for what they name.
+    """Maps a few exact names to harmless replacements.
 
-    Opcodes call what find_class returns and set its attributes (BUILD). So it returns neither a class nor an existing
-    function, but a new function each time.
+    Opcodes call the result of find_class and can set its attributes (BUILD). Therefore it returns a new function each
+    time, never a class or an existing function.
     """
 
     def find_class(self, module: str, name: str) -> Callable[..., Any] | None:
         if (module, name) in _NAMED:
             return None
         if (module, name) not in _CALLED:
-            raise UserError(f'asks for {shown_text(f"{module}.{name}")}, {_remedy(module, name)}')
+            raise UserError(f'contains {shown_text(f"{module}.{name}")}, {_remedy(module, name)}')
         function = _CALLED[module, name]
         return lambda *arguments: function(*arguments)
 
 
 def _remedy(module: str, name: str) -> str:
-    """What to do about a name in a pickle that is not plain data."""
+    """Advice on a name in a pickle that is not plain data."""
     root = module.split('.')[0]
     if how := _CONVERSIONS.get(root) or _CONVERSIONS.get(f'{module}.{name}'):
-        return f'which is not plain data: convert it before saving, by {how}.'
+        return f'which is not plain data: convert it before saving, with {how}.'
     if root in sys.stdlib_module_names or root in ('__builtin__', 'commands', 'copy_reg'):
         return 'which could run code; nothing in it was run. Get the file from its original source.'
     return f'which is not plain data{_PLAIN}'
 
 
 _PLAIN = (
-    '; nothing in it was run. Save only dicts, lists, numbers, text and arrays of numbers: of objects their parts, '
+    '; nothing in it was run. Save only dicts, lists, numbers, text and arrays of numbers, for example '
     "np.asarray(array, 'float32'), array.tolist(), tensor.numpy(), str(path)."
 )
-# How values of other packages become plain data.
+# Conversions of values of other packages to plain data.
 _CONVERSIONS = {
-    'torch': 'tensor.numpy() (of one on a GPU: tensor.cpu().numpy())',
+    'torch': 'tensor.numpy() (on a GPU: tensor.cpu().numpy())',
     'tensorflow': 'tensor.numpy()',
     'jax': 'np.asarray(array)',
     'pathlib': 'str(path)',
@@ -115,7 +115,7 @@ _CONVERSIONS = {
 
 
 class Dtype:
-    """Stands in for numpy.dtype: the type of plain numbers or text.
+    """Replacement for numpy.dtype: the type of plain numbers or text.
 
     NumPy's own __setstate__ can change np.dtype('f8') for the whole process, or declare that bytes are pointers.
     """
@@ -135,7 +135,7 @@ class Dtype:
 
 
 def _type_of(dtype: Dtype, shape: tuple, content: bytes | bytearray) -> np.dtype:
-    """NumPy's type of an array. Raises UserError if the content is not that of its type and shape."""
+    """The NumPy type of an array. Raises UserError if the content does not match its type and shape."""
     if type(dtype) is not Dtype or type(content) not in (bytes, bytearray):
         raise UserError('holds an array without a plain type and content')
     if type(shape) is not tuple or not all(type(length) is int and length >= 0 for length in shape):
@@ -146,11 +146,11 @@ def _type_of(dtype: Dtype, shape: tuple, content: bytes | bytearray) -> np.dtype
 
 
 class _Array(np.ndarray):
-    """An array whose state is checked before NumPy trusts it."""
+    """An array that validates its state before passing it to NumPy."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, content = state
-        if self.shape != (0,):  # filled already; what views it would be left without memory
+        if self.shape != (0,):  # already filled; views of it would lose their memory
             raise UserError('fills an array twice')
         super().__setstate__((1, shape, _type_of(dtype, shape, content), bool(is_fortran), content))
         _require_characters(self)
@@ -166,21 +166,21 @@ def _from_buffer(
 
 def _require_characters(array: np.ndarray) -> None:
     if array.dtype.kind == 'U':
-        array.tolist()  # raises SystemError for numbers that are none
+        array.tolist()  # raises SystemError for invalid code points
 
 
 def scalar(dtype: Dtype, content: bytes) -> np.generic:
-    """Stands in for the function that NumPy's numbers are pickled with."""
+    """Replacement for the function that unpickles NumPy's numbers."""
     return np.frombuffer(content, _type_of(dtype, (1,), content))[0]
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    if encoding != 'latin1':  # the name of another codec is that of a module to import
+    if encoding != 'latin1':  # other codecs are modules to import
         raise UserError(f'holds text encoded as {shown(encoding)}')
     return str.encode(text, 'latin1')
 
 
-# Names without a use of their own: the class of arrays, the factory of a defaultdict.
+# Names that are only arguments: the class of arrays, the factory of a defaultdict.
 _NAMED = {('numpy', 'ndarray')} | {
     (module, name)
     for module in ('builtins', '__builtin__')
@@ -202,7 +202,7 @@ for _core in ('numpy.core', 'numpy._core'):  # NumPy 1 and 2
 
 
 def require_pickle(path: Path) -> None:
-    """Raises UserError, saying where the file is to be had, if there is no such file."""
+    """Raises UserError with download links if the file does not exist."""
     if not path.is_file():
         raise UserError(
             f'{path} is not there. Download the PYSKL pickles of NTU60 from {LINKS[0]} (2D) and {LINKS[1]} (3D) into '
@@ -212,23 +212,23 @@ def require_pickle(path: Path) -> None:
 
 
 def check_content(data: Any, path: Path) -> dict[str, Any]:
-    """The content of a PYSKL pickle, checked; clips without persons are left out, with a warning.
+    """Validates the content of a PYSKL pickle. Clips without persons are dropped with a warning.
 
-    Raises UserError, naming the file, for what is not a sound PYSKL pickle.
+    Raises UserError naming the file.
     """
     split, annotations = require_form(data, path)
     return {'split': split, 'annotations': check_annotations(annotations, path)}
 
 
 def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, Any]]:
-    """Sound annotations of one layout. Clips without persons are left out, with a warning that gives their number."""
+    """Validates annotations, which must have one layout. Clips without persons are dropped with one warning."""
     where = [
         f'{path}: annotation {i}' for i, annotation in enumerate(annotations) if not is_without_persons(annotation)
     ]
     if empty := len(annotations) - len(where):
         if not where:
-            raise UserError(f'{path}: none of its clips has a person in it.')
-        warnings.warn(f'{path}: {empty} of {len(annotations)} clips have no persons and are left out.', stacklevel=2)
+            raise UserError(f'{path}: none of its clips has a person.')
+        warnings.warn(f'{path}: {empty} of {len(annotations)} clips have no persons and are skipped.', stacklevel=2)
     kept = [annotation for annotation in annotations if not is_without_persons(annotation)]
     checked = [check_annotation(annotation, place) for annotation, place in zip(kept, where, strict=True)]
     layout = checked[0]['keypoint'].shape[2:]
@@ -237,13 +237,13 @@ def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, 
         if annotation['keypoint'].shape[2:] != layout:
             raise UserError(
                 f'{place} ({shown_text(annotation["frame_dir"])}) has (joints, coordinates) = '
-                f'{annotation["keypoint"].shape[2:]}, the first one {layout}; one file holds one layout.'
+                f'{annotation["keypoint"].shape[2:]}, but the first annotation {layout}. Write one file per layout.'
             )
     return checked
 
 
 def is_without_persons(annotation: Any) -> bool:
-    """Whether an annotation says that nobody was found: keypoint of shape (0, T, V, C), or None or an empty list."""
+    """Whether an annotation has no persons: keypoint of shape (0, T, V, C), None or an empty list."""
     if not isinstance(annotation, dict) or 'keypoint' not in annotation or 'raw_file' in annotation:
         return False
     keypoint = annotation['keypoint']
@@ -253,17 +253,17 @@ def is_without_persons(annotation: Any) -> bool:
 
 
 def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]]:
-    """Split and annotations of what `read_pickle` found; the splits are without the clips that have no persons.
+    """The splits, without clips that have no persons, and the annotations in the result of `read_pickle`.
 
-    Raises UserError for another form.
+    Raises UserError if the content has another form.
     """
     if not isinstance(data, dict) or not {'split', 'annotations'} <= data.keys():
         if listed := listed_annotations(data):
             raise UserError(
                 f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {len(listed):,} annotations "
-                "without 'split', which training needs. Add its lists: "
+                "without 'split', which training needs. Add it: "
                 "pickle.dump({'split': {'train': [frame_dir, ...], 'val': [...]}, 'annotations': [...]}, file), or "
-                f'make a pickle of it and a table: `python -m lib.tools.make_pickle {path} LABELS.csv --out NEW.pkl`.'
+                f'add a table of labels: `python -m lib.tools.make_pickle {path} LABELS.csv --out NEW.pkl`.'
             )
         found = f'the keys {shown(list(data))}' if isinstance(data, dict) else f'a {_type_name(data)}'
         raise UserError(f"{path}: a PYSKL pickle is a dict with 'split' and 'annotations'; found {found}.")
@@ -274,21 +274,20 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
         raise UserError(f'{path}: holds no annotations.')
     if any(map(is_kinetics, annotations)):
         raise UserError(
-            f'{path}: an annotation has no keypoints of its own '
-            "(raw_file): this is the index of PYSKL's Kinetics-400. Convert it with the folder of its keypoint files: "
+            f"{path} is the index of PYSKL's Kinetics-400, without keypoints. Convert it with its folder of kpfiles: "
             f'`python -m lib.tools.make_pickle {path} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
         )
     split = {name: ids.tolist() if isinstance(ids, np.ndarray) else ids for name, ids in split.items()}
     split = {name: sorted(ids, key=str) if isinstance(ids, set) else ids for name, ids in split.items()}
     for name, ids in split.items():
         if not isinstance(name, str) or not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
-            raise UserError(f'{path}: split {shown(name)} must be a list of frame_dir texts.')
+            raise UserError(f'{path}: split {shown(name)} must be a list of frame_dir strings.')
     empty = {annotation.get('frame_dir') for annotation in annotations if is_without_persons(annotation)}
     return {name: [i for i in ids if i not in empty] for name, ids in split.items()}, list(annotations)
 
 
 def listed_annotations(data: Any) -> list[Any] | None:
-    """The annotations of a pickle without splits: one, a list of them, or a dict of them by name; None of others."""
+    """The annotations in a pickle without splits: one, a list, or a dict by name. None for other content."""
     if isinstance(data, dict) and 'keypoint' in data:
         return [data]
     if isinstance(data, dict) and 'annotations' in data and 'split' not in data:
@@ -304,18 +303,18 @@ def _type_name(value: Any) -> str:
 
 
 def is_kinetics(annotation: Any) -> bool:
-    """Whether an annotation is one of PYSKL's Kinetics-400 index, which has its keypoints elsewhere."""
+    """Whether an annotation belongs to PYSKL's Kinetics-400 index, which stores keypoints elsewhere."""
     return isinstance(annotation, dict) and 'raw_file' in annotation and 'keypoint' not in annotation
 
 
 def lost_names_hint(split: Mapping[str, Sequence[str]], frame_dirs: Iterable[str]) -> str:
-    """How the names in splits differ from those of the clips, if they do so by an ending or a folder; else empty."""
+    """How names in splits differ from frame_dirs, if only by a suffix or a folder; otherwise empty."""
     known = set(frame_dirs)
     lost = next((name for names in split.values() for name in names if name not in known), None)
     for what, plain in (
-        ('ending', lambda name: re.sub(r'\.\w{1,9}$', '', name)),
+        ('suffix', lambda name: re.sub(r'\.\w{1,9}$', '', name)),
         ('folder', lambda name: name.replace('\\', '/').rsplit('/', 1)[-1]),
-        ('folder and ending', lambda name: re.sub(r'\.\w{1,9}$', '', name.replace('\\', '/').rsplit('/', 1)[-1])),
+        ('folder and suffix', lambda name: re.sub(r'\.\w{1,9}$', '', name.replace('\\', '/').rsplit('/', 1)[-1])),
     ):
         twin = lost and next((name for name in known if plain(name) == plain(lost)), None)
         if twin:
@@ -324,14 +323,14 @@ def lost_names_hint(split: Mapping[str, Sequence[str]], frame_dirs: Iterable[str
 
 
 def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
-    """A sound annotation, its numbers made plain. Raises UserError, which begins with `where`, for the first fault."""
+    """Validates an annotation and converts its numbers. Raises UserError, starting with `where`."""
     if not isinstance(annotation, dict):
         raise UserError(f'{where} is a {type(annotation).__name__}, not a dict.')
     if isinstance(annotation.get('frame_dir'), str):
         where += f' ({shown_text(annotation["frame_dir"])})'
     if 'raw_file' in annotation:
         raise UserError(
-            f'{where} points to a keypoint file of its own (raw_file), as the index of Kinetics-400 does. Convert it: '
+            f'{where} refers to another keypoint file (raw_file), as in the index of Kinetics-400. Convert it: '
             '`python -m lib.tools.make_pickle k400_hrnet.pkl --kpfiles FOLDER --out data/action/k400`.'
         )
     missing = [key for key in ('frame_dir', 'label', 'total_frames', 'keypoint') if key not in annotation]
@@ -347,18 +346,18 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
     if keypoint.ndim != 4 or keypoint.shape[3] not in (2, 3):
         raise UserError(f'{where}: keypoint must be (persons, frames, joints, 2 or 3), found shape {keypoint.shape}.')
     if checked['total_frames'] == 0 or keypoint.shape[1] == 0:
-        raise UserError(f'{where} has zero frames. Take it out of the pickle.')
+        raise UserError(f'{where} has zero frames. Remove it from the pickle.')
     if keypoint.shape[1] != checked['total_frames']:
         raise UserError(
-            f'{where}: total_frames is {checked["total_frames"]}, but keypoint holds {keypoint.shape[1]} frames, if '
-            f'its shape {keypoint.shape} is (persons, frames, joints, coordinates).'
+            f'{where}: total_frames is {checked["total_frames"]}, but keypoint has {keypoint.shape[1]} frames: its '
+            f'shape (persons, frames, joints, coordinates) is {keypoint.shape}.'
         )
     if keypoint.shape[0] == 0 or keypoint.shape[2] == 0:
-        raise UserError(f'{where} holds no person or no joint: keypoint has shape {keypoint.shape}.')
+        raise UserError(f'{where} has no persons or no joints: keypoint has shape {keypoint.shape}.')
     if annotation.get('keypoint_score') is not None:
         score = checked['keypoint_score'] = _floats(checked['keypoint_score'], 'keypoint_score', where)
         if score.shape != keypoint.shape[:3]:
-            raise UserError(f'{where}: keypoint_score has shape {score.shape}, keypoint needs {keypoint.shape[:3]}.')
+            raise UserError(f'{where}: keypoint_score has shape {score.shape}, but keypoint {keypoint.shape}.')
     if keypoint.shape[3] == 2:
         shape = annotation.get('img_shape')
         if isinstance(shape, np.ndarray) and shape.ndim == 1:
@@ -370,7 +369,7 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
 
 
 def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
-    """Raises UserError if the third number of a checked annotation's joints is a score, not a depth in metres."""
+    """Raises UserError if the third number of the joints is a score instead of a depth in metres."""
     keypoint = annotation['keypoint']
     if keypoint.shape[3] == 2 or not keypoint.size:
         return
@@ -378,8 +377,8 @@ def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
     low, high = np.nanmin(third, initial=0), np.nanmax(third, initial=0)
     if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and high <= HIGHEST_SCORE:
         raise UserError(
-            f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so that its third '
-            f"number, up to {high:.3g}, is a score. Put it into keypoint_score: annotation['keypoint_score'] = "
+            f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so the third '
+            f"number (up to {high:.3g}) is a score. Move it to keypoint_score: annotation['keypoint_score'] = "
             "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2]."
         )
 
@@ -394,7 +393,7 @@ def _floats(value: Any, key: str, where: str) -> np.ndarray:
     if not isinstance(value, np.ndarray) or value.dtype.kind != 'f':
         found = f'an array of {value.dtype}' if isinstance(value, np.ndarray) else f'a {type(value).__name__}'
         raise UserError(
-            f'{where}: {key} must be an array of floating point numbers, found {found}. Convert it: '
+            f'{where}: {key} must be an array of floats, found {found}. Convert it: '
             + (f"{key}.astype('float32')." if isinstance(value, np.ndarray) else f"np.asarray({key}, 'float32').")
         )
     return value

@@ -1,7 +1,4 @@
-"""Joint names, limbs and left/right partners of the skeletons that occur in the PYSKL pickles and in MotionBERT.
-
-Beside them the joint orders of the pose estimators whose files users have, and the way from one order to another.
-"""
+"""Skeletons of PYSKL pickles and MotionBERT, joint orders of pose estimators, and conversion between them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +13,7 @@ class Skeleton:
     """A named joint layout.
 
     limbs: pairs (start, end) of joint indices, one limb heatmap each.
-    left, right: joint indices, partner by partner, which a horizontal flip exchanges.
+    left, right: corresponding joint indices, which a horizontal flip exchanges.
     """
 
     name: str
@@ -40,7 +37,7 @@ COCO17 = Skeleton(
         'right_elbow', 'left_wrist', 'right_wrist', 'left_hip', 'right_hip', 'left_knee', 'right_knee', 'left_ankle',
         'right_ankle',
     ),
-    # PYSKL's order, which is the order of the limb channels.
+    # PYSKL's order, the order of the limb channels.
     limbs=(
         (0, 1), (0, 2), (1, 3), (2, 4), (0, 5), (5, 7), (7, 9), (0, 6), (6, 8), (8, 10), (5, 11), (11, 13), (13, 15),
         (6, 12), (12, 14), (14, 16), (11, 12),
@@ -89,8 +86,8 @@ _HALPE26 = (
     'right_small_toe', 'left_heel', 'right_heel',
 )  # fmt: skip
 
-# Joint orders by the names that --layout accepts. Equal names mean the same joint, except that Kinect's neck is a
-# little higher than the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25)
+# Joint orders by the values of --layout. Equal names mean the same joint, except for Kinect's neck, which is slightly
+# above the others', the middle of the shoulders. Sources: OpenPose's doc/02_output.md (COCO-18, BODY-25)
 # and its poseParameters.cpp (BODY-25B); Fang et al., TPAMI 2022 (Halpe, as AlphaPose and MMPose write it); Jin et al.,
 # ECCV 2020 (COCO-WholeBody); Bazarevsky et al., 2020 (BlazePose, MediaPipe's landmarks).
 LAYOUTS = {
@@ -129,7 +126,7 @@ LAYOUTS = {
 
 
 def skeleton_of(num_joints: int) -> Skeleton:
-    """The layout of a PYSKL pickle, by its joint count. Raises UserError for a count that no known layout has."""
+    """The skeleton with a number of joints. Raises UserError if it is unknown."""
     if num_joints not in PICKLE_SKELETONS:
         known = ', '.join(f'{s.name} ({v} joints)' for v, s in PICKLE_SKELETONS.items())
         raise UserError(f'no skeleton with {num_joints} joints is known; known are {known}')
@@ -137,9 +134,9 @@ def skeleton_of(num_joints: int) -> Skeleton:
 
 
 def convert(joints: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Joints (..., V, C) in the order of one of LAYOUTS to that of another, by their names.
+    """Converts joints (..., V, C) from one of LAYOUTS to another by their names.
 
-    Those that the source lacks become zeros: give x, y and score together, so that they have score 0.
+    Joints missing from the source become zeros: pass x, y and score together, so that their score is 0.
     """
     converted = np.zeros((*joints.shape[:-2], len(LAYOUTS[target]), joints.shape[-1]), joints.dtype)
     shared = [name for name in LAYOUTS[target] if name in LAYOUTS[source]]

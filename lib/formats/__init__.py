@@ -1,7 +1,7 @@
-"""Reading the keypoint files of other tools as annotations in the PYSKL form. data/README.md lists the formats.
+"""Readers for the keypoint files of other tools, which become PYSKL annotations. data/README.md lists the formats.
 
-A module for each source: `recognises(content)` says whether it wrote a file, `read(content, where)` returns its persons
-by frame as a `Clip`. To support another source, write such a module and a test, and add it to FORMATS.
+Each source has a module: `recognises(content)` tests whether it wrote a file, `read(content, where)` returns a `Clip`.
+To support another source, add such a module to FORMATS and a test.
 """
 
 import logging
@@ -27,9 +27,8 @@ from lib.formats import (
     ultralytics,
 )
 from lib.formats.by_frame import by_frame
-from lib.formats.clip import NOBODY, Clip, merged, to_annotation
+from lib.formats.clip import NOBODY, Clip, clip_by_name, to_annotation
 from lib.formats.content import Arrays, Pickled, read_content
-from lib.formats.frame_numbers import frame_numbers
 from lib.formats.values import first_item
 
 log = logging.getLogger(__name__)
@@ -45,48 +44,43 @@ FORMATS = (
     landmark_csv,
     ntu_skeleton,
     arrays,
-)  # tried in turn
+)  # tried in this order
 SUPPORTED = ', '.join(f'{module.NAME} ({module.FILES})' for module in (*FORMATS, pyskl))
-FILES = ('.json', '.txt', '.skeleton')  # of a folder with a file for each frame, or a clip in each .skeleton
+SUFFIXES = ('.json', '.txt', '.skeleton')  # of a folder with one file per frame, or one .skeleton file per clip
 
 
 def read_keypoint_file(
     path: Path, layout: str | None = None, img_shape: tuple[int, int] | None = None, max_persons: int = 10
 ) -> list[dict[str, Any]]:
-    """PYSKL annotations of a file or folder: one, or all those of a pickle or of a folder of .skeleton files.
+    """PYSKL annotations of a file or folder: one, or all those in a pickle or a folder of .skeleton files.
 
     keypoint (M, T, V, C) is float32: 17 COCO joints in pixels with keypoint_score and img_shape, or 25 Kinect joints in
-    metres. frame_dir is the name of the file; label is 0 unless the file has one. T counts from the first listed frame
-    to the last; frames between them that are not listed have no persons. Missing joints (in these formats, also those
-    at exactly (0, 0)) are zero with score 0. A pickle's clips stay as they are, except for their order of joints.
+    metres. frame_dir is the file name; label is 0 unless the file contains one. T counts from the first to the last
+    listed frame; frames that are not listed have no persons. Missing joints are zero with score 0, as are joints at
+    exactly (0, 0). Clips in a pickle are unchanged, except for the order of their joints.
 
-    layout: a name of LAYOUTS; by default that of the format or of the number of joints, if the posture agrees.
-    img_shape: (h, w) in pixels, if the file does not have it; without it the smallest image that holds all points.
-    max_persons: the most present ones are kept (of NTU's files, those that move most).
-    Annotations that are not a pickle's have further keys: persons_left_out, their number beyond max_persons;
-    img_shape_known, False if it was guessed; first_frame, the number of the first frame in the file; source, the format
-    and layout.
+    layout: a name in LAYOUTS; by default that of the format, or of the number of joints if the posture agrees.
+    img_shape: (h, w) in pixels for files without it; by default the smallest image that contains all points.
+    max_persons: the most present persons are kept (in NTU's files, those that move most).
+    Annotations that are not from a pickle have further keys: persons_left_out, the number of persons beyond
+    max_persons; img_shape_known; first_frame, the number of the first frame in the file; source, format and layout.
 
-    Raises UserError that names the file, the place in it, what was found and what to do.
+    Raises UserError that names the file and the place in it.
     """
     path = Path(path)
     if layout is not None and layout not in LAYOUTS:
-        raise UserError(f'there is no layout {shown_text(str(layout))}; there are {", ".join(LAYOUTS)}.')
-    if path.is_dir():
-        files = _files_of(path)
-        if files[0].suffix != '.skeleton':
-            return [to_annotation(_read_frames(files, path, layout), path, layout, img_shape, max_persons)]
-    else:
-        files = [path]
+        raise UserError(f'unknown layout {shown_text(str(layout))}; there are {", ".join(LAYOUTS)}.')
+    files = _files_in(path) if path.is_dir() else [path]
+    if path.is_dir() and files[0].suffix != '.skeleton':
+        return [to_annotation(_read_frames(files, path, layout), path, layout, img_shape, max_persons)]
     annotations, empty = [], []
     for file in files:
         content = read_content(file, SUPPORTED)
         if isinstance(content, Pickled) and isinstance(content.data, np.ndarray):
             content = Arrays({'keypoint': content.data})
         if isinstance(content, Pickled):
-            annotations += pyskl.read(content.data, file, layout)
-            continue
-        clip = _clip_of(content, file, layout)
+            return pyskl.read(content.data, file, layout)
+        clip = _read_clip(content, file, layout)
         if len(files) > 1 and not any(clip.frames.values()):
             empty.append(file)
         else:
@@ -94,21 +88,18 @@ def read_keypoint_file(
     if not annotations:
         raise UserError(NOBODY.format(path))
     if empty:
-        log.warning(
-            '%s: %d of %d files have no person and are left out (%s)', path, len(empty), len(files), empty[0].name
-        )
+        log.warning('%s: %d of %d files have no persons and are skipped (%s)', path, len(empty), len(files), empty[0])
     return annotations
 
 
-def _clip_of(content: Any, path: Path, layout: str | None) -> Clip:
+def _read_clip(content: Any, path: Path, layout: str | None) -> Clip:
     if clip := _recognised(content, path, layout):
         return clip
     names, results = by_frame(content) or ([], None)
     clip = _recognised(results, path, layout)
     if clip and list(clip.frames) == list(range(len(names))):
-        numbers, note = frame_numbers(names, str(path))
-        frames = {numbers[name]: clip.frames[i] for i, name in enumerate(names)}
-        return replace(clip, frames=frames, note=note or clip.note)
+        numbered = clip_by_name('', {name: clip.frames[i] for i, name in enumerate(names)}, str(path))
+        return replace(clip, frames=numbered.frames, note=numbered.note or clip.note)
     _, item = first_item(content)
     if item is None or item == {}:
         raise UserError(NOBODY.format(path))
@@ -123,34 +114,34 @@ def _recognised(content: Any, path: Path, layout: str | None) -> Clip | None:
     return None
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The files of a folder that have the most frequent of the endings, sorted by name; hidden ones are skipped."""
+def _files_in(folder: Path) -> list[Path]:
+    """Files in a folder with the most frequent of SUFFIXES, sorted by name, without hidden files."""
     found = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith('.')]
-    by_ending = {ending: sorted(file for file in found if file.suffix == ending) for ending in FILES}
-    files = max(by_ending.values(), key=len)
+    files = max((sorted(file for file in found if file.suffix == suffix) for suffix in SUFFIXES), key=len)
     if not files:
         raise UserError(
-            f'{folder} holds no {", ".join(FILES[:-1])} or {FILES[-1]} files. Name a folder with a file for each '
-            f'frame, as OpenPose writes it, or a file. Supported: {SUPPORTED}.'
+            f'{folder} holds no {", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files. Name a file, or a folder with one '
+            f'file per frame, as OpenPose writes it. Supported: {SUPPORTED}.'
         )
     return files
 
 
 def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
-    """The clip of a folder with a file for each frame."""
-    names = {file: file.name.removesuffix(file.suffix).removesuffix('_keypoints') for file in files}
-    numbers, note = frame_numbers(names.values(), str(folder))
-    clips: dict[int, Clip] = {}
-    for file, name in names.items():
-        if file.stat().st_size == 0 and file.suffix == '.txt':  # nobody in it
+    """The clip in a folder with one file per frame."""
+    frames, clip = {}, None
+    for file in files:
+        name = file.name.removesuffix(file.suffix).removesuffix('_keypoints')
+        if file.stat().st_size == 0 and file.suffix == '.txt':  # no persons
+            frames[name] = []
             continue
         content = read_content(file, SUPPORTED)
-        clip = Clip('', {0: []}) if content in ([], {}) else _clip_of(content, file, layout)
-        if len(clip.frames) != 1:
-            raise UserError(
-                f'{file} holds {len(clip.frames)} frames, and in a folder a file is one frame. Name it alone.'
-            )
-        clips[numbers[name]] = clip
-    if not clips:
+        found = Clip('', {0: []}) if content in ([], {}) else _read_clip(content, file, layout)
+        if len(found.frames) != 1:
+            raise UserError(f'{file} holds {len(found.frames)} frames, but in a folder each file is one frame.')
+        if clip is None or not clip.source:
+            clip = found
+        (frames[name],) = found.frames.values()
+    numbered = clip_by_name('', frames, str(folder))
+    if clip is None:
         raise UserError(NOBODY.format(folder))
-    return merged(clips, note)
+    return replace(clip, frames=numbered.frames, note=numbered.note or clip.note)

@@ -5,15 +5,15 @@
 {'3': {'0012': {'keypoints': [...], 'scores': 2.1}}}                   alphapose_tracked_person: person, then frame
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lib.errors import UserError, shown, shown_text
-from lib.formats.clip import Clip, Person
-from lib.formats.frame_numbers import frame_numbers
-from lib.formats.values import first_item, has, identity, mapping, sequence, triples
+from lib.formats.clip import Clip, Person, clip_by_name
+from lib.formats.values import entries, first_item, has, identity, mapping, triples
 
 NAME, FILES = 'AlphaPose', 'JSON'
+_Pose = tuple[str, Any, dict[str, Any], str]  # image, person, entry, place
 
 
 def recognises(content: Any) -> bool:
@@ -30,45 +30,38 @@ def recognises(content: Any) -> bool:
 
 def read(content: Any, where: str) -> Clip:
     if isinstance(content, list):
-        return _clip(NAME, _entries(content, where), where)
+        return _clip(NAME, _results(content, where), where)
     first = next(value for value in content.values() if value)
     if isinstance(first, list):
-        entries = (
-            (image, person.get('idx'), person, f'{where}: image {shown_text(image)}, person {i}')
-            for image, people in content.items()
-            for i, person in enumerate(_people(people, f'{where}: image {shown_text(image)}'))
-        )
-        return _clip('PoseFlow', entries, where, content)
-    entries = (
-        (frame, person, mapping(pose, place), place)
-        for person, poses in content.items()
-        for frame, pose in mapping(poses, f'{where}: person {shown_text(person)}').items()
-        for place in [f'{where}: person {shown_text(person)}, frame {shown_text(frame)}']
-    )
-    return _clip('AlphaPose, tracked', entries, where)
+        return _clip('PoseFlow', _by_image(content, where), where, content)
+    return _clip('AlphaPose, tracked', _by_person(content, where), where)
 
 
-def _people(people: Any, where: str) -> list[dict[str, Any]]:
-    return [mapping(person, f'{where}, person {i}') for i, person in enumerate(sequence(people, where))]
-
-
-def _entries(content: list[Any], where: str) -> Iterable[tuple[str, Any, dict[str, Any], str]]:
-    for i, entry in enumerate(content):
-        place = f'{where}: entry {i}'
-        image = mapping(entry, place).get('image_id')
+def _results(content: list[Any], where: str) -> Iterator[_Pose]:
+    for place, entry in entries(content, where, 'entry'):
+        image = entry.get('image_id')
         if isinstance(image, bool) or not isinstance(image, int | str):
             raise UserError(f'{place}: image_id must be a name or a number, found {shown(image)}.')
-        person = entry.get('idx', entry.get('track_id'))
-        yield str(image), person, entry, f'{place} (image {shown_text(str(image))})'
+        yield str(image), entry.get('idx', entry.get('track_id')), entry, f'{place} (image {shown_text(str(image))})'
 
 
-def _clip(
-    source: str, entries: Iterable[tuple[str, Any, dict[str, Any], str]], where: str, images: Iterable[str] = ()
-) -> Clip:
-    """images: those that may have no entry."""
+def _by_image(content: dict[str, Any], where: str) -> Iterator[_Pose]:
+    for image, people in content.items():
+        for place, entry in entries(people, f'{where}: image {shown_text(image)}', 'person'):
+            yield image, entry.get('idx'), entry, place
+
+
+def _by_person(content: dict[str, Any], where: str) -> Iterator[_Pose]:
+    for person, poses in content.items():
+        for frame, pose in mapping(poses, f'{where}: person {shown_text(person)}').items():
+            place = f'{where}: person {shown_text(person)}, frame {shown_text(frame)}'
+            yield frame, person, mapping(pose, place), place
+
+
+def _clip(source: str, poses: Iterable[_Pose], where: str, images: Iterable[str] = ()) -> Clip:
+    """images: those that may have no pose."""
     by_image: dict[str, list[Person]] = {image: [] for image in images}
-    for image, person, pose, place in entries:
+    for image, person, pose, place in poses:
         joints = triples(pose.get('keypoints'), f'{place}: keypoints')
         by_image.setdefault(image, []).append(Person(joints, identity(person)))
-    numbers, note = frame_numbers(by_image, where)
-    return Clip(source, {numbers[image]: persons for image, persons in by_image.items()}, note=note)
+    return clip_by_name(source, by_image, where)

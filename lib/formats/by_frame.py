@@ -1,4 +1,4 @@
-"""Results of each frame as users' own loops collect them, around what any of the tools gives for a frame.
+"""Results by frame, as users' own loops collect them around any tool's result for one frame.
 
 {'frame_0012.jpg': RESULT}    {'fps': 30, 'frames': [RESULT]}    [{'frame': 12, 'landmarks': RESULT}]
 """
@@ -12,7 +12,7 @@ _RESULT = 'pose_landmarks', 'poseLandmarks', 'landmarks', 'predictions', 'keypoi
 
 
 def by_frame(content: Any) -> tuple[list[str], list[Any]] | None:
-    """The names or numbers of frames, and the result of each. None if the content has no such form."""
+    """Names or numbers of frames and the result of each; None if the content has no such form."""
     if isinstance(content, dict):
         is_named = set(map(type, content.values())) <= {list, str, type(None)}
         if is_named and not content.keys() & {*_RESULT} and (len(content) > 1 or _has_digit(content)):
@@ -34,7 +34,7 @@ def _has_digit(content: dict[str, Any]) -> bool:
 
 
 def _result(entry: dict[str, Any]) -> list[Any] | None:
-    """The list of a usual name, or the only one."""
+    """The list with a common name, or the only list."""
     lists = {key: value for key, value in entry.items() if isinstance(value, list)}
-    usual = next((lists[key] for key in _RESULT if key in lists), None)
-    return next(iter(lists.values())) if usual is None and len(lists) == 1 else usual
+    common = next((lists[key] for key in _RESULT if key in lists), None)
+    return next(iter(lists.values())) if common is None and len(lists) == 1 else common

@@ -1,12 +1,12 @@
-"""What every reader returns: the persons of each frame, and how they become a PYSKL annotation.
+"""The result of every reader, the persons in each frame, and its conversion to a PYSKL annotation.
 
-M persons, P poses of all frames together, T frames, V joints, C coordinates.
+M persons, P poses in all frames together, T frames, V joints, C coordinates.
 """
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +15,15 @@ import numpy as np
 
 from lib.data.skeletons import COCO17, LAYOUTS, convert
 from lib.errors import UserError
-from lib.formats.frame_numbers import MOST_FRAMES
+from lib.formats.frame_numbers import MOST_FRAMES, frame_numbers
 from lib.formats.posture import better_layouts
 from lib.formats.tracking import track
 
 LARGEST_COORDINATE = 10**5  # px
-FARTHEST = 100  # m; what Kinect sees is nearer
-NORMALISED = 2  # the largest coordinate of those that are shares of the image
-SAME_POINT = 1.5  # px, between what two halves of a body share
-LEAST_NAMES = 6  # of COCO's joints that must be among a file's joint names before these are believed
+FARTHEST = 100  # m, beyond the range of a Kinect
+NORMALISED = 2  # largest normalised coordinate
+SAME_POINT = 1.5  # px, between points shared by two halves of a body
+LEAST_NAMES = 6  # joint names of COCO needed to trust the joint names in a file
 NOBODY = '{} has no person in any frame. Leave it out.'
 _BY_NUMBER = {len(LAYOUTS[name]): name for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33')} | {
     len(LAYOUTS[name]): name for name in ('wholebody133', 'halpe136')
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Person(NamedTuple):
-    """joints (V, 3) float32: x, y and score, or x, y, z in metres. identity: None if the estimator does not track."""
+    """joints (V, 3) float32: x, y and score, or x, y, z in metres. identity: None without tracking."""
 
     joints: np.ndarray
     identity: str | None = None
@@ -43,10 +43,10 @@ class Person(NamedTuple):
 class Clip:
     """The content of a file.
 
-    source: the format's name. frames: persons by frame number. layout: if the format has only one. joint_names: if the
-    file has them. img_shape: (h, w) in pixels, None if unknown. is_certain: whether identities are those of the file
-    even if everybody has the same. is_3d: joints in metres. by_motion: the persons that move most count, not the
-    most present ones. note: what users should know.
+    source: name of the format. frames: persons by frame number. layout: of a format with only one. joint_names: if the
+    file contains them. img_shape: (h, w) in pixels, None if unknown. is_certain: whether identities are reliable even
+    if all are equal. is_3d: joints are in metres. by_motion: the persons that move most come first, not the most
+    present ones. note: appended to the log message.
     """
 
     source: str
@@ -65,10 +65,16 @@ class Clip:
         return max(self.frames) - min(self.frames) + 1
 
 
+def clip_by_name(source: str, by_name: Mapping[str, Sequence[Person]], where: str, **fields: Any) -> Clip:
+    """A clip of the persons in named images, numbered by their names. fields: of Clip."""
+    numbers, note = frame_numbers(by_name, where)
+    return Clip(source, {numbers[name]: persons for name, persons in by_name.items()}, note=note, **fields)
+
+
 def to_annotation(
     clip: Clip, path: Path, layout: str | None, img_shape: tuple[int, int] | None, max_persons: int
 ) -> dict[str, Any]:
-    """The annotation of a clip, as `lib.formats.read_keypoint_file` describes it. Logs one line about the file."""
+    """The annotation of a clip (see lib.formats.read_keypoint_file). Logs one line about the file."""
     joints, frame, identity = _poses(clip, path)
     if clip.is_3d:
         joints, layout, known_shape = _metres(joints, path), layout or clip.layout, None
@@ -80,8 +86,10 @@ def to_annotation(
     if not there.any():
         raise UserError(NOBODY.format(path))
     joints, frame, identity = joints[there], frame[there], list(compress(identity, there))
-    link = _by_identity if clip.is_certain or not _untracked(frame, identity) else _by_tracking
-    persons, left_out = link(joints, frame, identity, max_persons, clip)
+    if clip.is_certain or not _untracked(frame, identity):
+        persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
+    else:
+        persons, left_out = _by_tracking(joints, frame, max_persons, clip.num_frames)
     first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
     log.info(
         '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
@@ -94,7 +102,7 @@ def to_annotation(
         'total_frames': num_frames,
     }
     if clip.is_3d:
-        annotation |= {'keypoint': persons}
+        annotation['keypoint'] = persons
     else:
         shape = known_shape or _smallest_image(joints[..., :2])
         annotation |= {
@@ -112,21 +120,21 @@ def to_annotation(
 
 
 def _poses(clip: Clip, path: Path) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
-    """Joints (P, V, 3) of all poses, frame by frame; the frame of each, (P,), counted from the first; identities."""
+    """Joints (P, V, 3) of all poses, ordered by frame; frame (P,) counted from the first; identities."""
     if not any(clip.frames.values()):
         raise UserError(NOBODY.format(path))
     first, last = min(clip.frames), max(clip.frames)
     if clip.num_frames > MOST_FRAMES:
         raise UserError(
-            f'{path} goes from frame {first} to {last}, and at most {MOST_FRAMES:,} are read. Cut the video into '
-            'parts, or correct the frame numbers.'
+            f'{path} spans frames {first} to {last}, more than {MOST_FRAMES:,}. Split the video, or correct the frame '
+            'numbers.'
         )
     rows = [(number - first, *person) for number in sorted(clip.frames) for person in clip.frames[number]]
     frame, joints, identity = zip(*rows, strict=True)
     for t, pose in zip(frame, joints, strict=True):
         if len(pose) != len(joints[0]):
             raise UserError(
-                f'{path}: frame {t + first} has a person of {len(pose)} joints, others have {len(joints[0])}.'
+                f'{path}: frame {t + first} has a person with {len(pose)} joints, others have {len(joints[0])}.'
             )
     return np.stack(joints), np.array(frame), list(identity)
 
@@ -139,7 +147,7 @@ def _metres(joints: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -> np.ndarray:
-    """Joints (P, V, 3) in pixels with scores of at most 1, and zeros where one is missing."""
+    """Joints (P, V, 3) in pixels with scores of at most 1, missing joints zero."""
     found = np.isfinite(joints).all(axis=-1) & (joints[..., 2] > 0) & joints[..., :2].any(axis=-1)
     joints = np.where(found[..., None], joints, np.float32(0))
     joints[..., 2] = joints[..., 2].clip(max=1)
@@ -148,49 +156,47 @@ def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -
     if largest > LARGEST_COORDINATE:
         raise UserError(f'{path} has a coordinate of {largest:.6g}, which is not in pixels.')
     if len(points) and largest <= NORMALISED:
+        span = f'{path}: all coordinates are between {points.min():.3g} and {points.max():.3g}'
         if (points < 0).any(axis=1).mean() > 0.2:
-            raise UserError(
-                f'{path}: coordinates go from {points.min():.3g} to {points.max():.3g}: neither pixels nor shares of '
-                'the image. Convert them to pixels, counted from the upper left corner.'
-            )
+            raise UserError(f'{span}. Convert them to pixels from the upper left corner.')
         if img_shape is None:
             raise UserError(
-                f'{path}: all coordinates are between {points.min():.3g} and {points.max():.3g}, shares of the image. '
-                'Name its size in pixels, --img_shape H W, or multiply by the width and height of the image.'
+                f'{span}: they are normalised. Add --img_shape H W (in pixels), or multiply by the width and height of '
+                'the image.'
             )
         joints[..., :2] *= np.float32(img_shape[::-1])
     return joints
 
 
 def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> tuple[str, np.ndarray]:
-    """The name of the layout, and joints (P, 17, 3)."""
+    """Name of the layout, and joints (P, 17, 3)."""
     names = [_plain(name) for name in clip.joint_names or ()]
     if layout is None and len(names) == joints.shape[1] and len(set(names) & set(COCO17.joints)) >= LEAST_NAMES:
         order = [names.index(name) if name in names else -1 for name in COCO17.joints]
         padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
-        return 'joints by their names', padded[:, order]
+        return 'joints by name', padded[:, order]
     guessed = layout is None and clip.layout is None
     layout = layout or clip.layout or _BY_NUMBER.get(joints.shape[1])
     require_joints(joints.shape[1], layout, path)
     if guessed and (better := better_layouts(joints, layout)):
         raise UserError(
-            f'{path} has {joints.shape[1]} joints, as {layout}, but they form a body only as {" or ".join(better)}. '
-            f'Name the layout: --layout {better[0]} (or --layout {layout}, if it is that after all).'
+            f'{path} has {joints.shape[1]} joints like {layout}, but they form a body only in {" or ".join(better)}. '
+            f'Add --layout {better[0]} (or --layout {layout} if it is correct).'
         )
     return layout, convert(joints, layout, 'coco17')
 
 
 def _plain(name: object) -> str:
-    """'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' as left_hip."""
+    """Converts 'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' to left_hip."""
     text = re.sub(r'([a-z])([A-Z])', r'\1_\2', str(name)).lower()
     parts = [{'l': 'left', 'r': 'right'}.get(part, part) for part in re.split(r'[\W_]+', text) if part]
     return '_'.join(sorted(parts, key=lambda part: part not in ('left', 'right')))
 
 
 def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
-    """Joints (P, V, 3) with the halves of one body put together in the first half; the other half becomes zeros.
+    """Joints (P, V, 3) with the halves of a body merged into the first half; the second half becomes zeros.
 
-    Two poses of a frame are halves if they meet in a point, and have no joint in common that is not at the same place.
+    Two poses in a frame are halves if they share a point and have no common joint at different places.
     """
     row = 0
     for number in sorted(clip.frames):
@@ -200,7 +206,9 @@ def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
         if count == 1 or clip.is_certain:
             continue
         found = (part[..., 2] > 0).astype(np.float32)
-        most = np.minimum(found.sum(axis=1)[:, None], found.sum(axis=1)) / 2  # beyond, it is a person found twice
+        most = (
+            np.minimum(found.sum(axis=1)[:, None], found.sum(axis=1)) / 2
+        )  # with more common joints, a person was detected twice
         for a, b in np.argwhere(np.triu(found @ found.T <= most, k=1)):
             if _are_halves(part[a], part[b]):
                 part[a] = np.where(part[a, :, 2:] > 0, part[a], part[b])
@@ -216,17 +224,15 @@ def _are_halves(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
-    """Whether identities say nothing: one is missing, all are the same, or two persons of a frame share one."""
+    """Whether identities are useless: one is missing, all are equal, or two persons in a frame share one."""
     return (
         None in identity or len(set(identity)) == 1 or len(set(zip(frame.tolist(), identity, strict=True))) < len(frame)
     )
 
 
-def _by_tracking(
-    joints: np.ndarray, frame: np.ndarray, identity: list[str | None], max_persons: int, clip: Clip
-) -> tuple[np.ndarray, int]:
-    """Persons (M, T, V, 3) by their poses, and how many are left out."""
-    ends = np.searchsorted(frame, np.arange(clip.num_frames + 1))
+def _by_tracking(joints: np.ndarray, frame: np.ndarray, max_persons: int, num_frames: int) -> tuple[np.ndarray, int]:
+    """Persons (M, T, V, 3) tracked by their poses, and the number left out."""
+    ends = np.searchsorted(frame, np.arange(num_frames + 1))
     parts = [joints[start:end] for start, end in pairwise(ends)]
     tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
     return np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1), tracks.left_out
@@ -235,7 +241,7 @@ def _by_tracking(
 def _by_identity(
     joints: np.ndarray, frame: np.ndarray, identity: list[str], max_persons: int, clip: Clip
 ) -> tuple[np.ndarray, int]:
-    """Persons (M, T, V, 3), the most present ones first (or who move most), and how many are left out."""
+    """Persons (M, T, V, 3), the most present first (or those that move most), and the number left out."""
     names, person = np.unique(identity, return_inverse=True)
     if clip.by_motion:  # the variance over time, summed over the joints
         weight = np.array([joints[person == m].astype(np.float64).var(axis=0).sum() for m in range(len(names))])
@@ -250,22 +256,15 @@ def _by_identity(
 
 
 def require_joints(num_joints: int, layout: str | None, path: Path) -> None:
-    """Raises UserError if no layout is known for the number of joints, or the named one has another number."""
+    """Raises UserError if the number of joints is not that of the layout, or no layout has it (None)."""
     known = ', '.join(f'{name} ({len(joints)})' for name, joints in LAYOUTS.items())
     if layout is None:
-        raise UserError(f'{path} has {num_joints} joints, a number of no known layout. Name it by --layout: {known}.')
+        raise UserError(f'{path} has {num_joints} joints, unlike every known layout: {known}.')
     if len(LAYOUTS[layout]) != num_joints:
-        raise UserError(f'{path} has {num_joints} joints, which are not those of {layout}. Layouts are {known}.')
+        raise UserError(f'{path} has {num_joints} joints, which are not those of {layout}. Layouts: {known}.')
 
 
 def _smallest_image(points: np.ndarray) -> tuple[int, int]:
-    """(h, w) of the smallest image that holds all points. Heatmaps do not depend on it."""
+    """(h, w) of the smallest image that contains all points. Heatmaps do not depend on it."""
     width, height = np.maximum(points.max(axis=(0, 1)), 0).astype(int) + 1
     return int(height), int(width)
-
-
-def merged(clips: Mapping[int, Clip], note: str) -> Clip:
-    """One clip of clips with one frame each, by frame number."""
-    first = next(iter(clips.values()))
-    frames = {number: next(iter(clip.frames.values())) for number, clip in clips.items()}
-    return replace(first, frames=frames, note=note or first.note)

@@ -1,16 +1,14 @@
 """COCO's keypoint annotations, as CVAT, Roboflow and COCO Annotator export them: {'images', 'annotations'}.
 
-The third number of a joint is 0 (not labelled), 1 (hidden) or 2 (visible); both 1 and 2 are score 1. COCO's results are
+The third number of a joint is 0 (not labelled), 1 (hidden) or 2 (visible); 1 and 2 become score 1. COCO's results are
 read by alphapose.py.
 """
 
-from collections import Counter
 from typing import Any
 
 from lib.errors import UserError, shown
-from lib.formats.clip import Clip, Person
-from lib.formats.frame_numbers import frame_numbers
-from lib.formats.values import has, identity, mapping, sequence, triples, whole_number
+from lib.formats.clip import Clip, Person, clip_by_name
+from lib.formats.values import entries, has, identity, triples, whole_number
 
 NAME, FILES = 'COCO', 'JSON'
 
@@ -20,33 +18,22 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str) -> Clip:
-    images = {}
-    for i, image in enumerate(sequence(content['images'], f'{where}: images')):
-        number = mapping(image, f'{where}: image {i}').get('id')
-        images[_id(number, f'{where}: image {i}: id')] = image
-    persons: dict[Any, list[Person]] = {number: [] for number in images}
-    categories = []
-    for i, annotation in enumerate(sequence(content['annotations'], f'{where}: annotations')):
-        place = f'{where}: annotation {i}'
-        keypoints = mapping(annotation, place).get('keypoints')
-        if not keypoints:  # a box
+    names, sizes, categories = {}, set(), []
+    for place, image in entries(content['images'], where, 'image'):
+        number = _id(image.get('id'), f'{place}: id')
+        names[number] = str(image.get('file_name') or number)
+        sizes.add((whole_number(image, 'height'), whole_number(image, 'width')))
+    persons: dict[str, list[Person]] = {name: [] for name in names.values()}
+    for place, annotation in entries(content['annotations'], where, 'annotation'):
+        if not annotation.get('keypoints'):  # a box
             continue
         image = _id(annotation.get('image_id'), f'{place}: image_id')
-        attributes = annotation.get('attributes')
-        track = next((annotation[key] for key in ('track_id', 'instance_id') if key in annotation), None)
-        track = attributes.get('track_id') if track is None and isinstance(attributes, dict) else track
-        joints = triples(keypoints, f'{place}: keypoints')
-        persons.setdefault(image, []).append(Person(joints, identity(track)))
+        joints = triples(annotation['keypoints'], f'{place}: keypoints')
+        persons.setdefault(names.get(image, str(image)), []).append(Person(joints, identity(_track(annotation))))
         categories.append(annotation.get('category_id'))
-    names = {number: str(images.get(number, {}).get('file_name') or number) for number in persons}
-    numbers, note = frame_numbers(names.values(), where)
-    frames: dict[int, list[Person]] = {}
-    for number, people in persons.items():
-        frames.setdefault(numbers[names[number]], []).extend(people)
-    sizes = Counter((whole_number(i, 'height'), whole_number(i, 'width')) for i in images.values())
-    size = sizes.most_common(1)[0][0] if len(sizes) == 1 else None
+    size = sizes.pop() if len(sizes) == 1 else (None, None)
     joint_names = _joint_names(content.get('categories'), categories)
-    return Clip(NAME, frames, joint_names=joint_names, img_shape=size if size and all(size) else None, note=note)
+    return clip_by_name(NAME, persons, where, joint_names=joint_names, img_shape=size if all(size) else None)
 
 
 def _id(value: Any, where: str) -> int | str:
@@ -55,8 +42,17 @@ def _id(value: Any, where: str) -> int | str:
     return value
 
 
+def _track(annotation: dict[str, Any]) -> Any:
+    attributes = annotation.get('attributes')
+    for place in (annotation, attributes if isinstance(attributes, dict) else {}):
+        for key in ('track_id', 'instance_id'):
+            if place.get(key) is not None:
+                return place[key]
+    return None
+
+
 def _joint_names(categories: Any, used: list[Any]) -> list[Any] | None:
-    """The names that the category of most persons gives its joints."""
+    """Joint names of the most frequent category."""
     number = used and max(used, key=used.count)
     for category in categories if isinstance(categories, list) else []:
         if has(category, 'id', 'keypoints') and category['id'] == number and isinstance(category['keypoints'], list):

@@ -1,4 +1,4 @@
-"""The frame numbers of a video's images, from their names."""
+"""Frame numbers of images from their names."""
 
 import re
 from collections.abc import Collection
@@ -8,24 +8,24 @@ import numpy as np
 
 from lib.errors import UserError, shown_text
 
-LARGEST_STEP = 12  # from one frame number to the next, somewhere; milliseconds have larger steps everywhere
+LARGEST_STEP = 12  # smallest step between frame numbers; time stamps in milliseconds have larger ones
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
 _DATE_AND_TIME = re.compile(r'(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d\D{0,2}([01]\d|2[0-3])([0-5]\d){2}(?!\d)')
 _ROBOFLOW = re.compile(r'[._](jpe?g|png|bmp|webp)\.rf\.\w+')  # a hash in the names of exported images
 
 
 class Numbered(NamedTuple):
-    """Frame numbers by name, and a note if the names have none, so that their order counts."""
+    """Frame numbers by name, and a note if the names have no numbers and are counted in order."""
 
     numbers: dict[str, int]
     note: str = ''
 
 
 def frame_numbers(names: Collection[str], where: str) -> Numbered:
-    """The number of each name's frame: the first group of digits that varies from name to name.
+    """Frame numbers: the first group of digits that varies between names.
 
-    If that is no frame number (time stamps, a number that recurs, text that varies before it), frames are counted from
-    0 in the order of the names. Raises UserError for frames of several videos.
+    If it is not a frame number (a time stamp, a number that recurs, varying text before it), frames are counted from 0
+    in the order of the names. Raises UserError for frames of several videos.
     """
     names = list(dict.fromkeys(names))
     if len(names) == 1:
@@ -39,7 +39,7 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
             numbers = [int(token) for token in column]
             steps = np.diff(sorted(numbers))
             if len(set(column)) == len(names) > len(set(numbers)):
-                raise UserError(f'{where} has two frames of the same number, written in two ways. Remove one of them.')
+                raise UserError(f'{where} has two frames of the same number, written differently. Remove one of them.')
             is_dense = len(names) < 3 or steps.min() <= LARGEST_STEP
             if len(set(numbers)) == len(names) and is_dense and steps.sum() < MOST_FRAMES:
                 return Numbered(dict(zip(names, numbers, strict=True)))
@@ -48,20 +48,20 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
     ordered = sorted(names, key=_natural)
     return Numbered(
         {name: i for i, name in enumerate(ordered)},
-        f'frames in the order of their names ({shown_text(ordered[0])} ... {shown_text(ordered[-1])}), which have no '
-        'frame number',
+        f'frames in the order of their names ({shown_text(ordered[0])} ... {shown_text(ordered[-1])}) without frame '
+        'numbers',
     )
 
 
 def _are_times(names: Collection[str]) -> bool:
-    """Whether names have a date and a time, as in IMG_20200102_100010.jpg, and differ in the time."""
+    """Whether names contain dates and times that differ, as in IMG_20200102_100010.jpg."""
     times = [_DATE_AND_TIME.search(name) for name in names]
     return all(times) and len({match[0] for match in times}) > 1
 
 
 def _refuse_several_videos(names: Collection[str], where: str) -> None:
-    """Raises UserError if names count frames after different words."""
-    videos: dict[str, set[str]] = {}  # the numbers that follow each word, in each folder
+    """Raises UserError if frames are numbered after different words."""
+    videos: dict[str, set[str]] = {}  # numbers after each word in each folder
     for name in names:
         folder, _, last = _stem(name).replace('\\', '/').rpartition('/')
         match = re.fullmatch(r'(.*?)(\d+)\D*', last) or re.fullmatch(r'(.*)()', last)
@@ -71,13 +71,13 @@ def _refuse_several_videos(names: Collection[str], where: str) -> None:
     counted = any(len(numbers) > 1 for numbers in numbered)
     if len(videos) > 1 and (counted or (len(numbered) > 1 and set.intersection(*numbered))):
         raise UserError(
-            f'{where} has frames of several videos ({", ".join(map(shown_text, list(videos)[:3]))}). Put each into a '
-            'file or folder of its own.'
+            f'{where} has frames of several videos ({", ".join(map(shown_text, list(videos)[:3]))}). Use a file or '
+            'folder per video.'
         )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers by value, fractions as in 10.25 < 10.5, and a name before longer ones."""
+    """Sort key: numbers by value, fractions as in 10.25 < 10.5, shorter names first."""
     return [(int(t[:99]), t) if t.isdecimal() else (-1, t) for t in re.findall(r'(?<=\d)\.\d+|\d+|\D', _stem(name))]
 
 

@@ -1,6 +1,8 @@
-"""Kinetics-skeleton, the set of ST-GCN: {'data': [{'frame_index': 1, 'skeleton': [{'pose': [x, y, ...], 'score'}]}]}.
+"""Kinetics-skeleton, the dataset of ST-GCN.
 
-OpenPose's 18 joints, in shares of the image; label_index is the label.
+{'data': [{'frame_index': 1, 'skeleton': [{'pose': [x, y, ...], 'score'}]}], 'label_index'}
+
+OpenPose's 18 joints in normalised coordinates; label_index is the label.
 """
 
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 
 from lib.errors import UserError
 from lib.formats.clip import Clip, Person
-from lib.formats.values import has, mapping, numbers, sequence, whole_number
+from lib.formats.values import entries, has, numbers, whole_number
 
 NAME, FILES = 'Kinetics-skeleton', 'JSON'
 
@@ -22,15 +24,14 @@ def recognises(content: Any) -> bool:
 
 def read(content: Any, where: str) -> Clip:
     frames: dict[int, list[Person]] = {}
-    for i, frame in enumerate(content['data']):
-        place = f'{where}: frame {i}'
-        number = whole_number(mapping(frame, place), 'frame_index')
+    for i, (frame_place, frame) in enumerate(entries(content['data'], where, 'frame')):
         persons = []
-        for j, skeleton in enumerate(sequence(frame.get('skeleton'), place)):
-            pose = numbers(mapping(skeleton, f'{place}: person {j}').get('pose'), f'{place}: person {j}: pose')
-            score = numbers(skeleton.get('score'), f'{place}: person {j}: score')
+        for place, skeleton in entries(frame.get('skeleton'), frame_place, 'person'):
+            pose = numbers(skeleton.get('pose'), f'{place}: pose')
+            score = numbers(skeleton.get('score'), f'{place}: score')
             if pose.shape != (2 * len(score),) or score.ndim != 1:
-                raise UserError(f'{place}: person {j} must have x and y in pose for each number in score.')
+                raise UserError(f'{place} must have x and y in pose for each number in score.')
             persons.append(Person(np.concatenate([pose.reshape(-1, 2), score[:, None]], axis=1)))
+        number = whole_number(frame, 'frame_index')
         frames[i if number is None else number] = persons
     return Clip(NAME, frames, layout='openpose18', label=min(whole_number(content, 'label_index') or 0, 2**31 - 1))

@@ -1,10 +1,10 @@
-"""Landmarks as CSV tables, mostly of MediaPipe, as users' own loops write them.
+"""Landmarks in CSV tables, mostly MediaPipe's, as users' own loops write them.
 
-    Frame,LandmarkID,X,Y[,Z,Visibility]                a row for each joint
-    frame,x0,y0,z0,v0,x1,...  or  nose_x,nose_y,...    a row for each frame
+    Frame,LandmarkID,X,Y[,Z,Visibility]                a row per joint
+    frame,x0,y0,z0,v0,x1,...  or  nose_x,nose_y,...    a row per frame
 
-Frames may have a number, an image name or a time; without any, one begins when a joint recurs. Joints are counted from
-0 or 1, or named.
+Frames are identified by a number, an image name or a time; otherwise a new frame starts when a joint recurs. Joints are
+names or numbers from 0 or 1.
 """
 
 import csv
@@ -23,7 +23,7 @@ from lib.formats.mediapipe import of_landmarks
 from lib.formats.values import float32, identity
 
 NAME, FILES = 'MediaPipe', 'CSV'
-# Names of columns, in lower case and without punctuation.
+# Names of columns in lower case without punctuation.
 _COLUMNS = {
     'frame': ('frame', 'frameid', 'frameindex', 'frameidx', 'framenumber', 'frameno'),
     'image': ('image', 'imageid', 'imagename', 'filename', 'file', 'framename'),
@@ -51,7 +51,7 @@ def read(text: str, where: str) -> Clip:
     listed = list(joints) or [row[columns['joint']] for row in rows if len(row) > columns['joint']]
     order, count, names = _joint_order(listed, where)
     values: dict[tuple[Any, str], np.ndarray] = {}
-    frame, seen = 0, set()  # of tables without numbers: a frame begins when a joint recurs
+    frame, seen = 0, set()  # for tables without frame numbers
     for i, row in enumerate(rows, 2):
         if not any(cell.strip() for cell in row):
             continue
@@ -89,7 +89,7 @@ def _rows(text: str) -> Iterator[list[str]]:
 
 
 def _columns(header: list[str]) -> tuple[dict[str, int], dict[str, dict[str, int]]] | None:
-    """Columns by meaning, and those of each joint if a row is a frame. None if it is no table of joints."""
+    """Columns by meaning, and the columns of each joint if a row is a frame. None if there are no joints."""
     plain = [re.sub(r'[^a-z0-9]', '', name.lower()) for name in header]
     found = {key: next((plain.index(name) for name in names if name in plain), None) for key, names in _COLUMNS.items()}
     columns = {key: column for key, column in found.items() if column is not None}
@@ -107,14 +107,14 @@ def _columns(header: list[str]) -> tuple[dict[str, int], dict[str, dict[str, int
 
 
 def _joint_order(joints: list[str], where: str) -> tuple[dict[str, int], int, list[str] | None]:
-    """The index of each joint by its name or number in the file, how many joints a pose has, and their names."""
+    """Index of each joint by its name or number in the file, number of joints per pose, and joint names."""
     keys = list(dict.fromkeys(joint.strip().lower() for joint in joints))
     if not keys or not all(key.isdecimal() and len(key) < 10 for key in keys):
         return {key: i for i, key in enumerate(keys)}, len(keys), [key.rsplit('.', 1)[-1] for key in keys]
     first, last = int(max(map(int, keys)) >= _NUM_JOINTS and '0' not in keys), max(map(int, keys))  # from 0, or from 1
     count = last - first + 1
     if count > _NUM_JOINTS:
-        raise UserError(f'{where} has a joint of number {last}, not one of MediaPipe, which are 0 to 32.')
+        raise UserError(f"{where} has joint {last}; MediaPipe's joints are 0 to 32.")
     return {key: int(key) - first for key in keys}, count if count <= 17 else _NUM_JOINTS, None
 
 

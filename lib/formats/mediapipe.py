@@ -1,8 +1,8 @@
 """MediaPipe Pose (BlazePose) as JSON: the landmarks of each frame, as users' own loops collect them.
 
-    [[{'x', 'y', 'z', 'visibility'} * 33], ...]    frames; null or [] without a person; or a list of persons each
+    [[{'x', 'y', 'z', 'visibility'} * 33], ...]    one item per frame: landmarks, a list of persons, null or []
 
-Coordinates are shares of the image. z is not read. TensorFlow.js names the joints, which then count.
+Coordinates are normalised; z is ignored. Joint names (TensorFlow.js) are used if present.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
-from lib.formats.values import first_item, float32, has, mapping, sequence
+from lib.formats.values import entries, first_item, float32, has, sequence
 
 NAME, FILES = 'MediaPipe', 'JSON'
 _SCORES = 'visibility', 'score', 'presence'
@@ -25,7 +25,7 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str) -> Clip:
-    if first_item(content)[0] == 1:  # an image with a person
+    if first_item(content)[0] == 1:  # an image of one person
         content = [content]
     frames, names = {}, None
     for i, frame in enumerate(sequence(content, where)):
@@ -39,13 +39,12 @@ def read(content: Any, where: str) -> Clip:
 
 def _landmarks(landmarks: Any, where: str) -> tuple[np.ndarray, list[str] | None]:
     rows, names = [], []
-    for i, landmark in enumerate(sequence(landmarks, where)):
-        point = mapping(landmark, f'{where}: joint {i}')
+    for place, point in entries(landmarks, where, 'joint'):
         score = next((point[key] for key in _SCORES if point.get(key) is not None), 1)
         rows.append([point.get('x'), point.get('y'), score])
         names.append(str(point.get('name', '')))
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in rows[-1]):
-            raise UserError(f'{where}: joint {i} must have x and y, found {shown(landmark)}.')
+            raise UserError(f'{place} must have x and y, found {shown(point)}.')
     with np.errstate(over='ignore'):
         joints = np.array([[_real(value) for value in row] for row in rows])
     return float32(joints), names if all(names) else None
@@ -59,7 +58,7 @@ def _real(value: float) -> float:
 
 
 def of_landmarks(frames: dict[int, list[Person]], names: list[str] | None, note: str = '') -> Clip:
-    """A clip whose joints are MediaPipe's if there are 33 of them."""
+    """A clip in MediaPipe's layout if it has 33 joints."""
     counts = {len(person.joints) for persons in frames.values() for person in persons}
     is_blazepose = counts == {len(LAYOUTS['blazepose33'])}
     return Clip(NAME, frames, layout='blazepose33' if is_blazepose else None, joint_names=names, note=note)

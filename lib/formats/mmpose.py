@@ -1,8 +1,8 @@
-"""MMPose: predictions of a video or an image as its inferencer saves them, and dumps of what it yields.
+"""MMPose: predictions for a video or an image as its inferencer saves them, and dumps of what it yields.
 
-{'meta_info': {...}, 'instance_info': [{'frame_id', 'instances': [instance]}]}    a video; the list alone, too
+{'meta_info': {...}, 'instance_info': [{'frame_id', 'instances': [instance]}]}    a video, or only the list
 [instance]                                                                        an image
-[{'predictions': [[instance]]}], or the predictions alone: [[instance]]           json.dump of the results
+[{'predictions': [[instance]]}], or only the predictions: [[instance]]            json.dump of the results
 instance: {'keypoints': [[x, y]], 'keypoint_scores': [score], 'track_id'}; MMPose 0.x: {'keypoints': [[x, y, score]]}
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
-from lib.formats.values import first_item, has, identity, mapping, numbers, sequence, triples, whole_number
+from lib.formats.values import entries, first_item, has, identity, numbers, sequence, triples, whole_number
 
 NAME, FILES = 'MMPose', 'JSON'
 
@@ -34,27 +34,24 @@ def read(content: Any, where: str) -> Clip:
         names = _joint_names(content.get('meta_info'))
         content = content.get('instance_info', [content])
     depth, first = first_item(content)
-    entries = sequence(content, where)
     if has(first, 'instances'):
-        return Clip(NAME, _numbered(entries, where), joint_names=names)
+        return Clip(NAME, _numbered(content, where), joint_names=names)
     if has(first, 'predictions'):
-        frames = [mapping(entry, f'{where}: entry {i}').get('predictions') for i, entry in enumerate(entries)]
+        frames = [entry.get('predictions') for _, entry in entries(content, where, 'entry')]
     else:
-        frames = [entries] if depth == 1 else entries
-    # Each frame is a list of instances, or of one image with such a list.
-    frames = [
-        frame[0] if frame and isinstance(frame, list) and isinstance(frame[0], list) else frame for frame in frames
-    ]
+        frames = [content] if depth == 1 else sequence(content, where)
+    # Each frame is a list of instances, or a list of one such list.
+    frames = [f[0] if f and isinstance(f, list) and isinstance(f[0], list) else f for f in frames]
     return Clip(NAME, {i: _persons(frame, f'{where}: frame {i}') for i, frame in enumerate(frames)}, joint_names=names)
 
 
-def _numbered(entries: list[Any], where: str) -> dict[int, list[Person]]:
+def _numbered(content: Any, where: str) -> dict[int, list[Person]]:
     frames: dict[int, list[Person]] = {}
-    for i, entry in enumerate(entries):
-        number = whole_number(mapping(entry, f'{where}: entry {i}'), 'frame_id')
+    for place, entry in entries(content, where, 'entry'):
+        number = whole_number(entry, 'frame_id')
         if number is None or number in frames:
             raise UserError(
-                f'{where}: entry {i}: frame_id must be a whole number, different in each frame, found '
+                f'{place}: frame_id must be a whole number, different in each frame, found '
                 f'{shown(entry.get("frame_id"))}.'
             )
         frames[number] = _persons(entry.get('instances'), f'{where}: frame {number}')
@@ -63,17 +60,15 @@ def _numbered(entries: list[Any], where: str) -> dict[int, list[Person]]:
 
 def _persons(instances: Any, where: str) -> list[Person]:
     persons = []
-    for i, instance in enumerate(sequence(instances, where)):
-        place = f'{where}: person {i}'
-        keypoints = mapping(instance, place).get('keypoints')
-        points = numbers(keypoints, f'{place}: keypoints')
+    for place, instance in entries(instances, where, 'person'):
+        points = numbers(instance.get('keypoints'), f'{place}: keypoints')
         if 'keypoint_scores' not in instance and points.ndim == 2 and points.shape[1] == 3:
-            joints = triples(keypoints, f'{place}: keypoints')
+            joints = triples(instance['keypoints'], f'{place}: keypoints')
         else:
             score = numbers(instance.get('keypoint_scores'), f'{place}: keypoint_scores')
             if points.ndim != 2 or points.shape[1] != 2 or score.shape != points.shape[:1]:
                 raise UserError(
-                    f'{place}: keypoints must be [x, y] of each joint and keypoint_scores a number for each, found '
+                    f'{place}: keypoints must be [x, y] of each joint and keypoint_scores one number per joint, found '
                     f'shapes {points.shape} and {score.shape}.'
                 )
             joints = np.concatenate([points, score[:, None]], axis=1)

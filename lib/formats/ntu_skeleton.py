@@ -1,8 +1,8 @@
 """NTU RGB+D's raw .skeleton text: 25 Kinect joints of each body in metres.
 
-    frames, then for each: bodies, then for each: id and 9 numbers, 25, and 12 numbers for each joint: x, y, z, ...
+    number of frames; per frame the number of bodies; per body an id, 9 numbers, 25 and per joint x, y, z, 9 numbers
 
-The name S001C002P003R002A013 holds setup, camera, person, repetition and action, the label plus 1.
+A name such as S001C002P003R002A013 contains setup, camera, person, repetition and action (label + 1).
 """
 
 import re
@@ -15,8 +15,8 @@ from lib.formats.clip import Clip, Person
 
 NAME, FILES = 'NTU RGB+D', '.skeleton, or a folder of them'
 ID = re.compile(r'S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})')
-_BODY, _JOINTS, _JOINT = 10, 25, 12  # numbers of a body, joints, numbers of a joint
-# Persons of the training split, of NTU60 (up to 40) and NTU120.
+_BODY, _JOINTS, _JOINT = 10, 25, 12  # numbers per body, joints, numbers per joint
+# Persons in the training splits of NTU60 (up to 40) and NTU120.
 TRAIN_PERSONS = frozenset(
     (1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38, 45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78)
 ) | {*range(80, 87), 89, *range(91, 96), 97, 98, 100, 103}
@@ -53,24 +53,24 @@ def read(content: str, where: str) -> Clip:
         for _ in range(take_count()):
             body = take(_BODY)[0]
             if take_count() != _JOINTS:
-                raise UserError(f'{where}: frame {t} has a body of other than {_JOINTS} joints.')
+                raise UserError(f'{where}: frame {t} has a body without {_JOINTS} joints.')
             numbers = take(_JOINTS * _JOINT)
             try:
                 joints = np.array(numbers, np.float64).reshape(_JOINTS, _JOINT)[:, :3]
             except ValueError:
-                raise UserError(f'{where}: frame {t} has a joint that is not made of numbers.') from None
+                raise UserError(f'{where}: frame {t} has a joint that is not numeric.') from None
             frames[t].append(Person(joints.astype(np.float32), body))
     return Clip(NAME, frames, layout='ntu25', label=label_of(where), is_certain=True, is_3d=True, by_motion=True)
 
 
 def label_of(name: str) -> int:
-    """The label that a name of NTU's gives, else 0."""
+    """The label in a file name of NTU, otherwise 0."""
     match = re.search(rf'{ID.pattern}[^/]*$', name)
     return max(int(match[5]) - 1, 0) if match else 0
 
 
 def splits_of(names: list[str]) -> dict[str, list[str]]:
-    """NTU60's splits by the names, xsub and xview; NTU120's, xsub and xset, if there are clips of its setups."""
+    """Splits of NTU60 (xsub, xview), or of NTU120 (xsub, xset) if clips have its setups or actions."""
     parts = {name: [int(number) for number in ID.match(name).groups()] for name in names}
     is_120 = any(setup > 17 or action > 60 for setup, _, _, _, action in parts.values())
     rules = {'xsub': lambda setup, camera, person, *_: person in TRAIN_PERSONS}

@@ -1,4 +1,4 @@
-"""Whether joints form a body if they are read in a layout: a check of layouts guessed from the number of joints."""
+"""Checks whether joints form a body in a layout, for layouts guessed from the number of joints."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from lib.data.skeletons import COCO17, LAYOUTS, convert
 
-CLEARLY = 0.1  # margin between two fits. Of 450 clips of real motion the right layout wins by .14 to .55
-A_BODY = 0.58  # least fit, direction aside, of what may be a body: real ones have .65 to .8, random joints .3 to .5
+CLEARLY = 0.1  # margin between two fits; in 450 clips of real motion the right layout wins by .14 to .55
+A_BODY = 0.58  # minimum fit of a body, ignoring direction: real bodies have .65 to .8, random joints .3 to .5
 MOST_POSES = 500  # evenly spaced
 _NOSE, _HIPS, _ANKLES = [0], [11, 12], [15, 16]
 _LEFT, _RIGHT = ((5, 7), (7, 9), (11, 13), (13, 15)), ((6, 8), (8, 10), (12, 14), (14, 16))
 
 
 def fit(joints: np.ndarray, layout: str) -> tuple[float, float] | None:
-    """How well poses (P, V, 3), x, y and score in pixels, fit a layout, 0 to 1; None if too few joints were found.
+    """Fit of poses (P, V, 3), x, y and score in pixels, to a layout, from 0 to 1; None with too few joints.
 
     The first number is the mean of three figures: the share of poses with the nose above the hips above the ankles; the
-    ratio of the lengths of left and right limbs; and how short limbs are, since a wrong order connects joints across
-    the body. The second is the mean of the last two, which do not depend on where up is.
+    length ratio of left and right limbs; and the shortness of limbs, since a wrong order connects distant joints. The
+    second number is the mean of the last two, which do not depend on the direction of up.
     """
     joints = joints[:: max(1, len(joints) // MOST_POSES)].astype(np.float64)
     joints = np.where(joints[..., 2:] > 0, joints, np.nan)
@@ -46,9 +46,9 @@ def _lengths(points: np.ndarray, limbs: Sequence[tuple[int, int]]) -> np.ndarray
 
 
 def better_layouts(joints: np.ndarray, layout: str) -> list[str]:
-    """Layouts of the same number of joints that fit poses (P, V, 3) clearly better than `layout`, the best one first.
+    """Layouts with as many joints that fit poses (P, V, 3) clearly better than `layout`, the best first.
 
-    A poor fit alone says nothing: people fall and lie down.
+    A poor fit alone is no evidence: people fall and lie down.
     """
     others = [name for name, names in LAYOUTS.items() if len(names) == len(LAYOUTS[layout]) and name != layout]
     given = fit(joints, layout)

@@ -1,4 +1,4 @@
-"""Pickles: PYSKL's and mmaction2's sets, a single annotation of theirs, or a list of them."""
+"""Pickles: datasets of PYSKL and mmaction2, single annotations, or lists of annotations."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ NAME, FILES = 'PYSKL', '.pkl'
 
 
 def read(data: Any, path: Path, layout: str | None) -> list[dict[str, Any]]:
-    """The annotations of a pickle, their joints in the order that models take if `layout` names another one."""
+    """The annotations in a pickle, their joints converted to the models' order if `layout` is another one."""
     if (listed := listed_annotations(data)) is not None:
-        listed = [_completed(item, path, i if len(listed) > 1 else None) for i, item in enumerate(listed)]
+        names = [f'{path.stem}_{i}' for i in range(len(listed))] if len(listed) > 1 else [path.stem]
+        listed = [_completed(item, name) for item, name in zip(listed, names, strict=True)]
         annotations = check_annotations(listed, path)
     else:
         annotations = check_content(data, path)['annotations']
@@ -27,35 +28,31 @@ def read(data: Any, path: Path, layout: str | None) -> list[dict[str, Any]]:
     return [_in_layout(annotation, layout, path) for annotation in annotations]
 
 
-def _completed(annotation: Any, path: Path, number: int | None) -> Any:
-    """An annotation with what only sets need: a name, a label."""
+def _completed(annotation: Any, name: str) -> Any:
+    """An annotation with defaults for keys that only datasets need."""
     if not isinstance(annotation, dict):
         return annotation
-    added = {'frame_dir': path.stem if number is None else f'{path.stem}_{number}', 'label': 0}
+    added = {'frame_dir': name, 'label': 0}
     if isinstance(keypoint := annotation.get('keypoint'), np.ndarray) and keypoint.ndim == 4:
         added['total_frames'] = keypoint.shape[1]
     return added | annotation
 
 
 def _require_posture(annotations: list[dict[str, Any]], path: Path) -> None:
-    """Raises UserError if 2D joints form a body only in another layout than that of their number."""
-    layout = {17: 'coco17', 25: 'ntu25'}.get(annotations[0]['keypoint'].shape[2])
-    if layout is None or annotations[0]['keypoint'].shape[3] == 3:
+    """Raises UserError if 2D joints form a body only in another layout with as many joints."""
+    num_joints, size = annotations[0]['keypoint'].shape[2:]
+    layout = {17: 'coco17', 25: 'ntu25'}.get(num_joints)
+    if layout is None or size == 3:
         return
     some = annotations[:: max(1, len(annotations) // 50)]
-    poses = np.concatenate(
-        [_with_score(a)[:, :: max(1, a['total_frames'] // 10)].reshape(-1, *_shape(a)) for a in some]
-    )
+    poses = [_with_score(a)[:, :: max(1, a['total_frames'] // 10)].reshape(-1, num_joints, 3) for a in some]
+    poses = np.concatenate(poses)
     if better := better_layouts(poses[:: max(1, len(poses) // MOST_POSES)], layout):
         raise UserError(
-            f'{path} has {poses.shape[1]} joints, as {layout}, but they form a body only as {" or ".join(better)}. '
-            f'Name it, --layout {better[0]}, or convert the pickle: `python -m lib.tools.make_pickle {path} --layout '
+            f'{path} has {num_joints} joints like {layout}, but they form a body only in {" or ".join(better)}. Add '
+            f'--layout {better[0]}, or convert the pickle: `python -m lib.tools.make_pickle {path} --layout '
             f'{better[0]} --out NEW.pkl`.'
         )
-
-
-def _shape(annotation: dict[str, Any]) -> tuple[int, int]:
-    return annotation['keypoint'].shape[2], 3
 
 
 def _with_score(annotation: dict[str, Any]) -> np.ndarray:

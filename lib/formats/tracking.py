@@ -1,6 +1,6 @@
-"""Following persons through the frames of a video by their poses, where a pose estimator says only who is in a frame.
+"""Tracking of persons by their poses, for pose estimators without tracking.
 
-T frames, P persons of one frame, A persons that are being followed, M persons in the end, V joints.
+T frames, P persons in a frame, A tracked persons, M resulting persons, V joints.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ import numpy as np
 
 from lib.errors import UserError
 
-SAME_DETECTION = 0.06  # of the body's diagonal: two poses in a frame that are nearer are one person, found twice
-FARTHEST = 0.3  # of the diagonal, by which a pose may miss the expected one a frame later
-GROWTH = 0.02  # of the diagonal, by which it may miss it more for each frame in which the person was not found
-LONGEST_GAP = 30  # frames without a person after which whoever appears there is somebody new
-MOMENTUM = 0.5  # of the speed, which a new pose leaves
-DAMPING = 0.8  # of the speed for each frame in which a person is not found
+# Distances are fractions of the body's diagonal.
+SAME_DETECTION = 0.06  # largest distance of two poses in a frame that are one person, detected twice
+FARTHEST = 0.3  # largest distance of a pose from the predicted one
+GROWTH = 0.02  # increase of that distance per missed frame
+LONGEST_GAP = 30  # missed frames after which a track ends
+MOMENTUM = 0.5  # weight of the previous velocity
+DAMPING = 0.8  # factor of the velocity per missed frame
 
 
 class Tracks(NamedTuple):
-    """Persons through all frames, the most present (the highest sum of scores) first; zeros where one is absent.
+    """Persons in all frames, the most present (highest sum of scores) first; zeros in frames without the person.
 
-    keypoint (M, T, V, 2) float32 in the unit of what was given, score (M, T, V) float32. left_out: further persons
-    that were found, down to those seen in one frame alone.
+    keypoint (M, T, V, 2) float32 in the units of the input, score (M, T, V) float32. left_out: number of further
+    persons.
     """
 
     keypoint: np.ndarray
@@ -31,21 +32,20 @@ class Tracks(NamedTuple):
 
 
 def track(frames: Sequence[tuple[np.ndarray, np.ndarray]], max_persons: int = 10) -> Tracks:
-    """Links the persons of each frame, keypoint (P, V, 2) and score (P, V) in any order, to those of the frames before.
+    """Links the persons of each frame, keypoint (P, V, 2) and score (P, V) in any order, to those of earlier frames.
 
-    A person is expected where its joints would be if the body went on at its speed. The distance of a pose from that is
-    the mean over the joints that both have, in diagonals of the body, so that it holds near and far alike. The nearest
-    pair is taken first, then the nearest of the others: with few persons nothing is gained by the assignment of least
-    total distance, which rather moves two persons a little wrongly than one a lot. Persons are bridged over
-    LONGEST_GAP frames; poses that are almost the same as a better one in the frame are dropped. Joints of score 0 are
-    missing. P may be 0. Raises UserError where there is no frame at all.
+    The joints of a person are predicted from its velocity. The distance of a pose from the prediction is the mean over
+    common joints, relative to the body's diagonal, so that it does not depend on the size. Pairs are assigned in order
+    of distance; minimising the total distance (Hungarian algorithm) would prefer two small errors to a large one.
+    Tracks continue over gaps of up to LONGEST_GAP frames. Near-duplicates of a better pose in the same frame are
+    dropped. Joints of score 0 are missing; P may be 0. Raises UserError without frames.
     """
     if not frames:
-        raise UserError('there are no frames in which to follow persons.')
+        raise UserError('no frames to track persons in.')
     num_joints = frames[0][0].shape[1]
-    pose, speed = np.zeros((0, num_joints, 2), np.float32), np.zeros((0, 1, 2), np.float32)  # of the A followed ones
+    pose, speed = np.zeros((0, num_joints, 2), np.float32), np.zeros((0, 1, 2), np.float32)  # (A, V, 2)
     known, gap, person = np.zeros((0, num_joints), bool), np.zeros(0, int), np.zeros(0, int)
-    detections, persons, presence = [], [], []  # persons: per frame, the number of each detection's
+    detections, persons, presence = [], [], []  # persons: number of each detection, by frame
     for keypoint, score in frames:
         keypoint, score = np.asarray(keypoint, np.float32), np.asarray(score, np.float32)
         kept = _once_each(keypoint, score)
@@ -94,9 +94,9 @@ def track(frames: Sequence[tuple[np.ndarray, np.ndarray]], max_persons: int = 10
 
 
 def pose_distance(a: np.ndarray, a_found: np.ndarray, b: np.ndarray, b_found: np.ndarray) -> np.ndarray:
-    """(A, B): how far each pose of a (A, V, 2) is from each of b (B, V, 2), in diagonals of the larger body.
+    """Distances (A, B) of poses a (A, V, 2) from poses b (B, V, 2), relative to the diagonal of the larger body.
 
-    a_found (A, V), b_found (B, V): which joints are there. Infinite where two poses share no joint.
+    a_found (A, V), b_found (B, V): whether a joint is present. Infinite without common joints.
     """
     shared = a_found[:, None] & b_found[None]
     size = np.maximum(np.maximum(_diagonal(a, a_found)[:, None], _diagonal(b, b_found)[None]), 1e-6)
@@ -107,14 +107,14 @@ def pose_distance(a: np.ndarray, a_found: np.ndarray, b: np.ndarray, b_found: np
 
 
 def _diagonal(pose: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """(P,): the diagonal of the box about the joints of each pose that are there; 0 where none is."""
+    """Diagonal (P,) of the box around the present joints of each pose; 0 without joints."""
     low = np.where(found[..., None], pose, np.inf).min(axis=1)
     high = np.where(found[..., None], pose, -np.inf).max(axis=1)
     return np.linalg.norm(np.where(high >= low, high - low, 0), axis=-1)
 
 
 def _once_each(keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """The poses of a frame that have a joint and are of different persons, the better of two being kept; rising."""
+    """Indices of the poses in a frame, in ascending order, without empty poses and the worse of two near-duplicates."""
     kept = []
     found = score > 0
     same = pose_distance(keypoint, found, keypoint, found) < SAME_DETECTION
@@ -125,7 +125,7 @@ def _once_each(keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def _nearest_first(distance: np.ndarray, farthest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pairs of distance (A, P) up to farthest (A,), each row and column at most once."""
+    """Rows and columns of pairs with distance (A, P) up to farthest (A,), each row and column at most once."""
     rows, columns = [], []
     for i, j in zip(*np.unravel_index(np.argsort(distance, axis=None, kind='stable'), distance.shape), strict=True):
         if distance[i, j] <= farthest[i] and i not in rows and j not in columns:
@@ -135,6 +135,6 @@ def _nearest_first(distance: np.ndarray, farthest: np.ndarray) -> tuple[np.ndarr
 
 
 def _median_shift(a: np.ndarray, a_found: np.ndarray, b: np.ndarray, b_found: np.ndarray) -> np.ndarray:
-    """(P, 1, 2): how far the body moved from pose a to pose b, each (P, V, 2), by the joints that both have."""
+    """Median shift (P, 1, 2) of the common joints from pose a to pose b, each (P, V, 2)."""
     shift = np.where((a_found & b_found)[..., None], b - a, np.nan)
     return np.nanmedian(shift, axis=1, keepdims=True)

@@ -1,9 +1,9 @@
-"""Ultralytics YOLO pose: JSON of results[0].to_json(), a list of those, or a folder of save_txt's label files.
+"""Ultralytics YOLO pose: JSON of results[0].to_json(), a list of these, or a folder of label files (save_txt).
 
     [{'name': 'person', 'box': {...}, 'keypoints': {'x': [...], 'y': [...], 'visible': [...]}, 'track_id': 1}]
-    0 cx cy w h x y score x y score ... [confidence] [track]       a line for each person, shares of the image
+    0 cx cy w h x y score x y score ... [confidence] [track]       a line per person, normalised
 
-Joints it is unsure of are at (0, 0) and keep their score: they are missing.
+Uncertain joints are at (0, 0) and keep their score: they count as missing.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
-from lib.formats.values import first_item, has, identity, mapping, numbers, sequence
+from lib.formats.values import entries, first_item, has, identity, mapping, numbers
 
 NAME, FILES = 'Ultralytics', 'JSON, or a folder of label files'
 _BEFORE = 5  # class and box
@@ -27,7 +27,7 @@ def recognises(content: Any) -> bool:
         words = content.split('\n', 1)[0].split()
         return len(words) > _BEFORE + 2 * 17 and all(map(_is_number, words))
     depth, item = first_item(content)
-    if depth == 1 and isinstance(item, str):  # a list of what to_json() returns
+    if depth == 1 and isinstance(item, str):  # a list of results of to_json()
         return item.lstrip().startswith('[')
     return depth in (1, 2) and has(item, 'box') and (not item.get('keypoints') or has(item['keypoints'], 'x', 'y'))
 
@@ -47,21 +47,20 @@ def _parsed(text: Any, where: str) -> Any:
     try:
         return json.loads(text) if text else []
     except (ValueError, TypeError, RecursionError):
-        raise UserError(f'{where} must be the text that to_json() returns, found {shown(text)}.') from None
+        raise UserError(f'{where} must be a result of to_json(), found {shown(text)}.') from None
 
 
 def _people(people: Any, where: str) -> list[Person]:
     persons = []
-    for i, person in enumerate(sequence(people, where)):
-        place = f'{where}: person {i}'
-        if not mapping(person, place).get('keypoints'):  # another thing than a person, or a model without poses
+    for place, person in entries(people, where, 'person'):
+        if not person.get('keypoints'):  # not a person, or a model without poses
             continue
         keypoints = mapping(person['keypoints'], f'{place}: keypoints')
         columns = [numbers(keypoints.get(key), f'{place}: keypoints {key}') for key in ('x', 'y')]
         visible = keypoints.get('visible')
         score = np.ones_like(columns[0]) if visible is None else numbers(visible, f'{place}: keypoints visible')
         if columns[0].ndim != 1 or not columns[0].shape == columns[1].shape == score.shape:
-            raise UserError(f'{place}: keypoints must have one x, y and visible for each joint.')
+            raise UserError(f'{place}: keypoints must have one x, y and visible per joint.')
         persons.append(Person(np.stack([*columns, score], axis=1), identity(person.get('track_id'))))
     return persons
 
@@ -77,7 +76,9 @@ def _lines(text: str, where: str) -> list[Person]:
         values = np.array(words[_BEFORE:], np.float32)
         fits = [(count, size) for count in _COUNTS for size in (3, 2) if 0 <= len(values) - count * size <= 2]
         if not fits:
-            raise UserError(f'{where}: line {i} has {len(words)} numbers, not class, box and joints of a known layout.')
+            raise UserError(
+                f'{where}: line {i} has {len(words)} numbers; expected class, box and the joints of a known layout.'
+            )
         count, size = fits[0]
         joints = values[: count * size].reshape(count, size)
         if size == 2:

@@ -1,7 +1,7 @@
 """Checked values of parsed JSON. Errors name the place in the file."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -11,7 +11,7 @@ from lib.errors import UserError, shown
 
 
 def first_item(content: Any) -> tuple[int, Any]:
-    """The first item that is neither a list nor null, and how many lists it is in; None if there is no such item."""
+    """Nesting depth and value of the first item that is neither a list nor null; (0, None) without such an item."""
     if not isinstance(content, list):
         return 0, content
     for item in content:
@@ -32,41 +32,54 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def sequence(value: Any, where: str) -> list[Any]:
-    """A list; null is an empty one."""
+    """A list; null is an empty list."""
     if value is not None and not isinstance(value, list):
         raise UserError(f'{where} must be a list, found {shown(value)}.')
     return value or []
 
 
+def entries(value: Any, where: str, noun: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place and the content of each dict in a list; null is an empty list."""
+    for i, item in enumerate(sequence(value, where)):
+        place = f'{where}: {noun} {i}'
+        yield place, mapping(item, place)
+
+
+def array(value: Any) -> np.ndarray | None:
+    """Nested lists of numbers as float64, null as NaN; None if they are ragged or hold anything else."""
+    leaves = value
+    while leaves and isinstance(leaves, list) and all(isinstance(item, list) for item in leaves):
+        leaves = list(chain.from_iterable(leaves))
+    if value and isinstance(leaves, list) and set(map(type, leaves)) <= {int, float, type(None)}:  # NumPy accepts text
+        with contextlib.suppress(ValueError, OverflowError, TypeError):  # ragged, or a number of 400 digits
+            return np.array(value, np.float64)
+    return None
+
+
 def numbers(value: Any, where: str) -> np.ndarray:
-    """A list of numbers, or of lists of numbers, as an array float32; null is NaN."""
-    rows = [item if isinstance(item, list) else [item] for item in value] if isinstance(value, list) else []
-    array = None
-    if rows and set(map(type, chain.from_iterable(rows))) <= {int, float, type(None)}:  # NumPy would accept text
-        with contextlib.suppress(ValueError, OverflowError, TypeError):  # ragged rows, a number of 400 digits
-            array = np.array(value, np.float64)
-    if array is None:
+    """Nested lists of numbers as float32, null as NaN."""
+    if (found := array(value)) is None:
         raise UserError(f'{where} must be lists of numbers, found {shown(value)}.')
-    return float32(array)
+    return float32(found)
 
 
 def triples(value: Any, where: str) -> np.ndarray:
     """x, y, score, x, y, score, ... or [x, y, score] of each joint, as (V, 3)."""
-    array = numbers(value, where)
-    if array.size % 3 or (array.ndim == 2 and array.shape[1] != 3):
-        raise UserError(f'{where} must be x, y and score of each joint, found shape {array.shape}.')
-    return array.reshape(-1, 3)
+    found = numbers(value, where)
+    if found.size % 3 or found.shape[1:] not in ((), (3,)):
+        raise UserError(f'{where} must be x, y and score of each joint, found shape {found.shape}.')
+    return found.reshape(-1, 3)
 
 
-def float32(array: np.ndarray) -> np.ndarray:
-    with np.errstate(over='ignore', invalid='ignore'):  # infinite or NaN, and so missing
-        return array.astype(np.float32)
+def float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over='ignore', invalid='ignore'):  # infinite or NaN: missing
+        return values.astype(np.float32)
 
 
 def identity(value: Any) -> str | None:
-    """Who a detection is: a number from 0 on, or a name. None for everything else, which means untracked.
+    """Identity of a detection, a name or a whole number from 0; None for anything else: untracked.
 
-    AlphaPose writes 3, [3.0], and [[3.0], [5.0]] where it merged two boxes: the first number counts.
+    AlphaPose writes 3, [3.0], or [[3.0], [5.0]] for two merged boxes; the first number counts.
     """
     while isinstance(value, list):
         value = value[0] if value else None
@@ -78,7 +91,7 @@ def identity(value: Any) -> str | None:
 
 
 def whole_number(content: Mapping[str, Any], *keys: str) -> int | None:
-    """The first of the keys that holds a whole number from 0 on."""
+    """The first of the keys whose value is a whole number from 0."""
     for key in keys:
         value = content.get(key)
         if isinstance(value, float) and value.is_integer():

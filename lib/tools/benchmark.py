@@ -1,12 +1,12 @@
-"""Measure speed and memory: rendering, batches of clips, training steps.
+"""Measure speed and memory of rendering, loading and training.
 
     python -m lib.tools.benchmark render data train --device cuda --batch 32 --config configs/action/MB_train.yaml
 
 render: heatmap volumes, against filling the same memory with a constant.
 data: batches of augmented training clips on one core, against plain ones; from a generated dataset like NTU60.
-train: steps of a config, against a straightforward implementation of the same model (stock Keras layers for ViViT).
+train: training steps of a config; in PyTorch against a straightforward implementation of the same model.
 
-The two sides run in turn. The table has medians, and the quartiles of the ratio of their times.
+The two sides alternate. The table shows medians; a time ratio below 1 means faster than the reference.
 """
 
 import argparse
@@ -36,7 +36,6 @@ from lib.models import MODELS, load_config
 from lib.tools.running import add_set, log, make_parser, progress, run_tool
 
 if TYPE_CHECKING:
-    import keras
     import torch
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'action' / 'vanilla.yaml'
@@ -55,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
     parser.add_argument('--batch', type=int, metavar='CLIPS', help='(default: 16 for render, 32 for data, 4 for train)')
     parser.add_argument('--rounds', type=int, default=7, help='timed runs of each side (default: %(default)s)')
-    parser.add_argument('--json', action='store_true', help='prints JSON instead of a table')
+    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     return run_tool(benchmark, parser, argv)
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Runs each measurement in a process of its own, so that a failure leaves the others. Returns 1 if there is one."""
+    """Runs each measurement in a separate process, so that one failure does not affect the others. Returns 1 if any."""
     if args.rounds < 1 or (args.batch is not None and args.batch < 1):
         raise UserError('--batch and --rounds must be at least 1.')
     tasks: dict[str, partial] = {}
@@ -85,9 +84,9 @@ def benchmark(args: argparse.Namespace) -> int:
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments), computed in a new process.
+    """Returns function(*arguments), computed in a new process.
 
-    Raises its UserError, and ChildProcessError if it fails otherwise, with the traceback on stderr, or is killed.
+    Raises its UserError, and ChildProcessError if it raises another exception (the traceback is printed) or is killed.
     """
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
@@ -108,7 +107,7 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def send_result(sender: Connection, function: Callable[..., Any], arguments: tuple) -> None:
-    """Sends the result of function(*arguments), or its UserError. Ctrl-C is left to the parent."""
+    """Sends the result of function(*arguments), or its UserError. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sender.send(function(*arguments))
@@ -117,9 +116,9 @@ def send_result(sender: Connection, function: Callable[..., Any], arguments: tup
 
 
 def compare(ours: Step, reference: Step | None, rounds: int, num_clips: int) -> dict[str, Any]:
-    """Times two functions in turn, in alternating order, after two calls of each. num_clips: processed by a call.
+    """Times two functions alternately after two warm-up calls each. num_clips: clips processed per call.
 
-    Returns {'clips/s'}, and with a reference {'reference clips/s', 'ratio': quartiles of our time / reference time}.
+    Returns {'clips/s'}, and with a reference {'reference clips/s', 'ratio': median of our time / reference time}.
     """
     functions = [function for function in (ours, reference) if function]
     for function in functions * 2:
@@ -132,28 +131,27 @@ def compare(ours: Step, reference: Step | None, rounds: int, num_clips: int) -> 
             seconds[j, i] = time.perf_counter() - start
     rates = (num_clips / np.median(seconds, axis=1)).tolist()
     row = dict(zip(('clips/s', 'reference clips/s'), rates, strict=False))
-    return row | {'ratio': np.quantile(seconds[0] / seconds[1], [0.25, 0.5, 0.75]).tolist()} if reference else row
+    return row | {'ratio': float(np.median(seconds[0] / seconds[1]))} if reference else row
 
 
 def as_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Rows as text."""
+    """Formats rows as a table."""
     width = max(map(len, rows))
-    lines = [f'{"":<{width}}   clips/s  reference  time ratio (quartiles)  peak memory: ours, reference']
+    lines = [f'{"":<{width}}   clips/s  reference  time ratio  peak memory: ours, reference']
     for name, row in rows.items():
         cells = [f'{name:<{width}}']
         if 'error' in row:
             cells.append(f'failed: {row["error"]}')
         else:
-            low, ratio, high = row.get('ratio', [np.nan] * 3)
-            cells += [f'{row["clips/s"]:>8,.1f}', f'{row.get("reference clips/s", np.nan):>9,.1f}']
-            cells += [f'{ratio:>8.2f} ({low:.2f} to {high:.2f})']
+            cells += [f'{row["clips/s"]:>8,.1f}']
+            cells += [f'{row.get("reference clips/s", np.nan):>9,.1f}', f'{row.get("ratio", np.nan):>10.2f}']
             cells += [f'{size / 1e9:>7.2f} GB' for size in row.get('peak memory', ())]
         lines.append('  '.join(cells))
     return '\n'.join(lines)
 
 
 def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
-    """The compiled renderer, against filling a volume. Both allocate it in each call, as a training step does."""
+    """The compiled renderer against filling a volume, which each call allocates as in a training step."""
     import torch
 
     from lib.pytorch.heatmap import HeatmapRenderer
@@ -175,13 +173,13 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
 
 
 def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
-    """keypoint (N,M,T,V,2) in pixels of the heatmap, some of them outside, and score (N,M,T,V). shape: (N,M,T,V)."""
+    """Random keypoint (N,M,T,V,2) in heatmap pixels, some outside, and score (N,M,T,V). shape: (N,M,T,V)."""
     rng = np.random.default_rng(0)
     return rng.uniform(-2, SIZE + 2, (*shape, 2)).astype(np.float32), rng.uniform(0, 1, shape).astype(np.float32)
 
 
 def data(batch: int, rounds: int) -> dict[str, Any]:
-    """Batches of augmented training clips on one core, against plain ones."""
+    """Batches of augmented training clips against plain ones, on one core."""
     from lib.data.augmentation import Augmentation
     from lib.data.clips import Clips
 
@@ -201,7 +199,7 @@ def data(batch: int, rounds: int) -> dict[str, Any]:
 
 
 def write_pickle(path: Path, num_clips: int) -> None:
-    """A pickle with the proportions of NTU60: 20 to 300 frames, a fifth of the clips with two persons."""
+    """Writes a pickle with the proportions of NTU60: 20 to 300 frames, a fifth of the clips with two persons."""
     rng = np.random.default_rng(0)
     keypoint = rng.uniform(300, 1500, (600, JOINTS, 2)).astype(np.float16)
     score = rng.uniform(0.3, 1, (600, JOINTS)).astype(np.float16)
@@ -219,29 +217,30 @@ def write_pickle(path: Path, num_clips: int) -> None:
 
 def train(config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
     """Training steps from keypoints in memory: rendering, forward, backward, optimizer."""
-    is_plain = config.get('heatmap', {}).get('kind', 'joint') == 'joint' == config.model.get('kind', 'joint')
-    sides = ['ours', 'reference'] if is_plain else ['ours']  # limbs and ViViT's other models have no reference
-    row = in_new_process(time_of_steps, sides, config, device, rounds)
+    kind = config.heatmap.kind if 'heatmap' in config else 'joint'
+    has_reference = MODELS[config.script].framework == 'pytorch' and kind == 'joint'
+    sides = [False, True] if has_reference else [False]
+    row = in_new_process(time_of_steps, has_reference, config, device, rounds)
     return row | {'peak memory': [in_new_process(memory_of_step, side, config, device) for side in sides]}
 
 
-def time_of_steps(sides: Sequence[str], config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
-    """The times of one side, or of both in turn."""
+def time_of_steps(has_reference: bool, config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
     world = make_world(config.script, device)
-    ours, reference, *_ = *(make_step(side, config, world) for side in sides), None
+    ours = make_step(config, world)
+    reference = make_step(config, world, is_reference=True) if has_reference else None
     return compare(ours, reference, rounds, config.data.batch_size)
 
 
-def memory_of_step(side: str, config: EasyDict, device: str) -> int:
-    """The peak memory of two training steps in bytes: of the tensors on a GPU, of this process on a CPU."""
+def memory_of_step(is_reference: bool, config: EasyDict, device: str) -> int:
+    """Peak memory of two training steps in bytes: of tensors on a GPU, of this process on a CPU."""
     world = make_world(config.script, device)
-    step = make_step(side, config, world)
+    step = make_step(config, world, is_reference)
     step(), step()
     return world.peak_memory()
 
 
 def make_world(script: str, device: str) -> Any:
-    """The one device to train on. Raises UserError if there is none."""
+    """The device to train on. Raises UserError if it is not available."""
     distributed = MODELS[script].training.distributed
     if MODELS[script].framework == 'pytorch':
         import torch
@@ -258,28 +257,29 @@ def make_world(script: str, device: str) -> Any:
     return world
 
 
-def make_step(side: str, config: EasyDict, world: Any) -> Step:
-    """A function that trains a new model on a made-up batch and waits for the device. side: 'ours' or 'reference'."""
+def make_step(config: EasyDict, world: Any, is_reference: bool = False) -> Step:
+    """A function that trains a new model on a random batch and waits for the device."""
     shape = (config.data.batch_size, config.data.max_persons, config.data.clip_len, joints_of(config))
     if config.data.input == 'heatmap':
         batch = dict(zip(('keypoint', 'score'), made_up_keypoints(*shape), strict=True))
     else:
         batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
     batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes
-    steps = {'pytorch': pytorch_step, 'tensorflow': tensorflow_step}
-    return steps[MODELS[config.script].framework](side, config, batch, world)
+    if MODELS[config.script].framework == 'tensorflow':
+        return tensorflow_step(config, batch, world)
+    return pytorch_step(config, batch, world, is_reference)
 
 
 def joints_of(config: EasyDict) -> int:
-    """Joints per person in a batch: those of the first skeleton with as many maps as the model has."""
+    """Joints per person in a batch: those of the first skeleton that has as many maps as the model."""
     if config.data.input != 'heatmap':
         return config.model.num_joints
     fitting = [v for v in PICKLE_SKELETONS if num_maps(config.heatmap.kind, v) == config.model.num_joints]
     return [*fitting, *PICKLE_SKELETONS][0]
 
 
-def pytorch_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
-    """The reference: torch's layers, explicit attention and formulas, AdamW parameter by parameter, not compiled."""
+def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_reference: bool) -> Step:
+    """The reference uses torch's layers, explicit attention and heatmap formulas, a loop over parameters in AdamW."""
     import torch
 
     from lib.pytorch import training
@@ -289,14 +289,14 @@ def pytorch_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], worl
     options.check_device(device)
     options.check_batch_size(count, 1)
     render, model = training.make_model(config, batch['keypoint'].shape[3], device)
-    if side == 'ours':
-        optimizer = training.make_optimizer(model, **config.optimizer)
-    else:
+    if is_reference:
         make_straightforward(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, foreach=False, fused=False)
         render = render and partial(straightforward_maps, render.size, render.sigma)
         options = replace(options, compile=False)
+    else:
+        optimizer = training.make_optimizer(model, **config.optimizer)
     if options.activation_checkpointing:
         training.recompute_blocks(model, config.script)
     forward = training.make_forward(render, model.train(), options, world)
@@ -323,7 +323,7 @@ def straightforward_maps(
 
 
 def make_straightforward(model: 'torch.nn.Module') -> None:
-    """Replaces our own layers, in place, by torch's modules and explicit formulas."""
+    """Replaces our own layers by torch's modules and explicit formulas, in place."""
     from einops import rearrange
     from torch import nn
 
@@ -344,11 +344,7 @@ def make_straightforward(model: 'torch.nn.Module') -> None:
             module.forward = MethodType(plain[type(module)], module)
 
 
-def tensorflow_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
-    """The reference: Keras' layers and train_on_batch, on a volume that is rendered already."""
-    import keras
-    import tensorflow as tf
-
+def tensorflow_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
     from lib.tensorflow import training
 
     count = len(batch['label'])
@@ -356,40 +352,11 @@ def tensorflow_step(side: str, config: EasyDict, batch: dict[str, np.ndarray], w
     options.check_device()
     options.check_batch_size(count, 1)
     render, model = training.make_model(config, batch['keypoint'].shape[3], world)
-    if side == 'ours':
-        optimizer = training.make_optimizer(model, **config.optimizer)
-        train_step = training.make_train_step(render, model, optimizer, options, world)
-        batch |= {'weight': np.full(count, 1 / count, np.float32), 'seed': np.zeros(2, np.int64)}
-        shares = world.distribute([batch] * len(world.local_replicas))
-        return lambda: train_step(shares).numpy()
-
-    volume, label = render(batch['keypoint'], batch['score']), tf.constant(batch['label'])
-    stock = stock_vivit(config.model)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    stock.compile(keras.optimizers.Adam(config.optimizer.lr), loss, jit_compile=options.compile)
-    return lambda: stock.train_on_batch(volume, label)
-
-
-def stock_vivit(model: EasyDict) -> 'keras.Model':
-    """ViViT's Model 1 made of Keras' own layers; the position embedding, which Keras lacks, is ours."""
-    import keras
-
-    from lib.tensorflow.vivit import PositionEmbedding
-
-    layers, dim = keras.layers, model.dim_feat
-    head_dim = model.head_dim or dim // model.num_heads
-    inputs = keras.Input((model.clip_len, model.size, model.size, model.num_joints))
-    tokens = layers.Conv3D(dim, kernel_size=tuple(model.tubelet_size), strides=tuple(model.tubelet_size))(inputs)
-    tokens = PositionEmbedding()(layers.Reshape((-1, dim))(tokens))
-    for _ in range(model.depth):
-        normed = layers.LayerNormalization(epsilon=1e-6)(tokens)
-        attention = layers.MultiHeadAttention(model.num_heads, head_dim, dropout=model.attn_drop_rate)
-        tokens = tokens + attention(normed, normed)
-        hidden = layers.LayerNormalization(epsilon=1e-6)(tokens)
-        hidden = layers.Dense(int(model.mlp_ratio * dim), activation='gelu')(hidden)
-        tokens = tokens + layers.Dense(dim)(hidden)
-    tokens = layers.LayerNormalization(epsilon=1e-6)(tokens)
-    return keras.Model(inputs, layers.Dense(model.num_classes)(layers.GlobalAveragePooling1D()(tokens)))
+    optimizer = training.make_optimizer(model, **config.optimizer)
+    train_step = training.make_train_step(render, model, optimizer, options, world)
+    batch |= {'weight': np.full(count, 1 / count, np.float32), 'seed': np.zeros(2, np.int64)}
+    shares = world.distribute([batch] * len(world.local_replicas))
+    return lambda: train_step(shares).numpy()
 
 
 if __name__ == '__main__':

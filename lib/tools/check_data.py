@@ -2,9 +2,9 @@
 
     python -m lib.tools.check_data data/action/ntu60_hrnet.pkl --config configs/action/MB_train.yaml
 
-Prints what FILE, a pickle or a folder of pickles, contains and everything that is wrong with it. A fault prevents or
-spoils training (with --config, training with this config), a warning makes the results doubtful. Exit code: 0 without
-faults, 1 with faults, 2 if the file or the config cannot be read.
+Prints the content of FILE, a pickle or a folder of pickles, and all errors in it. A fault prevents or spoils training
+(with --config: training with this config), a warning makes results doubtful. Exit code: 0 without faults, 1 with
+faults, 2 if the file or the config cannot be read.
 """
 
 import argparse
@@ -41,16 +41,19 @@ from lib.data.store import pickles_of
 from lib.errors import UserError, shown_text
 from lib.models import load_config
 from lib.tools.checkpoints import build_model
-from lib.tools.running import add_set, listed, log, make_parser, numbered, progress, run_tool, span
+from lib.tools.running import add_set, hidden_messages, listed, log, make_parser, numbered, progress, run_tool, span
 
-SWAPPED_OUTSIDE, SWAPPED_INSIDE = 0.25, 0.98  # least shares of joints outside the image, and inside it once transposed
-HIGHEST_SCORE = 1.5  # the peaks of HRNet may exceed 1
-MOST_LINES, WIDTH = 3, 118  # of a finding
+SWAPPED_OUTSIDE, SWAPPED_INSIDE = (
+    0.25,
+    0.98,
+)  # minimum shares of joints outside the image, and inside the transposed one
+HIGHEST_SCORE = 1.5  # peaks of HRNet may exceed 1
+MOST_LINES, WIDTH = 3, 118  # of a printed finding
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong, how to fix it, and whether it prevents or spoils training."""
+    """An error in the data and its remedy. is_fault: whether it prevents or spoils training."""
 
     text: str
     remedy: str = ''
@@ -59,11 +62,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Clip:
-    """What is measured of an annotation; counts are of joints.
+    """Statistics of an annotation.
 
-    outside: present joints outside the image; transposed: those of them inside it if width and height are swapped.
-    height: (V,) mean second coordinate of each present joint, NaN if it is never present. extreme: largest coordinate.
-    scores: smallest and largest, empty without scores.
+    missing, not_finite, outside: numbers of joints; transposed: of those outside the image, the number inside the
+    transposed image. height: (V,) mean y of each joint, NaN if it is always missing. extreme: largest absolute
+    coordinate. scores: minimum and maximum, empty without scores.
     """
 
     name: str
@@ -85,7 +88,7 @@ class Clip:
 
     @property
     def is_swapped(self) -> bool:
-        """Whether the joints fit the image only if its width and height are swapped."""
+        """Whether the joints fit only the transposed image."""
         present = self.joints - self.missing
         inside = present - self.outside + self.transposed
         return self.outside > SWAPPED_OUTSIDE * present and inside > SWAPPED_INSIDE * present
@@ -93,7 +96,7 @@ class Clip:
 
 @dataclass
 class Dataset:
-    """The splits of a pickle, and its sound clips, which all have the layout (V, C)."""
+    """The splits of a pickle, and its valid clips, all of the layout (V, C)."""
 
     split: dict[str, list[str]]
     clips: list[Clip]
@@ -111,7 +114,7 @@ class Dataset:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'check_data')
     parser.add_argument('file', type=Path, metavar='FILE', help='PYSKL pickle, or a folder of them')
-    parser.add_argument('--config', type=Path, metavar='FILE', help='YAML config to be trained with')
+    parser.add_argument('--config', type=Path, metavar='FILE', help='YAML config to train with')
     add_set(parser)
     return run_tool(check, parser, argv)
 
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set) if args.config else None
     dataset, findings = read_dataset(args.file)
-    is_readable = not findings  # otherwise Clips repeats the first of them
+    is_readable = not findings  # otherwise Clips raises the same errors
     findings += [*check_coordinates(dataset), *check_clips(dataset), *check_splits(dataset)]
     pairs = pairs_of(dataset.split)
     if config and is_readable:
@@ -134,9 +137,9 @@ def check(args: argparse.Namespace) -> int:
 
 
 def read_dataset(path: Path) -> tuple[Dataset, list[Finding]]:
-    """The sound clips of a pickle or a folder of them, and what is wrong with the others.
+    """The valid clips of a pickle or a folder of pickles, and the errors in the others.
 
-    Raises UserError if a file is not a dataset at all.
+    Raises UserError if a file is not a dataset.
     """
     files, split = pickles_of(path), {}
     annotations, faults, empty = [], defaultdict(list), []
@@ -156,14 +159,14 @@ def read_dataset(path: Path) -> tuple[Dataset, list[Finding]]:
                 faults[re.sub(r'\(.*?\)|\[.*?\]|\d+', '', str(error)[len(where) :])].append(str(error))
     findings = [
         Finding(
-            f'{numbered(len(messages), "unsound annotation")}, so that the file is refused: {messages[0]}',
-            'correct or remove these annotations',
+            f'{numbered(len(messages), "invalid annotation")}, training refuses the file: {messages[0]}',
+            'correct or remove them',
             is_fault=True,
         )
         for messages in faults.values()
     ]
     if not annotations:
-        raise UserError(f'{path} holds no sound annotation: {findings[0].text if findings else "no clip has a person"}')
+        raise UserError(f'{path} holds no valid annotation: {findings[0].text if findings else "no clip has a person"}')
     if empty:
         text = f'{numbered(len(empty), "clip")} without persons, left out: {listed(empty)}'
         findings.append(Finding(text, 'none needed'))
@@ -171,8 +174,8 @@ def read_dataset(path: Path) -> tuple[Dataset, list[Finding]]:
     layout = layouts.most_common(1)[0][0]
     for other in layouts.keys() - {layout}:
         first = next(a['frame_dir'] for a in annotations if a['keypoint'].shape[2:] == other)
-        text = f'(joints, coordinates) are {other} in {layouts[other]:,} clips ({shown_text(first)}), else {layout}'
-        findings.append(Finding(text, 'a file holds one layout: put them into a pickle of their own', is_fault=True))
+        text = f'(joints, coordinates) is {other} in {layouts[other]:,} clips ({shown_text(first)}), otherwise {layout}'
+        findings.append(Finding(text, 'write one pickle per layout', is_fault=True))
     annotations = [a for a in annotations if a['keypoint'].shape[2:] == layout]
     return Dataset(split, [measure(annotation) for annotation in progress(annotations)], layout), findings
 
@@ -222,44 +225,44 @@ def check_coordinates(dataset: Dataset) -> Iterator[Finding]:
     try:
         skeleton_of(num_joints)
     except UserError as error:
-        yield Finding(str(error), 'convert the joints to a known skeleton, or add theirs to skeletons.py', True)
+        yield Finding(str(error), 'convert the joints to a known skeleton, or add it to skeletons.py', True)
     if not is_upright(dataset):
         yield Finding(
             f'the {num_joints} joints are not in the order of {PICKLE_SKELETONS[num_joints].name}: heads are not above '
             'hips, or hips not above ankles',
-            'reorder the joints (2D: y points down, 3D: up; make_pickle --layout does it): else limbs are wrong',
+            'reorder the joints, for example by make_pickle --layout (y points down in 2D, up in 3D)',
         )
     extreme = max(clip.extreme for clip in clips)
     if not dataset.is_3d and 0 < extreme <= 2:
-        text = f'the largest coordinate is {extreme:.3g}: the coordinates are not pixels'
+        text = f'the largest coordinate is {extreme:.3g}: coordinates are not in pixels'
         yield Finding(text, 'multiply them by the width and height of the image', True)
     if some := [clip for clip in clips if clip.not_finite]:
         text = f'{numbered(sum(clip.not_finite for clip in some), "joint")} not finite (NaN), in {clips_text(some)}'
         yield Finding(text, 'none needed: they count as missing')
     if some := [clip for clip in clips if clip.missing == clip.joints]:
-        yield Finding(f'no joint at all in {clips_text(some)}', 'remove them from the splits')
+        yield Finding(f'no joints in {clips_text(some)}', 'remove them from the splits')
     swapped = [clip for clip in clips if clip.is_swapped]
     if swapped:
         shapes = {clip.img_shape for clip in swapped}
         alike = sum(clip.img_shape in shapes for clip in clips)
         text = f'img_shape is (w, h) instead of (h, w) in {clips_text(swapped)}, perhaps in all {alike:,} of this shape'
-        yield Finding(text, 'swap the two numbers: img_shape is (height, width)', True)
+        yield Finding(text, 'swap the two numbers', True)
     others = [clip for clip in clips if not clip.is_swapped]
     outside, present = sum(clip.outside for clip in others), sum(clip.joints - clip.missing for clip in others)
     if outside > 0.1 * present:
         text = f'{outside / present:.1%} of the joints are outside the image'
-        yield Finding(text, 'compare img_shape with the video of the keypoints')
+        yield Finding(text, 'compare img_shape with the size of the video')
     scores = [score for clip in clips for score in clip.scores]
     if scores and (min(scores) < 0 or max(scores) > HIGHEST_SCORE):
         text = f'scores range from {min(scores):.3g} to {max(scores):.3g}'
-        yield Finding(text, 'scale them to 0 ... 1: a joint is drawn as bright as its score')
+        yield Finding(text, 'scale them to 0 ... 1: they are the peaks of the heatmaps')
 
 
 def check_clips(dataset: Dataset) -> Iterator[Finding]:
     counts = Counter(clip.name for clip in dataset.clips)
     if repeated := [name for name, count in counts.items() if count > 1]:
-        text = f'{numbered(len(repeated), "frame_dir")} of several annotations each: {listed(repeated)}'
-        yield Finding(text, 'give each annotation its own name: a split takes all of one name')
+        text = f'{numbered(len(repeated), "frame_dir")} used by several annotations: {listed(repeated)}'
+        yield Finding(text, 'use unique names: a split includes all annotations of a name')
     equal = defaultdict(list)
     for clip in dataset.clips:
         if clip.missing < clip.joints:
@@ -271,13 +274,13 @@ def check_clips(dataset: Dataset) -> Iterator[Finding]:
         examples = listed([' = '.join(clip.name for clip in group[:2]) for group in copies])
         yield Finding(
             f'{numbered(len(copies), "group")} of clips with equal keypoints{differing}: {examples}',
-            'keep one of each: copies in both splits make the result too good',
+            'keep one of each: copies in both splits inflate the accuracy',
         )
     labels = {clip.label for clip in dataset.clips}
     if count := max(labels) + 1 - len(labels):
         gaps = (str(label) for label in range(max(labels)) if label not in labels)
-        text = f'labels go up to {max(labels)}, but {count:,} of them have no clip: {listed(list(islice(gaps, 9)), 8)}'
-        yield Finding(text, 'none, if these classes were left out on purpose; otherwise number labels without gaps')
+        text = f'labels go up to {max(labels)}, but {count:,} have no clip: {listed(list(islice(gaps, 9)), 8)}'
+        yield Finding(text, 'number labels without gaps, unless these classes were left out on purpose')
 
 
 def check_splits(dataset: Dataset) -> Iterator[Finding]:
@@ -289,67 +292,65 @@ def check_splits(dataset: Dataset) -> Iterator[Finding]:
         text = f'split {shown_text(split)} is empty'
         text += f': none of its {len(ids):,} names has an annotation ({listed(ids, 2)})' if ids else ''
         hint = lost_names_hint({split: ids}, names)
-        yield Finding(text, f'use the same names in both: {hint}' if hint else 'add clips, or remove the split', True)
+        yield Finding(text, f'use the same names: {hint}' if hint else 'add clips, or remove the split', True)
     if any(missing.values()):
         counts = ', '.join(f'{split} {len(ids):,}' for split, ids in missing.items() if ids)
-        text = f'names in splits without a sound annotation, which are skipped: {counts}'
+        text = f'names in splits without a valid annotation are skipped: {counts}'
         examples = listed([name for ids in missing.values() for name in ids])
-        yield Finding(f'{text} ({examples})', 'add their annotations, or remove them')
+        yield Finding(f'{text} ({examples})', 'add annotations, or remove the names')
     used = set().union(*dataset.split.values())
     if unused := [clip for clip in dataset.clips if clip.name not in used]:
-        yield Finding(f'{clips_text(unused)} in no split', 'add them to a split; otherwise they are never used')
+        yield Finding(f'{clips_text(unused)} in no split', 'add them to a split, otherwise they are never used')
 
 
 def check_pairs(dataset: Dataset, pairs: Sequence[tuple[str, str]]) -> Iterator[Finding]:
-    """What a training split and its validation split must not, or must, have in common."""
+    """Clips in both splits of a pair (train, val), and classes only in val."""
     for train, val in pairs:
         where = f'{shown_text(train)} and {shown_text(val)}'
         if shared := set(dataset.split[train]) & set(dataset.split[val]):
             text = f'{numbered(len(shared), "clip")} both in {where} ({listed(sorted(shared), 2)})'
-            yield Finding(text, 'remove them from the training split: the model would be tested on training clips')
+            yield Finding(text, 'remove them from the training split')
         learnt, tested = ({clip.label for clip in dataset.clips_of(split)} for split in (train, val))
         if learnt and (unseen := sorted(tested - learnt)):
-            text = f'classes that are tested but not trained, in {where}: {listed(list(map(str, unseen)), 8)}'
-            yield Finding(text, 'add clips of them to the training split, or remove them: they cannot be learnt')
+            text = f'classes only in {shown_text(val)}, not in {shown_text(train)}: {listed(list(map(str, unseen)), 8)}'
+            yield Finding(text, 'add clips of these classes to the training split')
 
 
 def check_config(path: Path, config: EasyDict, num_joints: int) -> list[Finding]:
-    """The errors that Clips and the model raise for this dataset."""
-    errors, packing = {}, logging.getLogger('lib.data.store')
+    """The errors raised by Clips and the model for this dataset."""
+    errors = []
     tries = [partial(make_clips, config, split) for split in ('train', 'val')]
     tries.append(partial(build_model, config, num_joints))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # they are findings already
-        packing.disabled = True
+    hidden = hidden_messages('lib.data.store', logging.WARNING)  # they are findings already
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action='ignore'), hidden:
         config.data.update(ann_file=str(path), store_dir=folder)
         for build in tries:
             try:
                 build()
             except UserError as error:
-                errors[str(error)] = Finding(str(error), is_fault=True)
-        packing.disabled = False
-    return list(errors.values())
+                errors.append(str(error))
+    return [Finding(error, is_fault=True) for error in dict.fromkeys(errors)]
 
 
 def is_upright(dataset: Dataset) -> bool:
-    """Whether heads are above hips, and these above ankles, on average. True for unknown skeletons."""
+    """Whether heads are above hips and hips above ankles on average. True for unknown skeletons."""
     num_joints = dataset.layout[0]
     if num_joints not in PICKLE_SKELETONS:
         return True
     joints = PICKLE_SKELETONS[num_joints].joints
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # about joints that are never present
+        warnings.simplefilter('ignore')  # joints that are always missing
         height = np.nanmean([clip.height for clip in dataset.clips], axis=0)
         head, hips, ankles = (
             np.nanmean([height[i] for i in range(num_joints) if joints[i].endswith(part)])
             for part in (('nose', 'eye', 'ear', 'head'), 'hip', 'ankle')
         )
-    down = -1 if dataset.is_3d else 1  # pixels count downwards
+    down = -1 if dataset.is_3d else 1  # y points down in pixels
     return not (head * down > hips * down or hips * down > ankles * down)
 
 
 def pairs_of(splits: Iterable[str]) -> list[tuple[str, str]]:
-    """Training splits, each with its validation split, by their names."""
+    """Pairs of training and validation splits, by their names."""
     splits = list(splits)
     partners = [(name, name.replace('train', test)) for name in splits for test in ('val', 'test') if 'train' in name]
     return [pair for pair in partners if pair[1] in splits]
@@ -360,7 +361,7 @@ def clips_text(clips: Sequence[Clip]) -> str:
 
 
 def report(path: Path, dataset: Dataset, findings: Sequence[Finding]) -> Iterator[str]:
-    """The lines to print."""
+    """Lines to print."""
     yield f'{path}: {numbered(len(dataset.clips), "clip")}'
     for name, text in facts(dataset):
         yield f'{name:<9}  {text}'
@@ -388,10 +389,9 @@ def facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
         shapes = Counter(clip.img_shape for clip in clips).most_common(4)
         yield 'images', listed([f'{h} x {w} in {number:,} clips' for (h, w), number in shapes])
     scores = [score for clip in clips for score in clip.scores]
-    yield 'scores', f'{min(scores):.3f} to {max(scores):.3f}' if scores else 'none: 1 for each present joint'
-    total, missing, outside = (sum(getattr(clip, name) for clip in clips) for name in ('joints', 'missing', 'outside'))
-    where = '' if dataset.is_3d else f', {outside / max(total - missing, 1):.2%} of the others outside the image'
-    yield 'joints', f'{total:,}, {missing / total:.2%} missing{where}'
+    yield 'scores', f'{min(scores):.3f} to {max(scores):.3f}' if scores else 'none'
+    missing, total = sum(clip.missing for clip in clips), sum(clip.joints for clip in clips)
+    yield 'joints', f'{total:,}, {missing / total:.2%} missing'
 
 
 def split_table(dataset: Dataset) -> Iterator[str]:

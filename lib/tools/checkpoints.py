@@ -1,4 +1,4 @@
-"""Models and checkpoints for the tools, whatever the framework."""
+"""Models and checkpoints of either framework for the tools."""
 
 import importlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from lib.run import check_checkpoint, evaluation_config, names_of
 
 
 def build_model(config: EasyDict, num_joints: int) -> tuple[Any, Any]:
-    """Renderer (None for keypoint inputs) and untrained model; in PyTorch on the meta device, without content.
+    """Renderer (None for keypoint inputs) and untrained model; PyTorch models are on the meta device.
 
     num_joints: joints per person in a batch. Raises UserError, naming the keys, if they do not fit the model.
     """
@@ -36,7 +36,7 @@ def build_model(config: EasyDict, num_joints: int) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of this project and the config of its evaluation. epoch: completed ones. weights: of the model."""
+    """A checkpoint of this project and its evaluation config. epoch: number of completed epochs."""
 
     path: Path
     script: str
@@ -63,7 +63,7 @@ class Checkpoint:
         return self.training.load_model(self.config, num_joints, self.weights, self.path, self.world)
 
     def predict(self, clips: Clips) -> np.ndarray:
-        """Scores (N, K) float32 of all clips, those of an evaluation."""
+        """Scores (N, K) float32 of all clips, equal to those of an evaluation."""
         render, model = self.model(clips.num_joints)
         return self.training.classify(render, model, self.config, clips, self.world)
 
@@ -71,12 +71,12 @@ class Checkpoint:
 def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     """Reads a checkpoint file, or the best checkpoint in the folder of a run.
 
-    overrides: of the evaluation's config, see lib.run.evaluation_config. Raises UserError naming the file.
+    overrides: of the evaluation config, see lib.run.evaluation_config. Raises UserError naming the file.
     """
     frameworks = {suffix: framework for framework, suffix in SUFFIXES.items()}
     path = find_checkpoint(path, list(frameworks))
     if path.suffix not in frameworks:
-        raise UserError(f'{path} is not a checkpoint: name the folder of a run, or its {" or ".join(frameworks)} file.')
+        raise UserError(f'{path} is not a checkpoint. Name the folder of a run, or its {" or ".join(frameworks)} file.')
     content = importlib.import_module(f'lib.{frameworks[path.suffix]}.checkpoint').read(path)
     check_checkpoint(content, None, path)
     config = evaluation_config(path, content['config'], overrides)

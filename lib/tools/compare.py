@@ -2,8 +2,8 @@
 
     python -m lib.tools.compare checkpoint/action/sample_mbert checkpoint/action/sample_vanilla
 
-Accuracies are those of an evaluation (python -m lib.tools.evaluate RUN), or of the best epoch so far if there was none;
-`last` is the top-1 accuracy after the last epoch, clips/s the median training speed. Curves and confusion matrices:
+Accuracies come from the evaluation (python -m lib.tools.evaluate RUN), otherwise from the best epoch so far. `last` is
+the top-1 accuracy after the last epoch, clips/s the median training speed. Curves and confusion matrices:
 tensorboard --logdir checkpoint/action
 """
 
@@ -38,7 +38,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def row(name: str, run: Path, config: dict[str, dict]) -> tuple[str, ...]:
-    """The cells of a run; what is not known yet is left empty."""
+    """The cells of a run; unknown values are empty."""
     history, timing = read_lines(run / 'metrics.jsonl'), read_lines(run / 'timing.jsonl')
     evaluation = json.loads((run / 'evaluation.json').read_text()) if (run / 'evaluation.json').is_file() else None
     if evaluation:
@@ -62,26 +62,26 @@ def row(name: str, run: Path, config: dict[str, dict]) -> tuple[str, ...]:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart. Raises UserError if one is no run, or named twice."""
+    """The shortest unambiguous ends of the paths. Raises UserError if one is not a run or occurs twice."""
     parts = [run.resolve().parts for run in runs]
     for run, own in zip(runs, parts, strict=True):
         if not (run / 'config.yaml').is_file():
             raise UserError(f'{run} is not the folder of a run: it has no config.yaml.')
         if parts.count(own) > 1:
-            raise UserError(f'{run} is named twice.')
+            raise UserError(f'{run} is given twice.')
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({own[-n:] for own in parts}) == len(parts))
     return ['/'.join(own[-length:]) for own in parts]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a .jsonl file, none if it does not exist. A power cut may leave an incomplete last one."""
+    """The complete lines of a .jsonl file, if it exists. A power cut may leave an incomplete last line."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
 
 
 def value(config: dict[str, dict], key: str) -> str:
-    """The value of 'section.key' as a cell, empty if the config does not have the key."""
+    """The value of 'section.key' as a cell, empty if the config lacks the key."""
     found = flat(config).get(key, '')
     return found if isinstance(found, str) else shown(found)
 

@@ -4,7 +4,7 @@
 
 Prints accuracies and the ten most confused pairs of classes. Writes evaluation.json (metrics, per class, 95 %
 intervals), predictions.npz (ids, labels, logits) and confusion_matrix.png, by default beside the checkpoint, where they
-replace those of the last evaluation. --set may change the data and the test-time options.
+replace the files of the last evaluation. --set may change the data and test-time options.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from lib.tools.running import add_checkpoint, add_out, add_set, check_new, make_
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'evaluate')
     add_checkpoint(parser)
-    add_out(parser, 'FOLDER', text="folder without an evaluation (default: the checkpoint's)")
+    add_out(parser, 'FOLDER', text='folder without an evaluation (default: that of the checkpoint)')
     add_set(parser)
     return run_tool(evaluate, parser, argv)
 

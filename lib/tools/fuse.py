@@ -2,11 +2,11 @@
 
     python -m lib.tools.fuse checkpoint/action/joint checkpoint/action/limb --weights 2 1
 
-Prints the accuracy of each model and of the weighted mean of their probabilities. FILE is predictions.npz, as an
-evaluation writes it, or its folder; all must have the same clips.
+Prints the accuracy of each model and of the weighted mean of their probabilities. FILE is the predictions.npz of an
+evaluation, or its folder; all files must contain the same clips.
 
 --tune searches the best weight of two models on their predictions for other clips, evaluated with --out and another
-data.benchmark: a weight chosen on the scored clips would overstate the accuracy.
+data.benchmark. A weight tuned on the scored clips would overstate the accuracy.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Stream(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'fuse')
     parser.add_argument('files', nargs='+', type=Path, metavar='FILE', help='predictions.npz or its folder')
-    parser.add_argument('--weights', nargs='+', type=float, metavar='W', help='one for each FILE (default: equal)')
+    parser.add_argument('--weights', nargs='+', type=float, metavar='W', help='one per FILE (default: equal)')
     parser.add_argument('--tune', nargs=2, type=Path, metavar='FILE', help='the same two models on other clips')
     return run_tool(fuse, parser, argv)
 
@@ -66,19 +66,19 @@ def fuse(args: argparse.Namespace) -> None:
 
 
 def read_aligned(files: Sequence[Path]) -> list[Stream]:
-    """The streams, with their clips in the order of the first. Raises UserError if clips, labels or classes differ."""
+    """Reads streams and sorts their clips like the first. Raises UserError if clips, labels or classes differ."""
     files = [file / 'predictions.npz' if file.is_dir() else file for file in files]
     first, *others = (Stream(file, *read_predictions(file)) for file in files)
     if len(np.unique(first.ids)) < len(first.ids):
-        raise UserError(f'{first.path} has predictions of the same clip twice.')
+        raise UserError(f'{first.path} contains a clip twice.')
     aligned = [first]
     for stream in others:
         missing, more = np.setdiff1d(first.ids, stream.ids), np.setdiff1d(stream.ids, first.ids)
         if len(missing) or len(more) or len(stream.ids) != len(first.ids):
             example = f', first {shown_text(str([*missing, *more][0]))}' if len(missing) + len(more) else ''
             raise UserError(
-                f'{stream.path} and {first.path} have predictions of different clips ({len(missing)} are missing from '
-                f'the former and {len(more)} from the latter{example}). Evaluate both models on the same split.'
+                f'{stream.path} and {first.path} contain different clips ({len(missing)} are missing from the former '
+                f'and {len(more)} from the latter{example}). Evaluate both models on the same split.'
             )
         order = np.argsort(stream.ids)[np.argsort(np.argsort(first.ids))]
         stream = Stream(stream.path, *(array[order] for array in stream[1:]))
@@ -97,12 +97,12 @@ def read_aligned(files: Sequence[Path]) -> list[Stream]:
 
 
 def check_disjoint(scored: Stream, tuned: Stream) -> None:
-    """Raises UserError if a weight would be tuned on clips that it is scored on."""
+    """Raises UserError if the weight would be tuned on scored clips."""
     shared = np.intersect1d(scored.ids, tuned.ids)
     if len(shared):
         raise UserError(
-            f'--tune {tuned.path} has {len(shared):,} of the {len(scored.ids):,} clips of {scored.path}, first '
-            f'{shown_text(str(shared[0]))}. Tune on clips that are not scored: evaluate both models on another split.'
+            f'--tune {tuned.path} contains {len(shared):,} of the {len(scored.ids):,} clips of {scored.path}, first '
+            f'{shown_text(str(shared[0]))}. Evaluate both models on another split and tune on that.'
         )
 
 
@@ -112,7 +112,7 @@ def fused(streams: Sequence[Stream], shares: Sequence[float]) -> np.ndarray:
 
 
 def best_weight(streams: Sequence[Stream]) -> float:
-    """The share of the first of two streams with the most correct clips; among equal ones the nearest to a half."""
+    """The share of the first of two streams with the most correct clips; the nearest to 0.5 among equals."""
     shares = np.linspace(0, 1, STEPS + 1)
     one, other = (np.exp(log_probability(stream.logits)) for stream in streams)
     correct = [((share * one + (1 - share) * other).argmax(axis=1) == streams[0].labels).sum() for share in shares]
@@ -120,7 +120,7 @@ def best_weight(streams: Sequence[Stream]) -> float:
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> str:
-    """The accuracies of scores (N, K) as text."""
+    """Formats the accuracies of scores (N, K)."""
     found = classification_metrics(scores, labels)
     return f'Acc@1 {100 * found["top1"]:.2f} Acc@5 {100 * found["top5"]:.2f} MeanClass {100 * found["mean_class"]:.2f}'
 

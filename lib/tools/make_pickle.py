@@ -1,68 +1,62 @@
-"""Make a PYSKL pickle to train on.
+"""Make a PYSKL pickle to train on from keypoint files and a table of their labels.
 
-Of a folder of keypoint files and a table of their labels:
+    python -m lib.tools.make_pickle data/action/sample_files data/action/sample_files/labels.csv --out own.pkl
 
-    python -m lib.tools.make_pickle data/action/sample_files data/action/sample_files/labels.csv \\
-        --out data/action/own.pkl
-
-FOLDER holds a file or folder for each clip, in any format of data/README.md. LABELS is a CSV table with a row for each:
-
-    file,label,split
-    walk_01.json,walking,train
-    day_2/walk_02.json,walking,val;test
-
-A label is the name of an action, or its number from 0 on. A split is a name, or several with ; in between. Names are
-numbered in alphabetical order and written to <OUT without .pkl>_classes.txt, one a line. Instead of a folder, a pickle
-may be named: `file` is then the frame_dir of its clips. A row's pickle of several clips gives all of them its label.
-
-Of NTU RGB+D's raw download, a folder of .skeleton files (labels and splits follow from the names), of another pickle
-whose joints are in another order, and of the index of PYSKL's Kinetics-400 (--out is a folder of pickles then):
-
-    python -m lib.tools.make_pickle nturgb+d_skeletons --out data/action/ntu60_3danno.pkl
-    python -m lib.tools.make_pickle old.pkl --layout body25 --out new.pkl
-    python -m lib.tools.make_pickle k400_hrnet.pkl --kpfiles FOLDER --box_thr 0.5 --out data/action/k400
+SOURCE is a folder with a keypoint file or folder per clip, LABELS a CSV table with the columns file, label and split
+(data/README.md). The names of the classes are written to own_classes.txt. Other sources: a pickle, with LABELS or with
+--layout to reorder its joints; a folder of NTU RGB+D's .skeleton files; the index of PYSKL's Kinetics-400, with
+--kpfiles.
 """
 
 import argparse
 import csv
+import logging
 import pickle
 import re
 import shlex
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from lib.cli import DONE, USER_ERROR
+from lib.data.classes import read_class_names
 from lib.data.pickles import read_pickle, require_form
-from lib.data.skeletons import COCO17, LAYOUTS
+from lib.data.skeletons import COCO17
 from lib.errors import UserError, shown, shown_text, user_file
-from lib.files import check_writable, make_folder, replacing, require_file, write_text
+from lib.files import make_folder, replacing, require_file, write_text
 from lib.formats import ntu_skeleton, pyskl, read_keypoint_file
-from lib.formats.clip import LARGEST_COORDINATE, to_annotation
+from lib.formats.clip import to_annotation
 from lib.formats.content import read_text
 from lib.formats.kinetics400 import convert_kinetics
-from lib.tools.check_data import listed, numbered, span
+from lib.tools.running import (
+    add_out,
+    add_reading,
+    check_new,
+    hidden_messages,
+    img_shape_of,
+    listed,
+    log,
+    make_parser,
+    numbered,
+    progress,
+    run_tool,
+)
 
 KEYS = ('frame_dir', 'label', 'total_frames', 'img_shape', 'original_shape', 'keypoint')  # and keypoint_score
 COLUMNS = ('file', 'label', 'split')
-ENDING = re.compile(r'\.(json|csv|txt|skeleton|npy|npz|pkl|pickle)$')
+SUFFIX = re.compile(r'\.(json|csv|txt|skeleton|npy|npz|pkl|pickle)$')
 SPLIT_NAME = re.compile(r'[A-Za-z][\w.-]*')
-MOST_CLASSES = 10_000  # a number beyond that is a slip
-MOST_MISTAKES = 10  # that are shown
-MOST_BODIES = 2  # of NTU's raw files
-FLOAT16_KEEPS = 2048  # px; below, it is off by half a pixel at most
+MAX_CLASSES = 10_000  # a larger label is a typing error
+MAX_ERRORS = 10  # in a message
+NTU_BODIES = 2
+FLOAT16_KEEPS = 2048  # px; up to here float16 is within half a pixel
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: its line, its file as a path in the folder, its label, the splits it is in."""
+class Row(NamedTuple):
+    """A row of the table: line number, path relative to the folder, label, names of splits."""
 
     line: int
     file: str
@@ -71,315 +65,239 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The clip's frame_dir."""
-        return ENDING.sub('', self.file)
+        """The frame_dir of the clip."""
+        return SUFFIX.sub('', self.file)
+
+
+class Dataset(NamedTuple):
+    """Content of the pickle, and the names of its classes if labels are not numbers."""
+
+    split: dict[str, list[str]]
+    annotations: list[dict[str, Any]]
+    class_names: list[str] | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, 'make_pickle')
+    parser.add_argument('source', type=Path, metavar='SOURCE', help='folder of keypoint files, or a pickle')
+    parser.add_argument('labels', type=Path, nargs='?', metavar='LABELS', help='CSV table: file, label, split')
+    add_out(parser, 'FILE', text='new .pkl file; with --kpfiles a new folder', required=True)
+    add_reading(parser)
+    parser.add_argument('--kpfiles', type=Path, metavar='FOLDER', help='keypoint files of Kinetics-400')
+    parser.add_argument(
+        '--box_thr', type=float, default=0.5, help='minimum box score in Kinetics-400 (default: %(default)s)'
+    )
+    return run_tool(make, parser, argv)
+
+
+def make(args: argparse.Namespace) -> None:
+    out, img_shape = args.out, img_shape_of(args)
+    classes_file = out.with_name(f'{out.stem}_classes.txt')
+    check_new(out)
+    if args.kpfiles:
+        log.info('%s', convert_kinetics(args.source, args.kpfiles, args.box_thr, out))
+        return
+    check_new(classes_file)
+    if out.suffix != '.pkl':
+        raise UserError(f'--out {out}: the name must end in .pkl.')
+    with hidden_messages('lib.formats', logging.INFO):  # a line per file
+        if args.labels:
+            data = from_table(args.source, args.labels, args.layout, img_shape)
+        elif args.source.is_dir():
+            data = from_skeletons(args.source)
+        elif args.layout:
+            data = from_pickle(args.source, args.layout)
+        else:
+            raise UserError(f'{args.source}: add a table of labels, or --layout to reorder the joints of a pickle.')
+    make_folder(out.parent)
+    if data.class_names:
+        write_text(classes_file, ''.join(f'{name}\n' for name in data.class_names))
+    with replacing(out) as file:
+        pickle.dump({'split': data.split, 'annotations': data.annotations}, file, protocol=4)
+    for line in summary(out, data):
+        log.info('%s', line)
+    for command in next_commands(out, data, classes_file if data.class_names else None):
+        log.info('  %s', command)
+
+
+# --- from a table of labels -----------------------------------------------------------------------------------------
+
+
+def from_table(source: Path, labels: Path, layout: str | None, img_shape: tuple[int, int] | None) -> Dataset:
+    """The clips in a folder (or pickle) that a table lists. Raises UserError that lists all invalid rows or files."""
+    if source.is_dir():
+        clips, rows = None, read_table(labels, lambda file: (source / file).exists())
+    else:
+        clips = {clip['frame_dir']: clip for clip in read_keypoint_file(source, layout, img_shape)}
+        rows = read_table(labels, clips.__contains__)
+    names = sorted({row.label for row in rows})
+    numbers = {name: int(name) if name.isdecimal() else i for i, name in enumerate(names)}
+
+    annotations, errors, form, sources, guessed = [], [], None, Counter(), 0
+    split: dict[str, list[str]] = {name: [] for row in rows for name in row.splits}
+    for row in progress(rows, unit='file'):
+        try:
+            found = [clips[row.file]] if clips else read_keypoint_file(source / row.file, layout, img_shape)
+            form = form or form_of(found[0])
+            if form_of(found[0]) != form:
+                raise UserError(f'{row.file} is {form_of(found[0])}, others are {form}: make separate pickles.')
+        except UserError as error:
+            errors.append(f'line {row.line}: {error}')
+            continue
+        for annotation in found:
+            name = row.name if len(found) == 1 else f'{row.name}/{annotation["frame_dir"]}'
+            annotations.append(compact(annotation) | {'frame_dir': name, 'label': numbers[row.label]})
+            for split_name in row.splits:
+                split[split_name].append(name)
+            sources[annotation.get('source', 'PYSKL')] += 1
+            guessed += not annotation.get('img_shape_known', True)
+    raise_all(errors, source)
+    log.info('read as: %s', ', '.join(f'{count:,} {kind}' for kind, count in sources.most_common()))
+    if guessed:
+        log.info('image size of %s unknown: data.input keypoint_2d needs --img_shape H W', numbered(guessed, 'clip'))
+    return Dataset(split, annotations, None if names[0].isdecimal() else names)
 
 
 def read_table(path: Path, exists: Callable[[str], bool]) -> list[Row]:
-    """The rows of a CSV table, each for a file of its own. Raises UserError that lists all wrong rows."""
+    """The rows of a table, each of a different file that exists. Raises UserError that lists all invalid rows."""
     require_file(path)
-    rows, mistakes, lines = [], [], {}
+    rows, errors, lines = [], [], {}
     try:
         with user_file(path), path.open(encoding='utf-8-sig', newline='') as file:
             reader = csv.DictReader(file, strict=True)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
                 raise UserError(
-                    f'{path} must begin with the line {",".join(COLUMNS)}, found {shown(reader.fieldnames)}. Columns '
-                    'are separated by commas.'
+                    f'{path}: the first line must be {",".join(COLUMNS)}, separated by commas, found '
+                    f'{shown(reader.fieldnames)}.'
                 )
             for cells in reader:
-                values = {name: ' '.join((cells[name] or '').split()) for name in COLUMNS}
-                splits = tuple(dict.fromkeys(name.strip() for name in values['split'].split(';')))
-                file_name = (cells['file'] or '').strip()
-                row = Row(reader.line_num, file_name and Path(file_name).as_posix(), values['label'], splits)
-                mistake = 'it has more cells than the first line' if None in cells else _mistake(row, exists, lines)
-                if mistake:
-                    mistakes.append(f'line {row.line}: {mistake}')
-                lines.setdefault(row.name, row.line)
-                rows.append(row)
+                file_name, label, splits = (' '.join((cells[name] or '').split()) for name in COLUMNS)
+                names = tuple(dict.fromkeys(name.strip() for name in splits.split(';')))
+                rows.append(Row(reader.line_num, file_name and Path(file_name).as_posix(), label, names))
+                error = 'more cells than the first line' if None in cells else row_error(rows[0], rows[-1], lines)
+                if not error and not exists(rows[-1].file):
+                    error = f'{shown_text(rows[-1].file)} does not exist'
+                if error:
+                    errors.append(f'line {reader.line_num}: {error}')
+                lines.setdefault(rows[-1].name, reader.line_num)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f'{path} cannot be read as a CSV table in UTF-8 ({shown_text(str(error))}).') from None
     if not rows:
         raise UserError(f'{path} has no rows below the line {",".join(COLUMNS)}.')
-    numbered = [row for row in rows if row.label.isdecimal()]
-    if 0 < len(numbered) < len(rows):
-        named = [row for row in rows if not row.label.isdecimal()]
-        fewer, what = (
-            (numbered, 'number, and others are names')
-            if len(numbered) <= len(named)
-            else (named, 'name, and others are numbers')
-        )
-        mistakes += [f'line {row.line}: label {shown(row.label)} is a {what}' for row in fewer]
-    _stop_for(mistakes, str(path))
+    raise_all(errors, path)
     return rows
 
 
-def _mistake(row: Row, exists: Callable[[str], bool], lines: Mapping[str, int]) -> str | None:
-    """What is wrong with a row, if anything. lines: those of the clips before it."""
+def row_error(first: Row, row: Row, lines: Mapping[str, int]) -> str | None:
+    """What is wrong with a row, or None. first: first row of the table. lines: {clip: line} of the rows above."""
     if not row.file or not row.label:
-        return f'it has no {"label" if row.file else "file"}'
+        return f'the {"label" if row.file else "file"} is missing'
     if row.name in lines:
-        return f'{shown_text(row.name)} is in line {lines[row.name]} too'
-    if not row.label.isprintable() or (row.label.isdecimal() and int(row.label) >= MOST_CLASSES):
-        return f'label {shown(row.label)} is no name, nor a number below {MOST_CLASSES:,}'
-    wrong = [name for name in row.splits if not SPLIT_NAME.fullmatch(name)]
-    if wrong:
-        return f'split {shown(wrong[0])} is not a name, such as train or val'
-    if not exists(row.file):
-        return f'{shown_text(row.file)} is not there'
-    return None
+        return f'{shown_text(row.name)} is also in line {lines[row.name]}'
+    if row.label.isdecimal() != first.label.isdecimal():
+        return (
+            f'label {shown(row.label)}, but {shown(first.label)} in line {first.line}: use only names or only numbers'
+        )
+    if not row.label.isprintable() or (row.label.isdecimal() and int(row.label) >= MAX_CLASSES):
+        return f'label {shown(row.label)} is neither a name nor a number below {MAX_CLASSES:,}'
+    invalid = [name for name in row.splits if not SPLIT_NAME.fullmatch(name)]
+    return f'split {shown(invalid[0])} is not a name such as train or val' if invalid else None
 
 
-def _stop_for(mistakes: Sequence[str], what: str) -> None:
-    if mistakes:
-        more = [f'and {len(mistakes) - MOST_MISTAKES} more'] if len(mistakes) > MOST_MISTAKES else []
-        lines = '\n  '.join([*mistakes[:MOST_MISTAKES], *more])
-        raise UserError(f'{what}: {numbered(len(mistakes), "mistake")}, so nothing was written.\n  {lines}')
+def raise_all(errors: Sequence[str], path: Path) -> None:
+    """Raises a UserError that lists all errors, if there are any."""
+    if errors:
+        more = [f'and {len(errors) - MAX_ERRORS} more'] if len(errors) > MAX_ERRORS else []
+        lines = '\n  '.join([*errors[:MAX_ERRORS], *more])
+        raise UserError(f'{path}: {numbered(len(errors), "error")}, nothing was written.\n  {lines}')
 
 
-def numbers_of(labels: Iterable[str]) -> tuple[dict[str, int], list[str] | None]:
-    """The number of each label, and the names in their order; None where labels are numbers."""
-    names = sorted(set(labels))
-    if all(name.isdecimal() for name in names):
-        return {name: int(name) for name in names}, None
-    return {name: number for number, name in enumerate(names)}, names
-
-
-def compact(annotation: Mapping[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
-    """An annotation in as few bytes as PYSKL's, with its keys alone; and counts of what users should know of it."""
+def compact(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """An annotation with PYSKL's keys only, in float16 where that is accurate enough."""
     keypoint, score = annotation['keypoint'], annotation.get('keypoint_score')
-    is_large = bool((np.abs(keypoint) >= FLOAT16_KEEPS).any())
-    counts = Counter(
-        left_out=annotation.get('persons_left_out', 0),
-        guessed=not annotation.get('img_shape_known', True),
-        large=is_large,
-    )
+    is_wide = keypoint.shape[3] == 3 or (np.abs(keypoint) >= FLOAT16_KEEPS).any()
     clip = {key: annotation[key] for key in KEYS if key in annotation}
-    clip['keypoint'] = keypoint.astype(np.float32 if is_large or keypoint.shape[3] == 3 else np.float16)
-    if score is not None:
-        clip['keypoint_score'] = score.astype(np.float16)
-    return clip, counts
+    clip['keypoint'] = keypoint.astype(np.float32 if is_wide else np.float16)
+    return clip if score is None else clip | {'keypoint_score': score.astype(np.float16)}
 
 
-def from_table(
-    source: Path, labels: Path, out: Path, layout: str | None = None, img_shape: tuple[int, int] | None = None
-) -> str:
-    """Writes the pickle of a folder (or pickle) and a table of labels; returns what it made. Raises UserError."""
-    check_out(out)
-    if source.is_dir():
-        rows = read_table(labels, lambda file: (source / file).exists())
-    elif source.is_file():
-        by_name = {annotation['frame_dir']: annotation for annotation in read_keypoint_file(source, layout, img_shape)}
-        rows = read_table(labels, by_name.__contains__)
-    else:
-        raise UserError(f'{source} is not there. Name the folder that holds the keypoint files, or a pickle.')
-    numbers, names = numbers_of(row.label for row in rows)
-
-    annotations, counts, mistakes, form, sources = [], Counter(), [], None, Counter()
-    split: dict[str, list[str]] = {name: [] for row in rows for name in row.splits}
-    for row in tqdm(rows, unit='file', disable=None):
-        try:
-            found = read_keypoint_file(source / row.file, layout, img_shape) if source.is_dir() else [by_name[row.file]]
-            if (form := form or _form(found[0])) != _form(found[0]):
-                raise UserError(f'{row.file} is {_form(found[0])}, and files before it {form}. Make a pickle of each.')
-        except UserError as error:
-            mistakes.append(f'line {row.line}: {error}')
-            continue
-        for annotation in found:
-            clip, more = compact(annotation)
-            counts += more
-            sources[annotation.get('source', 'PYSKL')] += 1
-            name = row.name if len(found) == 1 else f'{row.name}/{annotation["frame_dir"]}'
-            annotations.append(clip | {'frame_dir': name, 'label': numbers[row.label]})
-            for split_name in row.splits:
-                split[split_name].append(name)
-    _stop_for(mistakes, str(source))
-    classes_file = None
-    if names is not None:
-        make_folder(out.parent)
-        classes_file = classes_file_of(out)
-        write_text(classes_file, ''.join(f'{name}\n' for name in names))
-    read_as = ', '.join(f'{number:,} {kind}' for kind, number in sources.most_common())
-    return _write(out, split, annotations, [f'read as: {read_as}', *_remarks(counts)], classes_file)
+# --- from other datasets --------------------------------------------------------------------------------------------
 
 
-def from_skeletons(folder: Path, out: Path) -> str:
-    """Writes the 3D pickle of NTU's .skeleton files, of each the two bodies that move most; returns what it made."""
-    check_out(out)
+def from_skeletons(folder: Path) -> Dataset:
+    """NTU RGB+D in 3D: the two bodies that move most, with labels and splits derived from the file names."""
     files = sorted(file for file in folder.rglob('*.skeleton') if not file.name.startswith('.'))
     if not files:
-        raise UserError(
-            f'{folder} holds no .skeleton files. Of other files, name a table of labels too: FOLDER LABELS.'
-        )
-    annotations, without, mistakes = {}, [], []
-    for file in tqdm(files, unit='file', disable=None):
+        raise UserError(f'{folder} holds no .skeleton files. For other files, add a table of labels: SOURCE LABELS.')
+    annotations, empty, errors = {}, [], []
+    for file in progress(files, unit='file'):
         try:
             if not ntu_skeleton.ID.fullmatch(file.stem) or file.stem in annotations:
-                raise UserError(f'{file} must have a name of its own, such as S001C002P003R002A013.skeleton.')
+                raise UserError(f'{file}: expected a unique name such as S001C002P003R002A013.skeleton.')
             clip = ntu_skeleton.read(read_text(file), str(file))
             if any(clip.frames.values()):
-                annotations[file.stem] = compact(to_annotation(clip, file, None, None, MOST_BODIES))[0]
+                annotations[file.stem] = compact(to_annotation(clip, file, None, None, NTU_BODIES))
             else:
-                without.append(file.stem)
+                empty.append(file.stem)
         except UserError as error:
-            mistakes.append(str(error))
-    _stop_for(mistakes, str(folder))
+            errors.append(str(error))
+    raise_all(errors, folder)
     if not annotations:
-        raise UserError(f'{folder}: none of its {len(files):,} files has a skeleton in it.')
-    remarks = []
-    if without:
-        remarks = [f'left out: {numbered(len(without), "clip")} without a skeleton ({listed(without)})']
+        raise UserError(f'{folder}: none of its {len(files):,} files has a skeleton.')
+    if empty:
+        log.info('left out: %s without a skeleton (%s)', numbered(len(empty), 'clip'), listed(empty))
     split = {name: ids for name, ids in ntu_skeleton.splits_of(list(annotations)).items() if ids}
-    return _write(out, split, list(annotations.values()), remarks, None)
+    return Dataset(split, list(annotations.values()))
 
 
-def convert_pickle(source: Path, layout: str, out: Path) -> str:
-    """Writes a pickle whose joints are in another layout in the order that models take; returns what it made."""
-    check_out(out)
-    data = read_pickle(source)
-    annotations = pyskl.read(data, source, layout)
-    names = [annotation['frame_dir'] for annotation in annotations]
-    split = require_form(data, source)[0] if isinstance(data, dict) and 'split' in data else {'all': names}
-    classes_file = None
-    if (old := classes_file_of(source)).is_file():
-        make_folder(out.parent)
-        classes_file = classes_file_of(out)
-        write_text(classes_file, old.read_text())
-    return _write(out, split, annotations, [], classes_file)
+def from_pickle(source: Path, layout: str) -> Dataset:
+    """A pickle with its joints converted from another layout."""
+    content = read_pickle(source)
+    annotations = pyskl.read(content, source, layout)
+    if isinstance(content, dict) and 'split' in content:
+        split = require_form(content, source)[0]
+    else:
+        split = {'all': [annotation['frame_dir'] for annotation in annotations]}
+    classes_file = source.with_name(f'{source.stem}_classes.txt')
+    return Dataset(split, annotations, read_class_names(classes_file) if classes_file.is_file() else None)
 
 
-def check_out(out: Path) -> None:
-    if out.suffix != '.pkl':
-        raise UserError(f'{out} must end in .pkl.')
-    for file in (out, classes_file_of(out)):
-        if file.exists():
-            raise UserError(f'{file} is there already. Name a new --out, or remove it.')
-    check_writable(out.parent, 'Name another --out.')
+# --- what was made --------------------------------------------------------------------------------------------------
 
 
-def classes_file_of(out: Path) -> Path:
-    return out.with_name(f'{out.stem}_classes.txt')
-
-
-def _write(
-    out: Path,
-    split: Mapping[str, list[str]],
-    annotations: Sequence[Mapping[str, Any]],
-    remarks: Iterable[str],
-    classes_file: Path | None,
-) -> str:
-    make_folder(out.parent)
-    with replacing(out) as file:
-        pickle.dump({'split': dict(split), 'annotations': annotations}, file, protocol=4)
-    made = _made(out, split, annotations, classes_file)
-    return '\n'.join([*made, *remarks, '', 'Next:', *_next(out, split, annotations, classes_file)])
-
-
-def _form(annotation: Mapping[str, Any]) -> str:
+def form_of(annotation: Mapping[str, Any]) -> str:
     _, _, num_joints, size = annotation['keypoint'].shape
-    return f'{size}D of {num_joints} joints'
+    return f'{size}D, {num_joints} joints'
 
 
-def _made(
-    out: Path, split: Mapping[str, list[str]], annotations: Sequence[Mapping[str, Any]], classes_file: Path | None
-) -> Iterator[str]:
-    """What was made."""
-    shapes = np.array([annotation['keypoint'].shape[:2] for annotation in annotations])
-    (fewest, shortest), (most, longest) = shapes.min(axis=0), shapes.max(axis=0)
-    labels = {annotation['frame_dir']: annotation['label'] for annotation in annotations}
-    yield (
-        f'{out}: {numbered(len(annotations), "clip")} of {len(set(labels.values()))} classes, {_form(annotations[0])}, '
-        f'{span(fewest, most)} persons, {span(shortest, longest)} frames, {out.stat().st_size / 1e6:,.1f} MB'
-    )
-    for name, clips in split.items():
-        counts = Counter(labels[clip] for clip in clips if clip in labels).values()
-        yield (
-            f'split {name}: {numbered(sum(counts), "clip")} of {len(counts)} classes, '
-            f'{span(min(counts, default=0), max(counts, default=0))} of each'
-        )
-    if classes_file:
-        yield f'{classes_file}: their names, in the order of the labels'
+def summary(out: Path, data: Dataset) -> Iterator[str]:
+    labels = {annotation['frame_dir']: annotation['label'] for annotation in data.annotations}
+    classes = len(set(labels.values()))
+    yield f'{out}: {numbered(len(labels), "clip")}, {classes} classes, {form_of(data.annotations[0])}'
+    for name, ids in data.split.items():
+        used = [labels[i] for i in ids if i in labels]
+        yield f'split {name}: {numbered(len(used), "clip")}, {len(set(used))} classes'
 
 
-def _remarks(counts: Mapping[str, int]) -> Iterator[str]:
-    """What users should know."""
-    if counts['left_out']:
-        yield f'left out: {numbered(counts["left_out"], "person")}, of clips with more than the ten who are kept'
-    if counts['guessed']:
-        yield (
-            f'image size: unknown of {numbered(counts["guessed"], "clip")}, guessed by the joints, which matters only '
-            'to data.input keypoint_2d; --img_shape H W names it'
-        )
-    if counts['large']:
-        yield f'float32: {numbered(counts["large"], "clip")} with coordinates from {FLOAT16_KEEPS:,} px on'
-
-
-def _next(
-    out: Path, split: Mapping[str, list[str]], annotations: Sequence[Mapping[str, Any]], classes_file: Path | None
-) -> Iterator[str]:
+def next_commands(out: Path, data: Dataset, classes_file: Path | None) -> Iterator[str]:
     """Commands that check the pickle and train on it."""
-    yield f'  python -m lib.tools.check_data {shlex.quote(str(out))}'
-    train = next((name for name in split if 'train' in name), None)
-    others = sorted((name for name in split if name != train), key=lambda name: 'val' not in name)
+    yield f'python -m lib.tools.check_data {shlex.quote(str(out))}'
+    train = next((name for name in data.split if 'train' in name), None)
+    others = sorted((name for name in data.split if name != train), key=lambda name: 'val' not in name)
     if train is None or not others:
-        yield 'Training takes two lists, of which one has train in its name.'
         return
     values = {
         'data.ann_file': out,
         'data.benchmark': f'[{train},{others[0]}]',
-        'model.num_classes': max(annotation['label'] for annotation in annotations) + 1,
+        'model.num_classes': max(annotation['label'] for annotation in data.annotations) + 1,
     }
     if classes_file:
         values['data.class_names'] = classes_file
-    num_joints = annotations[0]['keypoint'].shape[2]
-    if num_joints != len(COCO17.joints):  # which configs have
+    num_joints = data.annotations[0]['keypoint'].shape[2]
+    if num_joints != len(COCO17.joints):
         values['model.num_joints'] = num_joints
     settings = ' '.join(f'--set {shlex.quote(f"{key}={value}")}' for key, value in values.items())
-    yield f'  python train_action_vanilla.py --checkpoint checkpoint/action/{shlex.quote(out.stem)} {settings}'
-
-
-def make(args: argparse.Namespace) -> str:
-    img_shape = tuple(args.img_shape) if args.img_shape else None
-    if args.kpfiles:
-        return convert_kinetics(args.source, args.kpfiles, args.box_thr, args.out)
-    if args.labels:
-        return from_table(args.source, args.labels, args.out, args.layout, img_shape)
-    if args.source.is_dir():
-        return from_skeletons(args.source, args.out)
-    if args.layout:
-        return convert_pickle(args.source, args.layout, args.out)
-    raise UserError(f'{args.source}: name a table of labels too, or --layout to convert a pickle, or a folder.')
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog='python -m lib.tools.make_pickle',
-    )
-    parser.add_argument('source', type=Path, metavar='FOLDER', help='the keypoint files; or a pickle')
-    parser.add_argument(
-        'labels', type=Path, nargs='?', metavar='LABELS', help='CSV table with the columns file, label, split'
-    )
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='new .pkl file')
-    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints (default: by their number)')
-    parser.add_argument(
-        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the images in pixels, if files lack it'
-    )
-    parser.add_argument('--kpfiles', type=Path, metavar='FOLDER', help="the keypoint files of Kinetics-400's index")
-    parser.add_argument(
-        '--box_thr', type=float, default=0.5, help='of Kinetics-400: least score of a person (default: %(default)s)'
-    )
-    args = parser.parse_args(arguments)
-    if args.img_shape and not all(1 <= size <= LARGEST_COORDINATE for size in args.img_shape):
-        parser.error(f'--img_shape {args.img_shape[0]} {args.img_shape[1]}: pixels, height and width')
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
-    try:
-        print(make(args))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return USER_ERROR
-    return DONE
+    yield f'python train_action_vanilla.py --checkpoint checkpoint/action/{shlex.quote(out.stem)} {settings}'
 
 
 if __name__ == '__main__':

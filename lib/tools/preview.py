@@ -1,9 +1,9 @@
-"""Look at a clip as a model sees it: skeleton, heatmaps, augmentation.
+"""Draw a clip as a model sees it: skeleton, heatmaps, augmentation.
 
     python -m lib.tools.preview data/action/sample_hrnet.pkl --clip S009C002P021R001A024 --out out/kick.png
     python -m lib.tools.preview data/action/sample_hrnet.pkl --set heatmap.kind=limb --augmented 3 --out out/clip.gif
 
-A PNG shows some of the sampled frames; a GIF or an MP4 (needs ffmpeg) shows all of them at the speed of a clip with 30
+A PNG shows some of the sampled frames, a GIF or an MP4 (needs ffmpeg) all of them at the original speed, assuming 30
 frames per second. The left side of the body is blue, the right side orange.
 """
 
@@ -34,9 +34,9 @@ from lib.tools.running import add_out, add_set, check_new, listed, log, make_par
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ENDINGS = ('.png', '.gif', '.mp4')
-FRAMES = 8  # of a PNG
-RATE = 30  # frames per second of NTU RGB+D's videos
+SUFFIXES = ('.png', '.gif', '.mp4')
+FRAMES = 8  # in a PNG
+RATE = 30  # frames per second of NTU RGB+D
 
 Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N,M,T,V,2), (N,M,T,V) -> (N,T,C,H,W)
 
@@ -45,7 +45,7 @@ Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N,M,T,V,2), (N,M,T,V) 
 class View:
     """RGB images (T, 3, H, W) between 0 and 1, and skeletons drawn on them.
 
-    keypoint: (M, T, V, 2) in pixels of the images. score: (M, T, V), the opacity of the limbs. None: no skeletons.
+    keypoint: (M, T, V, 2) in pixels of the images, or None. score: (M, T, V), the opacity of the limbs.
     """
 
     title: str
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('ann_file', metavar='FILE', help='PYSKL pickle')
     add_out(parser, 'FILE', text='new .png, .gif or .mp4', required=True)
     parser.add_argument('--clip', metavar='NAME', help='frame_dir of the clip (default: the first validation clip)')
-    parser.add_argument('--augmented', type=int, default=0, metavar='N', help='add the views of N training epochs')
+    parser.add_argument('--augmented', type=int, default=0, metavar='N', help='also show N training epochs')
     parser.add_argument(
         '--config',
         type=Path,
@@ -98,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def preview(args: argparse.Namespace) -> None:
-    ending = args.out.suffix.lower()
-    if ending not in ENDINGS:
-        raise UserError(f'--out {args.out}: the file name must end in {", ".join(ENDINGS)}.')
+    suffix = args.out.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f'--out {args.out}: the file name must end in {", ".join(SUFFIXES)}.')
     check_new(args.out)
     config = load_config(args.config / 'config.yaml' if args.config.is_dir() else args.config, args.set)
     if 'heatmap' not in config:
@@ -117,15 +117,15 @@ def preview(args: argparse.Namespace) -> None:
     )
     title += f'{len(views[0].images)} samples of {numbered(total, "frame")}'
     make_folder(args.out.parent)
-    if ending == '.png':
+    if suffix == '.png':
         save_still(views, title, args.out)
     else:
         save_animation(views, title, total / RATE, args.out)
-    log.info(f'{title}\nwritten: {args.out}')
+    log.info(f'{title}\nwrote {args.out}')
 
 
 def find_clip(store: Store, benchmark: str | list[str], name: str | None) -> tuple[str, int]:
-    """The first split with a clip, and its number in the store: by name, or the first validation clip.
+    """Finds a clip by name, or the first validation clip: the first split that contains it, and its index in the store.
 
     Raises UserError if there is none.
     """
@@ -142,14 +142,14 @@ def find_clip(store: Store, benchmark: str | list[str], name: str | None) -> tup
 
 
 def class_name(config: EasyDict, name: str, label: int) -> str:
-    """The name of a clip's class: NTU RGB+D's for clips named like NTU RGB+D's, else that of the class names file."""
+    """The class name of a clip: NTU RGB+D's for its clip names, otherwise from the file of class names."""
     if label < len(NTU120) and name.endswith(f'A{label + 1:03d}'):
         return NTU120[label]
     return class_names({'data': config.data, 'model': {'num_classes': label + 1}})[label]
 
 
 def make_views(config: EasyDict, draw: Draw, clip: int, augmented: int) -> list[View]:
-    """The views of a clip: its skeleton and heatmaps in evaluation, its heatmaps in the first training epochs."""
+    """Skeleton and heatmaps of a clip in evaluation, and its heatmaps in the first training epochs."""
     augmentation, size = Augmentation(**config.augmentation), config.heatmap.size
     clips = Clips('val', augmentation, size, **config.data)
     skeleton, kind = clips.skeleton, config.heatmap.kind
@@ -172,7 +172,7 @@ def make_views(config: EasyDict, draw: Draw, clip: int, augmented: int) -> list[
 
 
 def renderer(script: str, heatmap: Mapping[str, Any]) -> Draw:
-    """The renderer of the model: TensorFlow's for ViViT, else PyTorch's."""
+    """The renderer of the model's framework."""
     if script == 'vivit':
         from lib.tensorflow.heatmap import HeatmapRenderer
 
@@ -185,7 +185,7 @@ def renderer(script: str, heatmap: Mapping[str, Any]) -> Draw:
 
 
 def save_still(views: list[View], title: str, path: Path) -> None:
-    """A PNG with a row for each view."""
+    """Saves a PNG with one row per view."""
     times = np.linspace(0, len(views[0].images) - 1, FRAMES).round().astype(int)
     figure = new_figure(1.4 * len(times), 1.75 * len(views) + 0.4)
     for axes, view in zip(figure.subplots(len(views), squeeze=False).flat, views, strict=True):
@@ -195,13 +195,15 @@ def save_still(views: list[View], title: str, path: Path) -> None:
 
 
 def save_animation(views: list[View], title: str, seconds: float, path: Path) -> None:
-    """A GIF or an MP4 with a panel for each view. Raises UserError for an MP4 if ffmpeg is missing."""
+    """Saves a GIF or an MP4 with one panel per view. Raises UserError if an MP4 needs ffmpeg and it is missing."""
     from matplotlib.animation import FFMpegWriter, PillowWriter
 
     if path.suffix.lower() == '.mp4' and not FFMpegWriter.isAvailable():
         raise UserError(f'{path}: writing an MP4 needs ffmpeg, which is not installed. Install it, or name a .gif.')
     count = len(views[0].images)
-    rate = Fraction(100, max(2, round(100 * seconds / count)))  # a GIF counts in hundredths of a second, two at least
+    rate = Fraction(
+        100, max(2, round(100 * seconds / count))
+    )  # GIF frames last whole hundredths of a second, at least two
     writer = (FFMpegWriter if path.suffix.lower() == '.mp4' else PillowWriter)(fps=rate)
     columns = min(len(views), 4)
     rows = -(-len(views) // columns)
@@ -218,7 +220,7 @@ def save_animation(views: list[View], title: str, seconds: float, path: Path) ->
                     axes.clear()
                     view.draw(axes, [t])
                 writer.grab_frame()
-                figure.set_layout_engine('none')  # all frames have the layout of the first one
+                figure.set_layout_engine('none')  # keep the layout of the first frame
         with replacing(path) as file:
             file.write(temporary.read_bytes())
 

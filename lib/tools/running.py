@@ -1,4 +1,4 @@
-"""How a tool is written: parser, shared arguments, exit codes, output and progress.
+"""Shared parts of the tools: parser, arguments, exit codes, output and progress.
 
     def main(argv: Sequence[str] | None = None) -> int:
         parser = make_parser(__doc__, 'example')
@@ -15,9 +15,10 @@ Frameworks are imported inside functions, so that --help is fast.
 """
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from tqdm import tqdm
 
 from lib import console
 from lib.cli import DONE, FAILED, USER_ERROR
+from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
 from lib.files import check_writable
+from lib.formats.clip import LARGEST_COORDINATE
 from lib.stop import STOPPED, interrupt_at_once
 
 log = logging.getLogger('lib.tools')
@@ -50,20 +53,34 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Adds --set, a list of overrides `set`."""
     parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='changes a config key; repeatable'
+        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='change a config key; repeatable'
     )
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Adds --layout and --img_shape, options of lib.formats.read_keypoint_file."""
+    parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints (default: by their number)')
+    parser.add_argument(
+        '--img_shape', type=int, nargs=2, metavar=('H', 'W'), help='image size in pixels, if files do not contain it'
+    )
+
+
+def img_shape_of(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The value of --img_shape. Raises UserError if it is not an image size."""
+    if args.img_shape and not all(1 <= size <= LARGEST_COORDINATE for size in args.img_shape):
+        raise UserError(f'--img_shape {args.img_shape[0]} {args.img_shape[1]}: give height and width in pixels.')
+    return args.img_shape and tuple(args.img_shape)
+
+
 def add_out(parser: argparse.ArgumentParser, kind: str, *, text: str = '', required: bool = False) -> None:
-    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. The tool calls check_new before it starts to work."""
+    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. The tool calls check_new first."""
     parser.add_argument('--out', type=Path, metavar=kind, required=required, help=text or f'new {kind.lower()}')
 
 
 def check_new(out: Path, *names: str) -> None:
-    """Raises UserError if writing `out` would overwrite something, or is impossible.
+    """Raises UserError if `out` exists or cannot be written.
 
-    names: glob patterns of the files written into the folder `out`, which may exist; without any, `out` itself must
-    not exist.
+    names: glob patterns of new files in the folder `out`, which may exist if they are given.
     """
     there = sorted(path for name in names for path in out.glob(name)) if names else [out] * out.exists()
     if there:
@@ -72,7 +89,7 @@ def check_new(out: Path, *names: str) -> None:
 
 
 def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str = '', unit: str = 'clip') -> tqdm:
-    """A progress bar on a terminal, nothing elsewhere: iterate over it, or pass items=None and call update()."""
+    """A progress bar, shown only on a terminal. Iterate over it, or pass items=None and call update()."""
     return tqdm(items, total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, disable=None)
 
 
@@ -81,8 +98,8 @@ def run_tool(
 ) -> int:
     """Parses the command line, calls main(args) and returns the exit code.
 
-    0, or what main returns. A UserError is one line and 2; a signal is 75; a FloatingPointError (results that are not
-    finite or not equal) is one line and 1. Any other exception is a bug and keeps its traceback.
+    The result of main, or 0. A UserError prints one line and returns 2, a signal returns 75, a FloatingPointError
+    (results that are not finite or not equal) prints one line and returns 1. Other exceptions are bugs and propagate.
     """
     args = parser.parse_args(argv)
     try:
@@ -94,6 +111,18 @@ def run_tool(
     except (UserError, FloatingPointError) as error:
         print(f'error: {error}', file=sys.stderr)
         return USER_ERROR if isinstance(error, UserError) else FAILED
+
+
+@contextlib.contextmanager
+def hidden_messages(name: str, level: int) -> Iterator[None]:
+    """Context manager that hides log messages of a module up to a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def numbered(count: int, noun: str) -> str:

@@ -1,10 +1,10 @@
-"""Summarise a config: parameters, multiply-adds, and the settings that differ from the published row.
+"""Summarise a config: parameters, multiply-adds, and differences from the published row.
 
     python -m lib.tools.summary configs/action/MB_train.yaml --set data.batch_size=8 --measure
 
-Multiply-adds are those of the forward pass of one clip: matrix products and convolutions (in TensorFlow elementwise
-operations too, about 1 %). --measure trains two steps on made-up clips, on the GPU if there is one, and reports the
-time of the second and the peak memory.
+Multiply-adds count matrix products and convolutions in the forward pass of one clip (in TensorFlow also elementwise
+operations, about 1 %). --measure runs two training steps on random clips, on the GPU if there is one, and reports the
+time of the second step and the peak memory.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from lib.tools.checkpoints import build_model
 from lib.tools.running import add_set, log, make_parser, run_tool
 
 PUBLISHED = Path(__file__).parents[2] / 'configs' / 'action'
-PATHS = ('data.ann_file', 'data.store_dir', 'data.class_names')  # not settings of a row
+PATHS = ('data.ann_file', 'data.store_dir', 'data.class_names')  # not part of a row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'summary')
-    parser.add_argument('config', type=Path, metavar='CONFIG', help='YAML config of any of the three scripts')
+    parser.add_argument('config', type=Path, metavar='CONFIG', help='YAML config of any model')
     add_set(parser)
-    parser.add_argument('--measure', action='store_true', help='trains two steps: memory and time')
+    parser.add_argument('--measure', action='store_true', help='run two training steps: memory and time')
     return run_tool(summarise, parser, argv)
 
 
@@ -55,7 +55,7 @@ def summarise(args: argparse.Namespace) -> None:
 
 
 def pytorch_cost(config: EasyDict) -> tuple[int, int, int]:
-    """Parameters, trained parameters and multiply-adds. Raises UserError if the config does not fit its input."""
+    """Numbers of parameters, trained parameters and multiply-adds. Raises UserError if the config is inconsistent."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,7 +74,7 @@ def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:
     import tensorflow as tf
     from tensorflow.compat.v1 import profiler
 
-    tf.get_logger().setLevel('ERROR')  # the profiler is deprecated, and nothing has replaced it
+    tf.get_logger().setLevel('ERROR')  # the profiler is deprecated without a replacement
     render, model = build_model(config, joints_of(config))
     size = config.heatmap.size
     volume = tf.TensorSpec((1, config.data.clip_len, size, size, render.num_maps(joints_of(config))))
@@ -88,9 +88,9 @@ COSTS = {'pytorch': pytorch_cost, 'tensorflow': tensorflow_cost}
 
 
 def measure(config: EasyDict) -> tuple[str, float, int]:
-    """Device, seconds of a training step after a first one, and peak memory in bytes."""
+    """Device, duration of the second training step in seconds, and peak memory in bytes."""
     world = MODELS[config.script].training.distributed.init()
-    step = make_step('ours', config, world)
+    step = make_step(config, world)
     step()
     start = time.perf_counter()
     step()
@@ -98,7 +98,7 @@ def measure(config: EasyDict) -> tuple[str, float, int]:
 
 
 def published_lines(path: Path, config: EasyDict) -> list[str]:
-    """The published row that a config is or is nearest to, and the settings in which they differ."""
+    """Lines on the published row nearest to a config and the settings in which they differ."""
     rows = {}  # {file: (line on the published result, config)}
     for file in sorted(PUBLISHED.glob('*.yaml')):
         if read_config(file)['script'] == config.script:
@@ -117,7 +117,7 @@ def published_lines(path: Path, config: EasyDict) -> list[str]:
 
 
 def changes(published: Mapping[str, dict], config: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ, {'section.key': (published, here)}; of paths only the name of the pickle counts."""
+    """Differing settings {'section.key': (published, here)}; of paths, only the name of the pickle is compared."""
     found = {key: pair for key, pair in differences(published, config).items() if key not in PATHS}
     before, now = (Path(each['data']['ann_file']).name for each in (published, config))
     return ({'data.ann_file': (before, now)} if before != now else {}) | found

@@ -15,9 +15,9 @@ many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scope
 
 
 @pytest.mark.parametrize('protocol', range(6))
-def test_reads_what_every_protocol_writes(write_pickle, protocol):
+def test_reads_every_protocol(write_pickle, protocol):
     data = make_annotations([20, 30, 40], persons=[1, 2, 1])
-    data['annotations'][0]['label'] = np.int64(3)  # some sets hold NumPy numbers
+    data['annotations'][0]['label'] = np.int64(3)  # some datasets contain NumPy numbers
     data['annotations'][1]['keypoint'] = np.asfortranarray(data['annotations'][1]['keypoint'])
     data['annotations'][2]['keypoint'] = data['annotations'][2]['keypoint'].astype('>f4')
     loaded = load_annotations(write_pickle(data, protocol=protocol))
@@ -48,7 +48,7 @@ def test_reads_real_motion(motion, name):
         np.testing.assert_array_equal(a['keypoint'], b['keypoint'])
 
 
-def test_a_missing_file_says_where_to_get_it(tmp_path):
+def test_errors_about_a_missing_file_have_download_links(tmp_path):
     with pytest.raises(ValueError, match='not there') as error:
         load_annotations(tmp_path / 'ntu60_hrnet.pkl')
     for part in (
@@ -81,7 +81,7 @@ def test_object_arrays_are_refused(write_pickle):
 
 
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.999])
-def test_a_cut_file_is_refused(write_pickle, share):
+def test_a_truncated_file_is_refused(write_pickle, share):
     path = write_pickle(make_annotations([20, 30, 40]))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -96,7 +96,7 @@ def broken(change):
 
 
 ANNOTATION = r'set\.pkl: annotation 1 \(S001C001P001R001A002\)'
-MISTAKES = {
+INVALID = {
     'zero frames': (
         lambda a, d: a.update(total_frames=0, keypoint=a['keypoint'][:, :0], keypoint_score=None),
         f'{ANNOTATION} has zero frames',
@@ -119,7 +119,7 @@ MISTAKES = {
     'label negative': (lambda a, d: a.update(label=-1), f'{ANNOTATION}: label must be .* found -1'),
     'no label': (lambda a, d: a.pop('label'), f'{ANNOTATION} lacks label'),
     'no shape': (lambda a, d: a.pop('img_shape'), f'{ANNOTATION}: img_shape must be'),
-    'Kinetics': (lambda a, d: a.update(raw_file='x.pkl'), f'{ANNOTATION} points to a keypoint file'),
+    'Kinetics': (lambda a, d: a.update(raw_file='x.pkl'), f'{ANNOTATION} refers to another keypoint file'),
     'joints differ': (
         lambda a, d: a.update(keypoint=a['keypoint'][:, :, :9], keypoint_score=None),
         r'annotation 1 .*\(9, 2\)',
@@ -131,9 +131,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize('mistake', MISTAKES)
-def test_unsound_content_is_refused_by_name(write_pickle, mistake):
-    change, message = MISTAKES[mistake]
+@pytest.mark.parametrize('case', INVALID)
+def test_invalid_content_is_refused_by_name(write_pickle, case):
+    change, message = INVALID[case]
     with pytest.raises(ValueError, match=message):
         load_annotations(write_pickle(broken(change)))
 
@@ -181,7 +181,7 @@ def same(one, other):
 
 @many
 @given(data=plain_data, protocol=st.integers(0, 5))
-def test_plain_data_is_read_as_python_reads_it(tmp_path, data, protocol):
+def test_plain_data_is_read_like_pickle_load(tmp_path, data, protocol):
     path = tmp_path / 'set.pkl'
     content = pickle.dumps(data, protocol)
     path.write_bytes(content)

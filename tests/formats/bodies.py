@@ -1,4 +1,4 @@
-"""A standing body that walks, as keypoint files of every source have it."""
+"""A walking body for the keypoint files of every source."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _BODY = [
 
 
 def body(frames: int = 6, at: tuple[float, float] = (300, 210), score: float = 0.9) -> np.ndarray:
-    """(T, 17, 3) float64: x, y, score of COCO's joints; 2 px a frame to the right, while wrists and ankles swing."""
+    """COCO joints (T, 17, 3) float64, x, y, score: 2 px per frame to the right with swinging wrists and ankles."""
     pose = np.array(_BODY, float) + at + 2 * np.arange(frames)[:, None, None] * (1, 0)
     pose[:, 9, 0] += 8 * np.sin(np.arange(frames) / 3)
     pose[:, 15:, 0] += 10 * np.sin(np.arange(frames) / 4)[:, None] * (1, -1)
@@ -20,7 +20,7 @@ def body(frames: int = 6, at: tuple[float, float] = (300, 210), score: float = 0
 
 
 def in_layout(joints: np.ndarray, layout: str) -> np.ndarray:
-    """COCO's joints (..., 17, 3) in another layout, those that COCO lacks in the middle of their neighbours."""
+    """Converts COCO joints (..., 17, 3) to another layout; joints missing in COCO are midpoints of neighbours."""
     joints_there = convert(joints, 'coco17', layout)
     middles = {'neck': (5, 6), 'mid_hip': (11, 12), 'root': (11, 12), 'head': (1, 2), 'belly': (5, 12)}
     for i, name in enumerate(LAYOUTS[layout]):

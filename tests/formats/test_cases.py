@@ -1,4 +1,4 @@
-"""Inputs that users bring, as other tools write them, and their outcome. Most are files in cases/."""
+"""Typical inputs written by other tools, most of them in cases/, and their outcomes."""
 
 import collections
 import json
@@ -43,7 +43,7 @@ READ = {  # file: (persons (M, T, 17, 3), arguments, first frame)
 
 
 @pytest.mark.parametrize('name', READ)
-def test_real_forms_are_read_with_their_persons_and_frames(name, caplog):
+def test_typical_files_are_read_with_their_persons_and_frames(name, caplog):
     expected, arguments, first = READ[name]
     caplog.set_level(logging.INFO)
     [found] = read_keypoint_file(CASES / name, **arguments)
@@ -64,12 +64,12 @@ def test_coco_annotations_have_the_size_of_the_images_and_score_1():
     assert (found['keypoint_score'] == 1).all()
 
 
-def test_two_persons_in_turn_of_the_same_number_are_two():
+def test_consecutive_persons_with_the_same_id_are_two():
     [found] = read_keypoint_file(CASES / 'alphapose_two_in_turn_idx0' / 'a.json')
     np.testing.assert_array_equal(found['keypoint_score'].any(axis=2), [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]])
 
 
-def test_raw_skeletons_are_in_metres_with_the_label_of_their_name(tmp_path):
+def test_raw_skeletons_are_in_metres_with_the_label_in_their_name(tmp_path):
     [found] = read_keypoint_file(CASES / 'ntu_skeleton_raw' / 'S001C001P001R001A008.skeleton')
     assert (found['keypoint'].shape, found['label'], found['frame_dir']) == ((1, 6, 25, 3), 7, 'S001C001P001R001A008')
     np.testing.assert_allclose(found['keypoint'][0, 0, :2], [[0.1, 0.9, 3.2], [0.11, 0.85, 3.2]], rtol=1e-6)
@@ -88,7 +88,7 @@ def test_raw_skeletons_are_in_metres_with_the_label_of_their_name(tmp_path):
         ('ultralytics/labels', '--img_shape'),
     ],
 )
-def test_what_the_user_must_say_is_asked_for(name, message):
+def test_missing_options_are_named(name, message):
     with pytest.raises(UserError, match=message):
         read_keypoint_file(CASES / name)
 
@@ -116,7 +116,7 @@ AXES = {
 
 
 @pytest.mark.parametrize('name', AXES)
-def test_swapped_axes_are_refused_with_the_order_wanted(name, tmp_path):
+def test_swapped_axes_are_refused_with_the_expected_order(name, tmp_path):
     np.save(tmp_path / 'a.npy', AXES[name])
     with pytest.raises(UserError, match=r'\(persons, frames, joints, 2 or 3\)'):
         read_keypoint_file(tmp_path / 'a.npy')
@@ -138,7 +138,7 @@ def annotations(count: int = 8) -> list[dict]:
 
 
 def dataset(**changes) -> dict:
-    """A set of eight clips. changes: of the first annotation."""
+    """A dataset of eight clips. changes: to the first annotation."""
     data = {'split': {'train': [f'clip{i}' for i in range(5)], 'val': ['clip5', 'clip6', 'clip7']}}
     data['annotations'] = annotations()
     data['annotations'][0] |= changes
@@ -170,7 +170,7 @@ class Mine:
     pass
 
 
-REFUSED = {  # content of a pickle: a part of the message
+REFUSED = {  # name: (content of a pickle, part of the message)
     'path': (dataset(frame_dir=PurePosixPath('clip0')), r'str\(path\)'),
     'tensor': (dataset(keypoint=torch.ones(1, 6, 17, 2)), r'\.numpy\(\)'),
     'whole numbers': (dataset(keypoint=np.ones((1, 6, 17, 2), int)), r"keypoint\.astype\('float32'\)"),
@@ -188,7 +188,7 @@ REFUSED = {  # content of a pickle: a part of the message
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_refusals_of_own_pickles_say_what_to_convert(name, write_pickle, capsys):
+def test_refusals_of_pickles_name_the_conversion(name, write_pickle, capsys):
     content, message = REFUSED[name]
     path = write_pickle(content)
     for read in (load_annotations, read_keypoint_file):
@@ -200,13 +200,13 @@ def test_refusals_of_own_pickles_say_what_to_convert(name, write_pickle, capsys)
     assert re.search(message, printed)
 
 
-def test_pickles_that_would_run_code_are_to_be_got_elsewhere(write_pickle):
+def test_refusals_of_code_refer_to_the_original_source(write_pickle):
     with pytest.raises(UserError, match='original source'):
         load_annotations(write_pickle(dataset(extra=shutil.rmtree)))
 
 
 @pytest.mark.parametrize('keypoint', [np.zeros((0, 6, 17, 2), np.float32), None, []])
-def test_clips_without_persons_are_left_out_with_one_warning(keypoint, write_pickle, capsys):
+def test_clips_without_persons_are_skipped_with_one_warning(keypoint, write_pickle, capsys):
     path = write_pickle(dataset(keypoint=keypoint, keypoint_score=None))
     with pytest.warns(UserWarning, match='1 of 8 clips') as warned:
         data = load_annotations(path)
@@ -217,15 +217,15 @@ def test_clips_without_persons_are_left_out_with_one_warning(keypoint, write_pic
     assert '1 clip without persons, left out: clip0' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('ending', ['.mp4', '.avi'])
-def test_names_that_differ_by_an_ending_are_an_error(ending, write_pickle, tmp_path, capsys):
+@pytest.mark.parametrize('suffix', ['.mp4', '.avi'])
+def test_names_that_differ_by_a_suffix_are_an_error(suffix, write_pickle, tmp_path, capsys):
     data = dataset()
-    data['split'] = {name: [f'{i}{ending}' for i in ids] for name, ids in data['split'].items()}
+    data['split'] = {name: [f'{i}{suffix}' for i in ids] for name, ids in data['split'].items()}
     assert check_data.main([str(write_pickle(data))]) == 1
     printed = ' '.join(capsys.readouterr().out.split())
-    assert f'clip0{ending} in a split, clip0 as frame_dir' in printed
+    assert f'clip0{suffix} in a split, clip0 as frame_dir' in printed
     assert printed.count('FAULT') == 2  # one per split
-    with pytest.raises(UserError, match=rf'clip0\{ending} in a split, clip0 as frame_dir'):
+    with pytest.raises(UserError, match=rf'clip0\{suffix} in a split, clip0 as frame_dir'):
         open_store(tmp_path / 'set.pkl')
 
 
@@ -235,7 +235,7 @@ def test_hidden_pickles_of_a_folder_are_skipped(write_pickle, tmp_path):
     assert len(open_store(tmp_path).label) == 8
 
 
-def test_pickles_without_split_are_read_and_training_says_how_to_add_one(write_pickle):
+def test_pickles_without_splits_are_read_but_refused_for_training(write_pickle):
     one, several = write_pickle(annotations()[0], 'one.pkl'), write_pickle(annotations(), 'list.pkl')
     assert [a['frame_dir'] for a in read_keypoint_file(one)] == ['clip0']
     assert len(read_keypoint_file(several)) == 8
@@ -253,7 +253,7 @@ def test_scores_as_a_third_number_are_a_fault(write_pickle, capsys):
     assert re.search(r'FAULT .*keypoint_score', ' '.join(capsys.readouterr().out.split()))
 
 
-def test_recognised_files_are_refused_with_a_conversion(tmp_path):
+def test_other_kinds_of_files_are_refused_with_a_conversion(tmp_path):
     for content, message in (
         (b'\0\0\0\x18ftypmp42', 'extract_keypoints'),
         (b'\x89PNG\r\n', 'pose estimator'),

@@ -1,4 +1,4 @@
-"""Keypoint files of pose estimators: what is written in any format is read back, and mistakes are reported."""
+"""Round trips through the formats of pose estimators, and reports of errors."""
 
 import json
 import pickle
@@ -15,12 +15,12 @@ from lib.formats import read_keypoint_file
 from lib.tools.sample import dataset as sample
 from tests.annotations import make_3d_annotations, make_annotations
 
-PX, SCORE = 0.051, 0.00051  # what rounding to a decimal, and to three, may change
+PX, SCORE = 0.051, 0.00051  # rounding errors of one and of three decimals
 
 
 @pytest.fixture(scope='module')
 def clips():
-    """Some clips of the sample, of one and of two persons, in 2D."""
+    """2D clips of the sample dataset with one and with two persons."""
     annotations = sample.make_sample(0, [1])[0]['annotations']
     return [next(a for a in annotations if len(a['keypoint']) == count) for count in (1, 2)]
 
@@ -41,7 +41,7 @@ def triples(person: np.ndarray) -> list[float]:
 
 
 def there(joints: np.ndarray, t: int) -> list[tuple[int, np.ndarray]]:
-    """The persons of a frame that has any joint of them, and their numbers."""
+    """Numbers and joints of the persons in a frame."""
     return [(m, joints[m, t]) for m in range(len(joints)) if joints[m, t, :, 2].any()]
 
 
@@ -132,7 +132,7 @@ def by_presence(joints: np.ndarray) -> list[int]:
     return np.argsort(-joints[..., 2].sum(axis=(1, 2)), kind='stable').tolist()
 
 
-# --- what was written is read back ---------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', FORMATS[:6] + FORMATS[8:])
@@ -148,7 +148,7 @@ def test_identified_persons_are_read_back(name, duo, tmp_path):
 
 @pytest.mark.parametrize('name', FORMATS[:8])
 @pytest.mark.parametrize('count', [1, 2])
-def test_persons_without_identity_are_followed(name, count, clips, tmp_path):
+def test_persons_without_identity_are_tracked(name, count, clips, tmp_path):
     joints = joints_of(clips[count - 1])[:, :60]
     [found] = read_keypoint_file(WRITERS[name](tmp_path / 'my_clip', joints, ids=False))
     assert found['keypoint'].shape == (count, 60, 17, 2)
@@ -158,7 +158,7 @@ def test_persons_without_identity_are_followed(name, count, clips, tmp_path):
 
 
 @pytest.mark.parametrize('layout', ['openpose18', 'body25', 'halpe26', 'wholebody133', 'halpe136', 'h36m17'])
-def test_an_array_of_a_named_layout_is_read_by_the_names_of_its_joints(layout, tmp_path):
+def test_arrays_in_a_given_layout_are_converted_by_joint_names(layout, tmp_path):
     joints = np.random.default_rng(0).uniform(100, 900, (1, 4, len(LAYOUTS[layout]), 3))
     joints[..., 2] = 0.5
     [found] = read_keypoint_file(write_npy(tmp_path / 'x', joints), layout)
@@ -181,7 +181,7 @@ def test_kinect_arrays_are_3d(tmp_path):
     check_annotation(found, 'it')
 
 
-def test_an_array_without_scores_has_1_where_a_joint_is(tmp_path):
+def test_present_joints_without_scores_have_score_1(tmp_path):
     keypoint = np.random.default_rng(0).uniform(50, 900, (6, 17, 2))
     keypoint[2, 4] = 0
     keypoint[3, 5, 1] = np.nan
@@ -236,7 +236,7 @@ def test_the_most_present_persons_are_kept(ids, tmp_path):
     random = np.random.default_rng(0)
     joints = random.uniform(0, 60, (5, 30, 17, 3)) + np.arange(5).reshape(5, 1, 1, 1) * (300, 0, 0)
     joints[..., 2] = 0.9
-    joints[..., :2] = joints[:, :1, :, :2] + random.normal(0, 1, joints[..., :2].shape)  # all stand still
+    joints[..., :2] = joints[:, :1, :, :2] + random.normal(0, 1, joints[..., :2].shape)  # standing still
     for m, frames in enumerate((12, 30, 8, 25, 28)):
         joints[m, frames:] = 0
     [found] = read_keypoint_file(write_mmpose(tmp_path / 'x.json', joints, ids), max_persons=3)
@@ -248,7 +248,7 @@ def test_the_most_present_persons_are_kept(ids, tmp_path):
     assert found['persons_left_out'] == 2
 
 
-def test_scores_are_at_most_1_and_numbers_that_are_not_finite_are_missing(tmp_path):
+def test_scores_are_clipped_to_1_and_joints_that_are_not_finite_are_missing(tmp_path):
     joints = np.full((1, 3, 17, 3), 200.0)
     joints[..., 0] += np.arange(17)
     joints[..., 2] = 1.3
@@ -281,11 +281,11 @@ def test_a_file_of_one_image_is_a_clip_of_one_frame(content, persons, tmp_path):
     assert (found['keypoint_score'] == 0.5).all()
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 SOUND = {'keypoints': [[100, 200]] * 17, 'keypoint_scores': [0.5] * 17}
 OPENPOSE = {'people': [{'pose_keypoints_2d': [3] * 54}]}
-JSON_MISTAKES = {  # name: (content, a part of the message)
+JSON_ERRORS = {  # name: (content, part of the message)
     'empty': ([], 'no person'),
     'nobody': ([{'frame_id': 0, 'instances': []}], 'no person'),
     'text for numbers': ([SOUND | {'keypoints': [['1', '2']] * 17}], 'person 0: keypoints'),
@@ -306,9 +306,9 @@ JSON_MISTAKES = {  # name: (content, a part of the message)
 }
 
 
-@pytest.mark.parametrize('name', JSON_MISTAKES)
-def test_mistakes_in_json_are_reported_with_their_place(name, tmp_path):
-    content, message = JSON_MISTAKES[name]
+@pytest.mark.parametrize('name', JSON_ERRORS)
+def test_errors_in_json_are_reported_with_their_place(name, tmp_path):
+    content, message = JSON_ERRORS[name]
     path = write_json(tmp_path / 'x.json', content)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read_keypoint_file(path)
@@ -321,14 +321,14 @@ def test_mistakes_in_json_are_reported_with_their_place(name, tmp_path):
     [b'[' * 10**6, b'[1, 2', b'[\xff\xfe]', b'[' + b'1' * 10**5 + b']', b'', b'hello', b'\x89PNG\r\n', b'\x00' * 100],
     ids=['nested', 'cut', 'bytes', 'digits', 'empty', 'text', 'picture', 'zeros'],
 )
-def test_other_files_are_refused_in_a_line(content, tmp_path):
+def test_other_files_are_refused_in_one_line(content, tmp_path):
     (tmp_path / 'x.json').write_bytes(content)
     with pytest.raises(ValueError, match=r'x\.json') as error:
         read_keypoint_file(tmp_path / 'x.json')
     assert len(str(error.value)) < 500
 
 
-def test_files_are_recognised_by_content_whatever_their_name(duo, tmp_path):
+def test_files_are_recognised_by_their_content(duo, tmp_path):
     for write in (write_npy, write_npz, write_mmpose):
         write(tmp_path / 'x', duo).rename(tmp_path / 'clip.txt')
         assert read_keypoint_file(tmp_path / 'clip.txt')[0]['keypoint'].shape == duo[..., :2].shape
@@ -338,7 +338,7 @@ def one(shape, value=100.0):
     return {'keypoint': np.full(shape, value)}
 
 
-ARRAY_MISTAKES = {
+ARRAY_ERRORS = {
     'axes': (one((17, 2)), 'shape'),
     'no frame': (one((0, 17, 2)), 'shape'),
     'objects': ({'keypoint': np.array([{}], dtype=object)}, 'x.npz'),
@@ -353,9 +353,9 @@ ARRAY_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize('name', ARRAY_MISTAKES)
-def test_mistakes_in_arrays_are_reported(name, tmp_path):
-    arrays, message = ARRAY_MISTAKES[name]
+@pytest.mark.parametrize('name', ARRAY_ERRORS)
+def test_errors_in_arrays_are_reported(name, tmp_path):
+    arrays, message = ARRAY_ERRORS[name]
     np.savez(tmp_path / 'x.npz', **arrays)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read_keypoint_file(tmp_path / 'x.npz')
@@ -384,7 +384,7 @@ def test_damaged_arrays_and_pickles_that_run_code_are_refused(tmp_path):
             read_keypoint_file(tmp_path / name)
 
 
-def test_mistakes_in_folders_are_reported(duo, tmp_path):
+def test_errors_in_folders_are_reported(duo, tmp_path):
     folder = tmp_path / 'x'
     folder.mkdir()
     for name, message in (

@@ -1,4 +1,4 @@
-"""A made-up release of Kinetics-400 in PYSKL's compressed form, converted and compared with a plain loop."""
+"""Conversion of a synthetic release of Kinetics-400, compared with a plain loop."""
 
 import pickle
 import shutil
@@ -61,7 +61,7 @@ def make_release(folder: Path, clips: int = CLIPS, files: int = FILES) -> tuple[
 
 
 def by_plain_loop(annotation: dict, skeletons: np.ndarray, box_thr: float) -> list[list[np.ndarray]]:
-    """The persons (17, 3) of each frame that has any."""
+    """The persons (17, 3) of each frame with persons."""
     frames = []
     for number in sorted(set(annotation['frame_inds'].tolist())):
         here = [
@@ -115,7 +115,7 @@ def test_a_release_becomes_a_folder_of_pickles_to_train_on(release, tmp_path, ca
     assert Clips('train', **settings).num_clips + Clips('val', **settings).num_clips == 248
 
 
-def test_mistakes_are_one_line(release, tmp_path, capsys, write_pickle):
+def test_invalid_releases_are_refused_in_one_line(release, tmp_path, capsys, write_pickle):
     index, kpfiles, *_ = release
     (tmp_path / 'empty').mkdir()
     damaged = shutil.copytree(kpfiles, tmp_path / 'damaged')

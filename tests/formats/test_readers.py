@@ -1,4 +1,4 @@
-"""Each source in the forms that its users have, and anything of that shape: read, or refused in one line."""
+"""Variants of each format, and random changes to them: read, or refused in one line."""
 
 import copy
 import json
@@ -26,11 +26,13 @@ def flat(pose: np.ndarray) -> list[float]:
 
 
 def frames(joints: np.ndarray, person) -> list[list]:
-    """person(m, pose) of the persons of each frame."""
+    """person(m, pose) for each person in each frame."""
     return [[person(m, joints[m, t]) for m in range(len(joints))] for t in range(joints.shape[1])]
 
 
-SWAPPING = np.concatenate([TWO[:, :3], TWO[::-1, 3:]], axis=1)  # who is who, only the file knows
+SWAPPING = np.concatenate(
+    [TWO[:, :3], TWO[::-1, 3:]], axis=1
+)  # persons change places; only the file has their identities
 
 
 def alphapose(joints: np.ndarray, idx, names=lambda t: f'{t}.jpg') -> list[dict]:
@@ -83,7 +85,7 @@ def kinetics(joints: np.ndarray) -> dict:
 
 
 def table(joints: np.ndarray, header: str, row) -> str:
-    """A CSV with row(t, m, v, x, y, score) for each joint of BlazePose."""
+    """A CSV with row(t, m, v, x, y, score) for each BlazePose joint."""
     points = in_layout(joints, 'blazepose33')
     rows = [row(t, m, v, *map(float, points[m, t, v])) for m, t, v in np.ndindex(points.shape[:3])]
     return '\n'.join([header, *rows])
@@ -100,7 +102,7 @@ SHAPE = {'img_shape': IMG_SHAPE}
 META = {'keypoint_id2name': {str(i): name for i, name in enumerate(NAMES)}}
 REVERSED = TWO[:, :, ::-1]
 
-# name: (content, what is read, arguments, first frame). A text is written as it is.
+# name: (content, expected joints, arguments, first frame). Text is written unchanged.
 VARIANTS = {
     'alphapose idx numbers': (alphapose(TWO, lambda m, t: m), TWO, {}, 0),
     'alphapose idx text': (alphapose(TWO, lambda m, t: f'person {m}'), TWO, {}, 0),
@@ -243,7 +245,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize('name', VARIANTS)
-def test_variants_are_read_to_a_hundredth_of_a_pixel(name, tmp_path):
+def test_variants_are_read_accurately(name, tmp_path):
     content, expected, arguments, first = VARIANTS[name]
     path = tmp_path / 'clip.file'
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -260,7 +262,7 @@ def test_variants_are_read_to_a_hundredth_of_a_pixel(name, tmp_path):
 
 @pytest.mark.parametrize('size', [2, 3])
 def test_label_folders_of_ultralytics(size, tmp_path):
-    """With and without scores; frames without persons have no file, or an empty one."""
+    """With and without scores; frames without persons have an empty file or none."""
     for t in (1, 2, 5):
         lines = [label_line(m, SHARES[m, t, :, :size]) for m in range(2)]
         (tmp_path / f'clip_{t + 10}.txt').write_text('\n'.join(lines) + '\n')
@@ -273,7 +275,7 @@ def test_label_folders_of_ultralytics(size, tmp_path):
 
 
 def test_joints_at_the_origin_are_missing(tmp_path):
-    """Ultralytics sets joints it is unsure of to (0, 0) and keeps their score."""
+    """Ultralytics sets uncertain joints to (0, 0) and keeps their score."""
     joints = ONE.copy()
     joints[0, 2, 5, :2] = 0
     (tmp_path / 'x.json').write_text(json.dumps(frames(joints, ultralytics)))
@@ -283,7 +285,7 @@ def test_joints_at_the_origin_are_missing(tmp_path):
 
 @pytest.mark.parametrize('shared', ['mid_hip', None])
 def test_halves_of_a_body_are_joined(shared, tmp_path):
-    """They meet in a joint that both have, or in joints at the same place."""
+    """They share a joint, or have joints at the same place."""
     whole = in_layout(ONE, 'body25')[0]
     low = np.array([name.endswith(('hip', 'knee', 'ankle')) for name in LAYOUTS['body25']])
     middle = LAYOUTS['body25'].index('mid_hip')
@@ -293,7 +295,7 @@ def test_halves_of_a_body_are_joined(shared, tmp_path):
             upper[middle] = whole[t, middle]
         else:
             lower[middle] = 0
-            upper[1] = lower[LAYOUTS['body25'].index('left_hip')]  # the neck, which COCO lacks
+            upper[1] = lower[LAYOUTS['body25'].index('left_hip')]  # the neck, missing in COCO
         people = [{'pose_keypoints_2d': flat(half)} for half in (upper, lower)]
         (tmp_path / f'v_{t}_keypoints.json').write_text(json.dumps({'people': people}))
     [found] = read_keypoint_file(tmp_path)
@@ -302,8 +304,8 @@ def test_halves_of_a_body_are_joined(shared, tmp_path):
 
 @pytest.mark.parametrize('layout', ['h36m17', 'body25b', 'ntu25'])
 @pytest.mark.parametrize('turn', [0, 90])
-def test_a_layout_that_fits_clearly_better_is_named(layout, turn, tmp_path):
-    """Only if the guessed one does not fit: lying persons are read."""
+def test_a_clearly_better_layout_is_named(layout, turn, tmp_path):
+    """But lying persons are read."""
     turned = TWO.copy()
     if turn:
         turned[..., :2] = TWO[..., 1::-1]
@@ -319,7 +321,7 @@ def test_a_layout_that_fits_clearly_better_is_named(layout, turn, tmp_path):
         assert read_keypoint_file(tmp_path / 'x.json', name)[0]['keypoint'].shape == (2, 6, 17, 2)
 
 
-NUMBERED = {  # names: numbers, or a part of the refusal
+NUMBERED = {  # names: numbers, or part of the message
     'v_3.jpg v_4.jpg v_7.jpg': [3, 4, 7],
     '9.jpg 10.jpg 11.jpg': [9, 10, 11],
     'a_0001_v2.jpg a_0002_v3.jpg a_0004_v2.jpg': [1, 2, 4],
@@ -349,7 +351,7 @@ def test_frame_numbers(names):
         assert bool(note) is (min(expected) == 0)
 
 
-# --- anything of the right shape -----------------------------------------------------------------------------------
+# --- random changes -----------------------------------------------------------------------------------
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=3), st.just([]), st.just({})
@@ -359,7 +361,7 @@ TEXT_VARIANTS = [content for content, *_ in VARIANTS.values() if isinstance(cont
 
 
 def places(content: object) -> list[tuple[object, object]]:
-    """(container, key) of everything inside."""
+    """(container, key) of all nested items."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     return [place for key, value in items for place in [(content, key), *places(value)]]
 
@@ -383,7 +385,7 @@ def read_or_refused(path: Path) -> None:
     variant=st.integers(0, len(JSON_VARIANTS) - 1),
     changes=st.lists(st.tuples(st.floats(0, 1), SCALARS, st.booleans()), max_size=3),
 )
-def test_any_json_of_the_right_shape_is_read_or_refused_in_a_line(variant, changes, tmp_path):
+def test_changed_json_is_read_or_refused_in_one_line(variant, changes, tmp_path):
     content = copy.deepcopy(JSON_VARIANTS[variant])
     for share, value, is_removed in changes:
         inside = places(content)
@@ -398,7 +400,7 @@ def test_any_json_of_the_right_shape_is_read_or_refused_in_a_line(variant, chang
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_text_of_the_right_shape_is_read_or_refused_in_a_line(data, tmp_path):
+def test_changed_text_is_read_or_refused_in_one_line(data, tmp_path):
     skeleton = (Path(__file__).parent / 'cases' / 'ntu_skeleton_raw' / 'S001C001P001R001A008.skeleton').read_text()
     label = '\n'.join(label_line(m, SHARES[m, 0]) for m in range(2))
     parts = re.split(r'(\W)', data.draw(st.sampled_from([*TEXT_VARIANTS, skeleton, label])))

@@ -9,20 +9,20 @@ BODY = RANDOM.uniform([0, 0], [60, 200], (17, 2))
 
 
 def walking(frames: int, start: float, speed: float, size: float = 1.0) -> np.ndarray:
-    """(T, 17, 2): a body whose joints swing, on its way from x = start with so many pixels a frame."""
+    """A body (T, 17, 2) with swinging joints, from x = start at `speed` pixels per frame."""
     t = np.arange(frames)[:, None]
     swing = 8 * np.sin(t / 4 + np.arange(17)) * size
     return np.stack([size * BODY[:, 0] + start + speed * t + swing, size * BODY[:, 1] + 300 + 0 * t], axis=-1)
 
 
 def seen(keypoint: np.ndarray, score: np.ndarray, present: np.ndarray, random: np.random.Generator) -> list:
-    """What an estimator finds of persons (M, T, V, 2): those that are present (M, T), in another order each frame."""
+    """Detections of persons (M, T, V, 2) that are present (M, T), in random order in each frame."""
     orders = [random.permutation(np.flatnonzero(there)) for there in present.T]
     return [(keypoint[order, t], score[order, t]) for t, order in enumerate(orders)]
 
 
 def keeps_identities(keypoint: np.ndarray, score: np.ndarray, present: np.ndarray, random: np.random.Generator) -> bool:
-    """Whether there are as many tracks as persons, each of one person, whole."""
+    """Whether each track is exactly one person."""
     tracks = track(seen(keypoint, score, present, random))
     if len(tracks.keypoint) != len(keypoint) or tracks.left_out:
         return False
@@ -32,7 +32,7 @@ def keeps_identities(keypoint: np.ndarray, score: np.ndarray, present: np.ndarra
 
 
 def test_real_persons_keep_their_identities(motion):
-    """With every tenth pose missing; 99.7 % of all 846 clips do."""
+    """With every tenth pose missing; 99.7 % of all 846 clips pass."""
     random, kept = np.random.default_rng(0), []
     for clip in load_annotations(motion('sbu_hrnet.pkl'))['annotations'][::8]:
         keypoint, score = (np.asarray(clip[key], np.float32) for key in ('keypoint', 'keypoint_score'))
@@ -42,9 +42,9 @@ def test_real_persons_keep_their_identities(motion):
 
 
 @pytest.mark.parametrize('size', [0.2, 5.0])
-def test_near_and_far_persons_are_followed_alike(size):
+def test_tracking_does_not_depend_on_the_distance(size):
     keypoint = np.stack([walking(30, 0, 4 * size, size), walking(30, 120 * size, -4 * size, size)]).astype(np.float32)
-    keypoint[1, ..., 1] += 40 * size  # nearer to the camera: the two are never at one place
+    keypoint[1, ..., 1] += 40 * size  # nearer to the camera: the bodies never coincide
     score = np.full(keypoint.shape[:3], 0.9, np.float32)
     assert keeps_identities(keypoint, score, np.ones((2, 30), bool), np.random.default_rng(1))
 
@@ -65,14 +65,14 @@ def test_a_person_absent_for_long_is_a_new_one(away, persons):
     ids=['ran on', 'walked, and stood behind something', 'went away, and came back beside it'],
 )
 def test_a_person_who_returns_elsewhere_is_the_same(speed, away, back):
-    """speed: pixels a frame before. away: frames. back: pixels from where the person was last seen."""
+    """speed: pixels per frame before. away: missed frames. back: pixels from the last position."""
     before, after = walking(20, 0, speed), walking(20, 19 * speed + back, 0)
     keypoint = np.concatenate([before, np.zeros((away, 17, 2)), after])[None].astype(np.float32)
     present = keypoint.any(axis=(2, 3))
     assert keeps_identities(keypoint, np.ones(keypoint.shape[:3], np.float32), present, np.random.default_rng(0))
 
 
-def test_a_person_detected_twice_has_the_better_pose():
+def test_duplicate_detections_keep_the_better_pose():
     keypoint = walking(20, 100, 3).astype(np.float32)
     other = keypoint + RANDOM.normal(0, 4, keypoint.shape).astype(np.float32)
     score = np.full((20, 17), 0.8, np.float32)
@@ -96,7 +96,7 @@ def test_most_present_persons_come_first():
 
 
 def test_missing_joints_do_not_matter():
-    """Their coordinates mean nothing, and do not come back."""
+    """Their coordinates are ignored and become zero."""
     keypoint = np.stack([walking(30, 0, 2), walking(30, 150, -2)]).astype(np.float32)
     score = (np.random.default_rng(2).random((2, 30, 17)) > 0.6).astype(np.float32)
     given = np.where(score[..., None] > 0, keypoint, 5000)

@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize('make', [MotionBERT, VanillaTransformer])
 def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
-    """What our speed is compared with."""
     keypoint, score = map(torch.from_numpy, benchmark.made_up_keypoints(2, 2, 48, 17))
     inputs = keypoint / 3.5, score
     ours = make(num_joints=17, dim_in=256, dim_feat=32, depth=2, num_heads=4).eval()
@@ -41,22 +40,22 @@ def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_times_are_taken_in_turn():
+def test_the_two_sides_alternate():
     calls = []
     row = benchmark.compare(partial(calls.append, 'a'), partial(calls.append, 'b'), 3, 10)
     assert ''.join(calls) in ('abababbaab', 'ababbaabba')
-    assert row['ratio'] == sorted(row['ratio'])
+    assert row['ratio'] > 0
     assert row['clips/s'] > 0
     assert benchmark.compare(lambda: None, None, 1, 10).keys() == {'clips/s'}
 
 
-def test_a_part_that_fails_leaves_the_others(monkeypatch, capsys):
+def test_a_failing_part_does_not_affect_the_others(monkeypatch, capsys):
     def run(function, *arguments):
         if arguments[0] == 'joint':
             raise ChildProcessError('killed')
         if arguments[0] == 'limb':
             raise UserError('no such device')
-        return {'clips/s': 12.5, 'reference clips/s': 25.0, 'ratio': [1.0, 2.0, 3.0]}
+        return {'clips/s': 12.5, 'reference clips/s': 25.0, 'ratio': 2.25}
 
     monkeypatch.setattr(benchmark, 'in_new_process', run)
     assert benchmark.main(['render', 'data', '--json']) == 1
@@ -68,23 +67,23 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch, capsys):
     table = capsys.readouterr().out
     assert 'failed: no such device' in table
     assert '12.5' in table
-    assert '2.00 (1.00 to 3.00)' in table
+    assert '2.25' in table
     assert benchmark.main(['data']) == 0
 
 
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)
-def test_both_sides_train_the_same_kind_of_model(kind, tmp_path, monkeypatch, capsys):
-    """In this process: a new one takes seconds to import the frameworks."""
+def test_training_steps_are_measured(kind, tmp_path, monkeypatch, capsys):
+    """In this process, because a new one takes seconds to import the frameworks."""
     monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(benchmark, 'SIZE', 12)
     assert benchmark.main(['train', '--config', str(tiny.write_config(kind, tmp_path)), '--rounds', '2', '--json']) == 0
     (row,) = json.loads(capsys.readouterr().out)['rows'].values()
-    assert row.keys() == {'clips/s', 'reference clips/s', 'ratio', 'peak memory'}
+    assert row.keys() == {'clips/s', 'peak memory'} | (set() if kind == 'vivit' else {'reference clips/s', 'ratio'})
     assert all(size > 1e8 for size in row['peak memory'])
 
 
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)
-def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(kind, tmp_path, monkeypatch, capsys):
+def test_a_missing_gpu_is_not_replaced_by_the_cpu(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr('tensorflow.config.list_logical_devices', lambda kind: [])
     monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
@@ -93,7 +92,7 @@ def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(kind, tmp_path, monk
     assert capsys.readouterr().out.count('sees no GPU') == 3
 
 
-def test_a_killed_process_is_an_error_of_its_row_alone():
+def test_a_killed_process_is_an_error():
     with pytest.raises(ChildProcessError, match='exit code 9'):
         benchmark.in_new_process(os._exit, 9)
     with pytest.raises(ChildProcessError, match='exit code 1'):
@@ -115,11 +114,11 @@ def test_ctrl_c_ends_the_measuring_process_too():
         time.sleep(3)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 75
-        assert 'stopped before the end.' in process.stderr.read()  # to the end: nobody else holds the pipe
+        assert 'stopped before the end.' in process.stderr.read()  # ends only if no other process holds the pipe
 
 
 @pytest.mark.slow
-def test_rows_are_measured_in_processes_of_their_own(capsys):
+def test_each_row_is_measured_in_a_separate_process(capsys):
     assert benchmark.main(['data', 'train', '--set', 'model.dim_feat=7', '--rounds', '1']) == 1
     header, data, train = capsys.readouterr().out.splitlines()
     assert 'clips/s' in header

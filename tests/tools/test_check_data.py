@@ -25,7 +25,7 @@ CONFIG = {
 
 
 def standing(data, skeleton, down):
-    """The same clips with the joints of a standing body at plausible heights."""
+    """The same clips with joints at the heights of a standing body."""
     level = {'nose': 0, 'eye': 0, 'ear': 0, 'head': 0, 'hip': 200, 'knee': 300, 'ankle': 400}
     for annotation in data['annotations']:
         for joint, name in enumerate(skeleton.joints):
@@ -43,7 +43,7 @@ def good():
 
 @pytest.fixture
 def check(write_pickle, tmp_path, capsys):
-    """check(data, config=None) -> exit code and the screen."""
+    """check(data, config=None) -> exit code, output on one line, output."""
 
     def run(data, config=None):
         arguments = [str(write_pickle(data))]
@@ -57,7 +57,7 @@ def check(write_pickle, tmp_path, capsys):
     return run
 
 
-def test_a_sound_set_has_no_findings_and_fits_on_one_screen(good, check):
+def test_a_valid_dataset_has_no_findings_and_fits_on_one_screen(good, check):
     code, text, screen = check(good, CONFIG)
     assert (code, text.endswith('0 faults, 0 warnings')) == (0, True), screen
     for part in (
@@ -72,7 +72,7 @@ def test_a_sound_set_has_no_findings_and_fits_on_one_screen(good, check):
     assert max(map(len, screen.splitlines())) <= 120
 
 
-def test_a_3d_set(check):
+def test_a_3d_dataset(check):
     data = standing(make_3d_annotations([20] * 12), NTU25, down=False)
     code, text, _ = check(data)
     assert (code, '0 faults' in text) == (0, True)
@@ -85,8 +85,8 @@ def first(**changes):
     return lambda data: data['annotations'][0].update(changes)
 
 
-def turn(data):
-    """img_shape as (w, h), of people on the right of the image."""
+def transpose(data):
+    """Writes img_shape as (w, h); persons are on the right of the image."""
     for annotation in data['annotations'][:5]:
         annotation['keypoint'][..., 0] = 1700
         annotation['img_shape'] = (1920, 1080)
@@ -104,7 +104,7 @@ def change(key, index, value):
     return apply
 
 
-def to_lists(**more):
+def to_splits(**more):
     return lambda data: [data['split'][name].extend(ids) for name, ids in more.items()]
 
 
@@ -112,17 +112,17 @@ def other_names(data):
     data['split']['xsub_train'] = [f'{name}.mp4' for name in data['split']['xsub_train']]
 
 
-DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
-    'unsound': (first(total_frames=7), 'FAULT .*total_frames is 7'),
+DEFECTS = {  # name: (change, kind of finding and part of its text)
+    'invalid': (first(total_frames=7), 'FAULT .*total_frames is 7'),
     'another layout': (first(keypoint=np.ones((1, 20, 25, 2), 'f2'), keypoint_score=None), r'FAULT .*\(25, 2\)'),
-    'turned images': (turn, r'FAULT img_shape is \(w, h\)'),
-    'no pixels': (
+    'transposed images': (transpose, r'FAULT img_shape is \(w, h\)'),
+    'not pixels': (
         lambda data: [a.update(keypoint=a['keypoint'] / np.float16(2000)) for a in data['annotations']],
         'FAULT .*coordinate',
     ),
     'NaN': (change('keypoint', (0, 0, slice(3)), np.nan), 'warning 3 joints not finite'),
     'scores': (change('keypoint_score', (0, 0, 0), 100), 'warning scores .* to 100'),
-    'nobody': (change('keypoint', ..., 0), r'warning no joint .*S001C001P003R001A004'),
+    'nobody': (change('keypoint', ..., 0), r'warning no joints .*S001C001P003R001A004'),
     'outside': (
         lambda data: [a['keypoint'].__setitem__((..., slice(4), 0), 2500) for a in data['annotations']],
         'warning .*outside',
@@ -138,12 +138,18 @@ DEFECTS = {  # name: (how to make it, the kind of finding and a word from it)
         'warning .*different labels',
     ),
     'a label gap': (first(label=9), r'warning labels go up to 9.* 4, 5, 6, 7, 8 '),
-    'lost': (to_lists(xsub_val=['a', 'b']), r'warning .*skipped: xsub_val 2 \(a, b\)'),
-    'no list': (lambda data: data['split']['xsub_val'].pop(), 'warning 1 clip .S001C001P023R001A004. in no split'),
-    'both sides': (to_lists(xsub_train=['S001C001P023R001A004']), r'warning 1 clip both in xsub_train and xsub_val'),
+    'unknown names': (to_splits(xsub_val=['a', 'b']), r'warning .*skipped: xsub_val 2 \(a, b\)'),
+    'in no split': (lambda data: data['split']['xsub_val'].pop(), 'warning 1 clip .S001C001P023R001A004. in no split'),
+    'in both splits': (
+        to_splits(xsub_train=['S001C001P023R001A004']),
+        r'warning 1 clip both in xsub_train and xsub_val',
+    ),
     'an empty split': (lambda data: data['split'].update(xsub_val=[]), 'FAULT split xsub_val is empty'),
-    'names with an ending': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by ending'),
-    'untrained class': (lambda data: data['annotations'][23].update(label=4), 'warning .*tested but not trained'),
+    'names with a suffix': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by suffix'),
+    'untrained class': (
+        lambda data: data['annotations'][23].update(label=4),
+        'warning classes only in xsub_val, not in xsub_train: 4',
+    ),
 }
 
 
@@ -156,10 +162,10 @@ def test_each_defect_is_found(good, check, what):
     findings = text[: text.rindex(' fault')]
     assert re.search(message, findings), screen
     assert code == ('FAULT' in message)
-    assert screen.count(' -> ') <= 3  # its own finding and its consequences
+    assert screen.count(' -> ') <= 3  # the defect and its consequences
 
 
-MISFITS = {
+MISMATCHES = {
     'classes': ({'model': {'num_classes': 3}}, 'FAULT .*has label 3, but model.num_classes is 3'),
     'split': ({'data': {'benchmark': 'xview'}}, 'FAULT .*xview_train.*xview_val'),
     'splits': ({'data': {'benchmark': ['xsub_train', 'test1']}}, 'FAULT .*test1'),
@@ -171,9 +177,9 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize('what', MISFITS)
-def test_misfits_of_set_and_config_are_found(good, check, what):
-    changes, message = MISFITS[what]
+@pytest.mark.parametrize('what', MISMATCHES)
+def test_mismatches_of_dataset_and_config_are_found(good, check, what):
+    changes, message = MISMATCHES[what]
     config = {name: CONFIG[name] | (changes[name] or {}) if name in changes else CONFIG[name] for name in CONFIG}
     config = {name: keys for name, keys in config.items() if changes.get(name, {}) is not None}
     code, text, screen = check(good, config)
@@ -184,7 +190,7 @@ def test_misfits_of_set_and_config_are_found(good, check, what):
 
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)
 def test_the_resolved_config_is_checked(good, check, kind):
-    """The default of num_classes and the default length of the model count too, and every model is built."""
+    """Including defaults: num_classes and the length of the model."""
     content = {'script': kind, 'data': CONFIG['data'], 'train': {'epochs': 1}, 'optimizer': tiny.OPTIMIZERS[kind]}
     content['data'] = content['data'] | {'clip_len': load_config(MODELS[kind].default_config).data.clip_len}
     code, text, screen = check(good, content)
@@ -200,7 +206,7 @@ def test_the_resolved_config_is_checked(good, check, kind):
 
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize('what', [what for what, (_, message) in DEFECTS.items() if 'warning' in message])
-def test_sets_with_warnings_can_be_trained_on(good, write_pickle, what):
+def test_datasets_with_warnings_can_be_trained_on(good, write_pickle, what):
     data = copy.deepcopy(good)
     DEFECTS[what][0](data)
     path = write_pickle(data)
@@ -214,7 +220,7 @@ def test_sets_with_warnings_can_be_trained_on(good, write_pickle, what):
     [None, b'', pickle.dumps(3), pickle.dumps({'split': {}, 'annotations': [1, 2]}), b'cos\nsystem\n(Vls\ntR.'],
     ids=['missing', 'empty', 'number', 'no clips', 'code'],
 )
-def test_a_file_that_cannot_be_read_is_code_2(tmp_path, capsys, content):
+def test_unreadable_files_exit_with_code_2(tmp_path, capsys, content):
     path = tmp_path / 'set.pkl'
     if content is not None:
         path.write_bytes(content)
@@ -233,12 +239,12 @@ def test_all_faults_are_reported_at_once_in_printable_characters(good, check):
     data['annotations'][4]['keypoint'] = data['annotations'][4]['keypoint'][..., :1]
     code, text, screen = check(data)
     assert code == 1
-    assert text.count('unsound annotation') == 3
+    assert text.count('invalid annotation') == 3
     assert '\x1b' not in screen
     assert len(screen) < 8000
 
 
-def test_a_folder_is_one_set(good, tmp_path, capsys):
+def test_a_folder_is_one_dataset(good, tmp_path, capsys):
     for part in range(2):
         half = good['annotations'][part::2]
         names = {annotation['frame_dir'] for annotation in half}

@@ -9,7 +9,7 @@ METRICS = {'top1': 0.5, 'top5': 0.975, 'mean_class': 0.25}
 
 
 def make_run(folder, top1=(), cut='', **changes):
-    """A folder like a run's after len(top1) epochs. cut: an incomplete last line of timing.jsonl."""
+    """A run folder after len(top1) epochs. cut: whether the last line of timing.jsonl is incomplete."""
     folder.mkdir(parents=True)
     config = {'script': 'mbert', 'data': {'clip_len': 48}, 'model': {'maxlen': 48, 'depth': 2}, 'train': {'epochs': 9}}
     config['model'].update(changes)
@@ -27,7 +27,7 @@ def evaluate(folder, **changes):
 
 
 def tables(text):
-    """The cells of each Markdown table; all lines of one have the same length."""
+    """The cells of each Markdown table, whose lines must have equal length."""
     found = []
     for block in text.strip().split('\n\n'):
         lines = block.splitlines()
@@ -49,7 +49,7 @@ def test_metrics_and_differing_settings(tmp_path, capsys):
     assert settings[2:] == [['model.depth', '2', '4']]
 
 
-def test_keys_that_only_one_run_has(tmp_path, capsys):
+def test_keys_of_only_one_run(tmp_path, capsys):
     runs = [make_run(tmp_path / name, [0.5], **changes) for name, changes in (('a', {}), ('b', {}), ('c', {'V': 17}))]
     assert compare.main([*map(str, runs)]) == 0
     _, settings = tables(capsys.readouterr().out)
@@ -67,7 +67,7 @@ def test_a_run_in_its_first_epoch(tmp_path, capsys):
 def test_one_run(trained_once, capsys):
     run = trained_once('vanilla') / 'run'
     report = json.loads((run / 'evaluation.json').read_text())
-    capsys.readouterr()  # of the training
+    capsys.readouterr()  # output of the training
     assert compare.main([str(run)]) == 0
     [metrics] = tables(capsys.readouterr().out)
     assert metrics[2][:5] == [

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize('kind', tiny.MODELS)
 def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, capsys, kind):
-    """The tool finds out the kind of model; another split of the set can be named."""
+    """The tool detects the model; --set selects another split."""
     run = trained_once(kind) / 'run'
     assert evaluate.main([str(run), '--out', str(tmp_path)]) == 0
     for name in ('evaluation.json', 'predictions.npz'):
@@ -34,7 +34,7 @@ def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, capsys, 
     assert f'{tmp_path / "confusion_matrix.png"} exists' in capsys.readouterr().err
 
 
-def test_other_files_are_refused_in_a_line(tmp_path, capsys):
+def test_other_files_are_refused_in_one_line(tmp_path, capsys):
     (tmp_path / 'best_epoch.txt').write_text('')
     for path in (tmp_path, tmp_path / 'best_epoch.txt', tmp_path / 'best_epoch.bin'):
         assert evaluate.main([str(path)]) == 2

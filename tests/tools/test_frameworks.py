@@ -38,7 +38,7 @@ def test_help_needs_no_framework():
     assert done.stdout.count('usage:') == len(TOOLS)
 
 
-@pytest.mark.parametrize('name', [name for name in TOOLS if name != 'make_pickle'])
+@pytest.mark.parametrize('name', TOOLS)
 def test_the_description_is_one_example_and_at_most_ten_lines(name):
     description = importlib.import_module(f'lib.tools.{name}').__doc__.strip()
     assert f'\n    python -m lib.tools.{name} ' in description

@@ -13,7 +13,7 @@ LABELS = np.arange(40) % 4
 
 @pytest.fixture
 def write(tmp_path):
-    """write(name, confidence, right) -> predictions whose clips are right where `right` (40,) says so."""
+    """write(name, confidence, right) -> predictions file. right: (40,) whether a clip is predicted correctly."""
 
     def write(name: str, confidence: float, right: np.ndarray, ids=IDS, labels=LABELS) -> Path:
         taken = np.where(right, labels, (labels + 1) % 4)
@@ -27,7 +27,7 @@ def write(tmp_path):
 FIRST_HALF = np.arange(40) < 20
 
 
-def test_weights_decide_between_models(write, capsys):
+def test_weights_determine_the_result(write, capsys):
     sure, unsure = write('sure', 5, FIRST_HALF), write('unsure', 1, ~FIRST_HALF)
     assert fuse.main([str(sure), str(unsure)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -40,7 +40,7 @@ OTHER_IDS = [f'other{i:02d}' for i in range(40)]
 
 
 def test_weights_are_tuned_on_other_clips(write, capsys):
-    """Only the second model is right there; on the scored clips it is the first."""
+    """The second model is right on those clips, the first on the scored clips."""
     always = np.ones(40, bool)
     here = write('a', 3, always), write('b', 3, ~always)
     there = write('a2', 3, ~always, OTHER_IDS), write('b2', 3, always, OTHER_IDS)
@@ -50,7 +50,7 @@ def test_weights_are_tuned_on_other_clips(write, capsys):
     assert re.search('tuned 0.49 0.51 +Acc@1 0.00', capsys.readouterr().out)
 
 
-def test_scored_clips_are_no_clips_to_tune_on(write, capsys):
+def test_tuning_on_scored_clips_is_refused(write, capsys):
     here = write('a', 3, FIRST_HALF), write('b', 3, ~FIRST_HALF)
     one_shared = [*OTHER_IDS[:-1], IDS[0]]
     for there in (here, [write(name, 3, FIRST_HALF, one_shared) for name in ('a2', 'b2')]):
@@ -91,6 +91,6 @@ def test_predictions_that_do_not_match_are_refused(write, capsys):
 
 
 def test_predictions_of_trained_runs_are_fused(trained_once, capsys):
-    """Folders stand for their predictions, whatever the framework."""
+    """Folders of runs of both frameworks."""
     assert fuse.main([str(trained_once(kind) / 'run') for kind in ('mbert', 'vivit')]) == 0
     assert capsys.readouterr().out.count('Acc@1') >= 3

@@ -1,4 +1,4 @@
-"""From a folder of keypoint files and a table of labels to a pickle, and to a model trained on it."""
+"""make_pickle: from keypoint files and a table of labels to a trained model, and from other datasets."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from tests.tiny import caller, lines, write_config
 
 @pytest.fixture(scope='module')
 def sample_files(tmp_path_factory):
-    """Files of the sample set, for a person of each split, and the content of their 2D pickle."""
+    """Files of one sample person per split, and the content of their 2D pickle."""
     folder = tmp_path_factory.mktemp('files')
     content = sample.make_sample(0, [1, 3])[0]
     sample.write_files(folder, content)
@@ -30,7 +30,7 @@ def sample_files(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-    """files(rows) -> a folder of a.npy to d.npy (30 px larger each), and a table of the rows."""
+    """files(rows) -> a folder of a.npy to d.npy (shifted by 30 px each) and a table of the rows."""
     folder = tmp_path / 'files'
     folder.mkdir()
     keypoint = np.random.default_rng(0).uniform(100, 900, (6, 17, 2))
@@ -46,7 +46,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def make(tmp_path, capsys):
-    """make(folder, *flags) -> exit code, what was printed, the pickle's path."""
+    """make(folder, *flags) -> exit code, output, path of the pickle."""
 
     def run(folder, *flags, out='own.pkl'):
         code = make_pickle.main([str(folder), str(folder / 'labels.csv'), '--out', str(tmp_path / out), *flags])
@@ -167,7 +167,7 @@ def test_nothing_is_overwritten(files, make, tmp_path):
 
 
 def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
-    """By the commands that the tool prints."""
+    """With the commands printed by the tool."""
     folder, content = sample_files
     code, text, out = make(folder, '--img_shape', '1080', '1920')
     assert code == DONE
@@ -178,7 +178,7 @@ def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
         assert names[annotation['label']] == NTU60[clip['label']]
         assert annotation['keypoint'].shape == clip['keypoint'].shape
         one, other = (np.sort(a['keypoint'].astype(float), axis=0) for a in (annotation, clip))
-        np.testing.assert_allclose(one, other, atol=0.6)  # a decimal, then float16 above 1024
+        np.testing.assert_allclose(one, other, atol=0.6)  # rounded to .1 px, then float16 above 1024
 
     check, train = (shlex.split(line) for line in text.splitlines()[-2:])
     assert check[:3] == ['python', '-m', 'lib.tools.check_data']
@@ -194,7 +194,7 @@ def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
 
 
 def skeleton_text(bodies: dict[str, np.ndarray], frames: int) -> str:
-    """A .skeleton file of NTU RGB+D. bodies: joints (T, 25, 3) by body id; zeros where one is not there."""
+    """A .skeleton file of NTU RGB+D. bodies: joints (T, 25, 3) by body id, zeros if absent."""
     lines = [str(frames)]
     for t in range(frames):
         here = {body: joints[t] for body, joints in bodies.items() if joints[t].any()}
@@ -205,8 +205,8 @@ def skeleton_text(bodies: dict[str, np.ndarray], frames: int) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def test_raw_skeletons_become_a_3d_set_with_labels_and_splits_of_their_names(tmp_path, capsys):
-    """Of three bodies the two that move most are kept; ids are longer than a float64 holds."""
+def test_raw_skeletons_become_a_3d_dataset_with_labels_and_splits_from_their_names(tmp_path, capsys):
+    """The two of three bodies that move most are kept; ids exceed the precision of float64."""
     random = np.random.default_rng(0)
     poses = random.uniform(-1, 1, (3, 1, 25, 3)) + random.normal(0, 1, (3, 8, 25, 3)) * np.array([0.1, 0, 0.2]).reshape(
         3, 1, 1, 1
@@ -277,7 +277,9 @@ def test_a_table_adds_labels_and_splits_to_the_clips_of_a_pickle(files, make, wr
     data = load_annotations(tmp_path / 'new.pkl')
     assert data['split'] == {'train': [names[1]], 'val': [names[2]]}
     assert [a['label'] for a in data['annotations']] == [1, 0]
-    folder = files(['list.pkl,walk,train', 'a.npy,run,val'])  # in a folder, all its clips have the row's label
+    folder = files(
+        ['list.pkl,walk,train', 'a.npy,run,val']
+    )  # in a folder: all clips of the pickle get the label of its row
     source.rename(folder / 'list.pkl')
     code, text, out = make(folder)
     assert code == DONE

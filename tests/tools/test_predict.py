@@ -17,12 +17,12 @@ from tests.tiny import content as tiny_content
 
 @pytest.fixture
 def run(trained_once) -> Path:
-    """The folder of a trained and evaluated run; made_up.pkl lies beside it."""
+    """The folder of a trained and evaluated run, beside made_up.pkl."""
     return trained_once('vanilla') / 'run'
 
 
 def predicted(out: Path, *arguments: object) -> list[dict[str, Any]]:
-    """'inputs' of the predictions.json that the command writes."""
+    """Runs the command and returns 'inputs' of predictions.json."""
     assert main([*map(str, arguments), '--out', str(out)]) == 0
     return json.loads((out / 'predictions.json').read_text())['inputs']
 
@@ -39,17 +39,17 @@ def persons(frames: int, count: int = 1, seed: int = 0) -> tuple[np.ndarray, np.
 
 
 def probabilities_of(entry: dict[str, Any], window: int = 0) -> list[float]:
-    """By class, of a model of 4."""
+    """Probabilities of the 4 classes."""
     top = {action['class']: action['probability'] for action in entry['windows'][window]['top5']}
     return [top[number] for number in range(4)]
 
 
 @pytest.mark.parametrize('kind', MODELS)
 def test_predictions_equal_those_of_the_evaluation(trained_once, tmp_path, kind):
-    """For the clips of a split, in its order, and for one of them from a file in another format."""
+    """For the clips of a split in order, and for one clip in a file of another format."""
     run = trained_once(kind) / 'run'
     ann_file = run.parent / 'made_up.pkl'
-    entries = predicted(tmp_path / 'out', run, ann_file, '--list', 'xsub_val')
+    entries = predicted(tmp_path / 'out', run, ann_file, '--split', 'xsub_val')
     ids, _, logits = read_predictions(run / 'predictions.npz')
     wanted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert [entry['name'] for entry in entries] == ids.tolist()
@@ -69,8 +69,8 @@ def test_predictions_equal_those_of_the_evaluation(trained_once, tmp_path, kind)
     assert everything[-1] == own
 
 
-def test_windows_of_a_long_clip_are_predicted_one_by_one(run, tmp_path):
-    """Used for over 300 frames; a window's prediction equals that of a file with its frames."""
+def test_long_files_are_predicted_in_windows(run, tmp_path):
+    """From 301 frames; the prediction of a window equals that of a file with the same frames."""
     keypoint, score = persons(310)
     keypoint[:, 100:230], score[:, 100:230] = 0, 0
     (entry,) = predicted(tmp_path / 'out', run, write_array(tmp_path / 'a.npz', keypoint, score))
@@ -106,9 +106,9 @@ def test_windows_have_the_frame_numbers_of_the_video(run, tmp_path, capsys):
 
 
 def test_the_most_present_persons_of_a_window_are_used(run, tmp_path):
-    """Not those of the whole clip, nor the first ones."""
+    """Not the most present persons of the clip, nor the first ones."""
     keypoint, score = persons(120, count=3)
-    score[0, 60:] *= 0.1  # first of all in the whole clip, and last in the second window
+    score[0, 60:] *= 0.1  # the most present person in the clip, the least in the second window
     score[1] *= 0.9
     score[2, :60] *= 0.1
     file = write_array(tmp_path / 'a.npz', keypoint, score)
@@ -120,8 +120,8 @@ def test_the_most_present_persons_of_a_window_are_used(run, tmp_path):
         np.testing.assert_allclose(probabilities_of(entry, window), probabilities_of(pair), atol=1e-5)
 
 
-def test_each_person_alone(run, tmp_path):
-    """From the frame in which it appears to the one in which it leaves."""
+def test_persons_are_predicted_separately(run, tmp_path):
+    """From their first to their last frame."""
     keypoint, score = persons(100, count=2)
     keypoint[1, :30], score[1, :30] = 0, 0
     keypoint[:, 90:], score[:, 90:] = 0, 0
@@ -146,11 +146,11 @@ def test_frames_and_clips_without_persons(run, tmp_path, write_pickle):
     assert sum(probabilities_of(there)) == pytest.approx(1, abs=1e-5)
     assert nobody['windows'][0]['top5'] == []
     there, nobody = predicted(tmp_path / 'windows', run, file, '--window', 15)
-    assert [window['start'] for window in there['windows']] == [0, 7, 14, 21, 25]  # pickles are cut only on request
+    assert [window['start'] for window in there['windows']] == [0, 7, 14, 21, 25]  # pickles are split only on request
     assert 'timeline' not in nobody
 
 
-def test_a_model_of_3d_keypoints_takes_those_alone(tmp_path, write_pickle, capsys):
+def test_a_model_of_3d_keypoints_refuses_2d_keypoints(tmp_path, write_pickle, capsys):
     content = tiny_content('vanilla', tmp_path)
     del content['heatmap']
     content['data']['input'] = 'keypoint_3d'
@@ -171,7 +171,7 @@ def test_a_model_of_3d_keypoints_takes_those_alone(tmp_path, write_pickle, capsy
     assert 'a.npz holds 2D keypoints of 17 joints' in capsys.readouterr().err
 
 
-def test_mistakes_are_reported_before_anything_is_predicted(run, tmp_path, write_pickle, capsys):
+def test_user_errors_are_reported_before_prediction(run, tmp_path, write_pickle, capsys):
     out = tmp_path / 'out'
     file = write_array(tmp_path / 'a.npz', *persons(20))
 
@@ -186,12 +186,11 @@ def test_mistakes_are_reported_before_anything_is_predicted(run, tmp_path, write
     three_d = write_pickle(make_3d_annotations([20, 20]), '3d.pkl')
     assert '3d.pkl holds 3D keypoints of 25 joints' in refused(run, three_d)
     assert 'body25' in refused(run, file, '--layout', 'body25')
-    assert '--list' in refused(run, file, '--list', 'xsub_val')
-    assert 'xsub_train, xsub_val' in refused(run, run.parent / 'made_up.pkl', '--list', 'test')
+    assert 'omit --split' in refused(run, file, '--split', 'xsub_val')
+    assert 'xsub_train, xsub_val' in refused(run, run.parent / 'made_up.pkl', '--split', 'test')
     assert 'nothing.json' in refused(run, tmp_path / 'nothing.json')
     assert 'holds no checkpoint' in refused(tmp_path, file)
-    long = write_array(tmp_path / 'long.npz', *persons(3000, count=2))
-    assert '--stride' in refused(run, long, '--window', 1500, '--stride', 1)
+    long = write_array(tmp_path / 'long.npz', *persons(310))
     assert '--stride 5 has no effect' in refused(run, file, '--stride', 5)
     assert '--stride 121' in refused(run, long, '--stride', 121)
     assert '--window 0' in refused(run, long, '--window', 0)
@@ -214,7 +213,7 @@ def test_windows_cover_every_frame():
         assert all(0 < after[0] - before[0] <= stride for before, after in pairwise(windows))
 
 
-def test_segments_join_windows_that_agree_and_share_no_frame():
+def test_segments_join_windows_with_equal_actions_and_do_not_overlap():
     found = [np.array(values) for values in ([0.9, 0.1], [0.7, 0.3], [0.2, 0.8])] + [None, None, np.array([0.4, 0.6])]
     segments = segments_of(windows_of(140, 40, 20), found)
     assert [(s.start, s.end, s.action) for s in segments] == [(0, 50, 0), (50, 70, 1), (70, 110, None), (110, 140, 1)]

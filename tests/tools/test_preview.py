@@ -64,7 +64,7 @@ def test_augmented_views_are_those_of_training(path, overrides):
 
 
 def test_skeletons_are_drawn_where_the_model_sees_them(path):
-    view, _ = views_of(path, clip=TRAINED)  # of two persons
+    view, _ = views_of(path, clip=TRAINED)  # two persons
     axes = new_figure(4, 2).subplots()
     view.score[1, 5] = 0
     view.draw(axes, [0, 5])
@@ -81,7 +81,7 @@ def test_skeletons_are_drawn_where_the_model_sees_them(path):
 
 
 @pytest.mark.parametrize('make', [make_annotations, make_3d_annotations])
-def test_a_png_has_a_row_for_each_view(write_pickle, tmp_path, make, capsys):
+def test_a_png_has_one_row_per_view(write_pickle, tmp_path, make, capsys):
     path, heights = write_pickle(make([20, 30, 40] * 4)), []
     for augmented in (0, 2):
         out = tmp_path / 'new' / f'{augmented}.png'
@@ -93,14 +93,14 @@ def test_a_png_has_a_row_for_each_view(write_pickle, tmp_path, make, capsys):
     assert '48 samples of ' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('ending', ['gif', 'mp4'])
-def test_an_animation_has_all_samples_and_the_pace_of_the_clip(write_pickle, tmp_path, ending):
-    if ending == 'mp4' and not animation.FFMpegWriter.isAvailable():
+@pytest.mark.parametrize('suffix', ['gif', 'mp4'])
+def test_an_animation_has_all_samples_and_the_speed_of_the_clip(write_pickle, tmp_path, suffix):
+    if suffix == 'mp4' and not animation.FFMpegWriter.isAvailable():
         pytest.skip('ffmpeg is not installed')
-    out = tmp_path / f'clip.{ending}'
+    out = tmp_path / f'clip.{suffix}'
     command = [str(write_pickle(make_annotations([61] * 3))), '--set', 'data.clip_len=8', '--out', str(out)]
     assert preview.main(command) == cli.DONE
-    if ending == 'gif':
+    if suffix == 'gif':
         with Image.open(out) as gif:
             assert gif.n_frames == 8
             assert gif.info['duration'] == pytest.approx(1000 * 61 / 30 / 8, abs=6)
@@ -108,7 +108,7 @@ def test_an_animation_has_all_samples_and_the_pace_of_the_clip(write_pickle, tmp
         assert b'ftyp' in out.read_bytes()[:16]
 
 
-def test_a_short_clip_is_slowed_down_to_what_a_gif_can_show(write_pickle, tmp_path):
+def test_short_clips_are_slowed_down_to_the_maximum_rate_of_a_gif(write_pickle, tmp_path):
     out = tmp_path / 'clip.gif'
     command = [str(write_pickle(make_annotations([3] * 3))), '--set', 'data.clip_len=12', '--out', str(out)]
     assert preview.main(command) == cli.DONE

@@ -18,7 +18,7 @@ def test_output_warnings_and_the_exit_code_of_main(capsys):
     other = logging.StreamHandler(sys.stdout)
 
     def work(args):
-        logging.getLogger().addHandler(other)  # as TensorFlow does
+        logging.getLogger().addHandler(other)  # like TensorFlow
         log.info('done')
         warnings.warn('beware', stacklevel=1)
         return 1
@@ -30,7 +30,7 @@ def test_output_warnings_and_the_exit_code_of_main(capsys):
     logging.getLogger().removeHandler(other)
 
 
-def test_mistakes_are_one_line_and_bugs_keep_their_traceback(capsys):
+def test_user_errors_are_one_line_and_bugs_keep_their_traceback(capsys):
     def fail(error):
         def work(args):
             raise error
@@ -45,7 +45,7 @@ def test_mistakes_are_one_line_and_bugs_keep_their_traceback(capsys):
             fail(bug)
 
 
-def test_a_signal_is_75_and_nothing_is_claimed(capsys):
+def test_signals_exit_with_code_75(capsys):
     assert run(lambda args: os.kill(os.getpid(), signal.SIGTERM)) == 75
     assert capsys.readouterr().err == '\nstopped before the end.\n'
 

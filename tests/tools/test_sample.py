@@ -1,4 +1,4 @@
-"""The generated sample set: the form of NTU60's pickles, its ids and splits, plausible bodies."""
+"""The generated dataset: NTU60's pickle format, ids and splits, and plausible bodies."""
 
 import csv
 import pickle
@@ -12,7 +12,7 @@ from lib.data.pickles import load_annotations
 from lib.data.skeletons import NTU25
 from lib.tools.sample import dataset as sample
 
-PERSONS = (1, 2, 3, 6, 7, 8)  # three on each side of the cross-subject split
+PERSONS = (1, 2, 3, 6, 7, 8)  # three in each cross-subject split
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +24,7 @@ def test_both_pickles_have_the_form_of_ntu60(pickles, write_pickle):
     two, three = pickles
     assert two['split'] == three['split']
     assert set(two['split']) == {'xsub_train', 'xsub_val', 'xview_train', 'xview_val'}
-    assert len(load_annotations(write_pickle(two))['annotations']) == len(two['annotations'])  # it is sound
+    assert len(load_annotations(write_pickle(two))['annotations']) == len(two['annotations'])  # it is valid
     for a, b in zip(two['annotations'], three['annotations'], strict=True):
         assert all(a[key] == b[key] for key in ('frame_dir', 'label', 'total_frames'))
         persons, frames = len(a['keypoint']), a['total_frames']

@@ -11,8 +11,8 @@ ROWS = Path(__file__).parents[2] / 'configs' / 'action'
 
 
 def encoder(depth: int, rows: int, length: int, width: int, hidden: int) -> int:
-    """Multiply-adds of blocks of attention among `length` tokens and an MLP, each on `rows` such sequences."""
-    attention = 4 * width * width + 2 * length * width  # q, k, v, projection; scores and their weighted mean
+    """Multiply-adds of blocks with attention among `length` tokens and an MLP, for `rows` sequences."""
+    attention = 4 * width * width + 2 * length * width  # q, k, v, projection; scores and weighted mean
     return depth * rows * length * (attention + 2 * width * hidden)
 
 
@@ -25,13 +25,13 @@ def motionbert(persons: int, frames: int, joints: int, dim_in: int) -> int:
 
 
 def vanilla(persons: int, joints: int, dim_in: int, depth: int = 8, width: int = 256) -> int:
-    tokens = 12 * joints  # of a person
+    tokens = 12 * joints  # per person
     embedding = persons * tokens * 4 * dim_in * width
     return embedding + encoder(depth, persons, tokens, width, 4 * width) + width * 60
 
 
 EXPECTED = {  # row: (parameters, multiply-adds)
-    'MB_train': (63_532_678, motionbert(1, 48, 17, 3136)),  # maps hold all persons
+    'MB_train': (63_532_678, motionbert(1, 48, 17, 3136)),  # persons are merged in the maps
     'MB_train_2d': (60_421_193, motionbert(2, 243, 17, 3)),
     'MB_train_3d': (68_714_057, motionbert(2, 48, 25, 3)),
     'vanilla': (9_552_956, vanilla(1, 17, 3136)),

@@ -19,7 +19,9 @@ from lib.tools.sample.dataset import write_files, write_sample
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'sample')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='folder for the two pickles')
-    parser.add_argument('--files', type=Path, metavar='FOLDER', help='folder for clips as JSON files, and labels.csv')
+    parser.add_argument(
+        '--files', type=Path, metavar='FOLDER', help='folder for JSON files of some clips, and labels.csv'
+    )
     parser.add_argument(
         '--seed', type=int, choices=range(2**16), default=0, metavar='SEED', help='(default: %(default)s)'
     )
@@ -34,7 +36,7 @@ def generate(args: argparse.Namespace) -> None:
         log.info(f'{path}: {len(content["annotations"])} clips of {len(labels)} classes ({counts})')
     if args.files:
         count = write_files(args.files, written[args.out / 'sample_hrnet.pkl'])
-        log.info(f'{args.files}: {count} of the clips as JSON files, and labels.csv')
+        log.info(f'{args.files}: {count} clips as JSON files, and labels.csv')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The 14 actions of the generated dataset, as keys of poses, and their performance by one or two figures."""
+"""The 14 actions of the generated dataset as keyframes, and their performance by one or two figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from lib.tools.sample.figures import (
     yaw,
 )
 
-MAX_HURRY = 1.7  # a clip too short for its action is played up to this much faster; the rest is cut off
+MAX_HURRY = 1.7  # largest speed-up of an action that is longer than its clip; the rest is cut off
 
 
 # ---------------------------------------------------------------------------------------- actions of one person
@@ -72,7 +72,7 @@ def throw(me: Person, rng: np.random.Generator) -> Keys:
     }  # fmt: skip
 
 
-SEAT = (0.0, -0.50, -0.46)  # the pelvis on a chair that is not drawn
+SEAT = (0.0, -0.50, -0.46)  # pelvis on an invisible chair
 LAP_HAND = (0.30, -0.80, 0.42)
 
 
@@ -127,7 +127,7 @@ def wave(me: Person, rng: np.random.Generator) -> Keys:
 
 
 def kick_keys(me: Person, rise: float, reach: float) -> Keys:
-    """A kick with the favoured foot: weight over, leg back, strike at .78 s, and back to the ground."""
+    """A kick with the preferred foot: shift of weight, leg back, strike at .78 s, leg down."""
     return {
         'foot': [
             (0, STILL), (0.2, (0, 0.02, -0.02)), (0.5, (0.02, 0.16, -0.34)), (0.66, (0.0, 0.10, 0.1)),
@@ -253,7 +253,7 @@ def shake_hands(me: Person, other: Person, distance: float, rng: np.random.Gener
 
 
 def walk_keys(me: Person, distance: float, delay: float, rng: np.random.Generator) -> Keys:
-    """`distance` metres forward; the feet alternate, and a last step brings them together."""
+    """Walks `distance` metres with alternating feet and a closing step."""
     steps = max(2, round(distance / (0.33 * me.height * me.amplitude**0.3)))
     beat, stride, swing = rng.uniform(0.48, 0.6), distance / steps / me.leg, 0.28 * me.amplitude
     feet: dict[str, list[Key]] = {'foot': [(delay, STILL)], 'other_foot': [(delay, STILL)]}
@@ -269,7 +269,7 @@ def walk_keys(me: Person, distance: float, delay: float, rng: np.random.Generato
         feet[swings].append((end - 0.03, (0, 0, after)))
         feet[stands].append((end - 0.03, feet[stands][-1][1]))
         travel.append((end, distance * min(k + 0.55, steps) / steps if k < steps else distance))
-        if k < steps:  # the arm opposite to the swinging leg comes forward
+        if k < steps:  # the opposite arm swings forward
             arm, other_arm = ('other_hand', 'hand') if swings == 'foot' else ('hand', 'other_hand')
             hands[arm].append((end, (0.42, -0.94, 0.10 + swing)))
             hands[other_arm].append((end, (0.44, -0.94, 0.10 - swing)))
@@ -294,7 +294,7 @@ class Action:
     move: Callable
     max_repeats: int = 3
     distance: tuple[float, float] | None = None
-    favours_hand: bool = True  # left-handed persons do it the other way round
+    favours_hand: bool = True  # mirrored for left-handed persons
 
 
 ACTIONS = (
@@ -317,13 +317,13 @@ ACTIONS = (
 
 # ---------------------------------------------------------------------------------------- performances
 PAUSE = (0.15, 0.9)  # seconds between two repetitions
-HAND_VARIATION = 0.02  # arm lengths, standard deviation from one repetition to the next
+HAND_VARIATION = 0.02  # arm lengths, standard deviation between repetitions
 
 
 def repeat(
     move: Callable[[], tuple[Keys, ...]], repeats: int, seconds: float, rng: np.random.Generator
 ) -> tuple[list[Keys], float]:
-    """Keys of each figure for up to `repeats` repetitions, as many as `seconds` can hold, and how long they take."""
+    """Keyframes of each figure for up to `repeats` repetitions within `seconds`, and their duration."""
     figures: list[Keys] = []
     length = 0.0
     for repetition in range(repeats):
@@ -342,7 +342,7 @@ def repeat(
 
 
 def perform(action: Action, cast: list[Person], num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Clean points (M, T, 30, 3) in metres; the stage's middle is at 0 and a single figure faces forward."""
+    """Clean points (M, T, 30, 3) in metres; the origin is the middle of the stage; a single figure faces forward."""
     if not action.favours_hand:
         cast = [replace(person, left_handed=False) for person in cast]
     distance = 0.0 if action.distance is None else rng.uniform(*action.distance)
@@ -359,7 +359,7 @@ def perform(action: Action, cast: list[Person], num_frames: int, rng: np.random.
     points = np.stack([figure_joints(cast[m], make_pose(cast[m], keys, times, rng)) for m, keys in enumerate(figures)])
     if len(points) == 1:
         return points + rng.normal(0, 0.2, 3) * (1, 0, 1)
-    # Face to face, side-on to where a single figure looks; who stands on which side is chance.
+    # Face to face, at right angles to the direction of a single figure, on random sides.
     side = rng.choice([-1.0, 1.0])
     quarter = [yaw(side * np.pi / 2), yaw(-side * np.pi / 2)]
     return np.stack([(points[m] - (0, 0, distance / 2)) @ quarter[m].T for m in range(2)])

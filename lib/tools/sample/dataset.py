@@ -37,8 +37,8 @@ XSUB_TRAIN_PERSONS = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 
 XVIEW_TRAIN_CAMERAS = (2, 3)
 CAMERA_ANGLES = {1: -np.pi / 4, 2: 0.0, 3: np.pi / 4}  # about the vertical axis, seen from the stage
 NUM_SETUPS = 17
-FILES_PERSONS, FILES_CAMERA = (1, 8, 17, 25, 3, 12, 21, 30), 2  # of the clips that --files writes
-ACTIONS_LEFT_OUT = 2  # by each person in turn, to keep the set small
+FILES_PERSONS, FILES_CAMERA = (1, 8, 17, 25, 3, 12, 21, 30), 2  # of the clips written by --files
+ACTIONS_LEFT_OUT = 2  # per person, to keep the dataset small
 # Clip lengths in frames and their shares: below, within and above one to two times a clip_len of 48.
 CLIP_LENGTHS = (((24, 47), 0.2), ((48, 95), 0.35), ((96, 200), 0.45))
 COCO_POINTS = [NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR, 4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]
@@ -46,12 +46,12 @@ COCO_POINTS = [NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR, 4, 8, 5, 9, 6, 10
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera that looks at the stage; its frame is Kinect's: x to the image's left, y up, z away from it."""
+    """A pinhole camera facing the stage, with Kinect's axes: x to the left of the image, y up, z forward."""
 
     angle: float
     distance: float  # m, from the stage's middle
     height: float  # m, above the floor
-    aim: float  # m, height of the point on the stage that it looks at
+    aim: float  # m, height of the point it faces
 
     def view(self, points: np.ndarray) -> np.ndarray:
         """World (..., 3) to camera frame (..., 3), both in metres."""
@@ -62,23 +62,23 @@ class Camera:
 
 
 def project(points: np.ndarray) -> np.ndarray:
-    """Camera frame (..., 3) in metres to pixels (..., 2), x to the right and y down from the image's upper left."""
+    """Camera frame (..., 3) in metres to pixels (..., 2), x to the right and y down from the upper left corner."""
     height, width = IMAGE_SHAPE
     return (width / 2, height / 2) - FOCAL_LENGTH * points[..., :2] / points[..., 2:]
 
 
 # ---------------------------------------------------------------------------------------- what sensors see
-CAPSULES = (  # body parts that hide what is behind them: two points and a radius in metres
+CAPSULES = (  # body parts that cause occlusion: two points and a radius in metres
     (0, 20, 0.13), (3, 3, 0.10), (12, 13, 0.07), (16, 17, 0.07), (13, 14, 0.05), (17, 18, 0.05),
     (5, 6, 0.04), (9, 10, 0.04),
 )  # fmt: skip
-BEHIND = 0.06  # m, from here on a point counts as behind a body part
+BEHIND = 0.06  # m, minimum depth of a point behind a body part
 
 
 def hidden(points: np.ndarray) -> np.ndarray:
-    """How far each point (M, T, 30, 3) of a camera's frame is hidden by a body part of anyone: (M, T, 30), 0 to 1."""
+    """Occlusion (M, T, 30), 0 to 1, of camera-frame points (M, T, 30, 3) by any person's body parts."""
     depth = points[..., 2].astype(np.float32)
-    x, y = (points[..., axis].astype(np.float32) / depth for axis in (0, 1))  # as on an image plane 1 m away
+    x, y = (points[..., axis].astype(np.float32) / depth for axis in (0, 1))  # on an image plane at 1 m
     result = np.zeros_like(depth)
     for figure in range(len(points)):
         for start, end, radius in CAPSULES:
@@ -94,7 +94,7 @@ def hidden(points: np.ndarray) -> np.ndarray:
 
 
 def gone(rng: np.random.Generator, shape: tuple[int, ...], chance: float) -> np.ndarray:
-    """Bool (M, T, ...): with `chance` each series along T has one gap of 2 to 10 frames, never in the first frame."""
+    """Bool (M, T, ...): a gap of 2 to 10 frames along T with probability `chance`, not in the first frame."""
     num_frames = shape[1]
     series = (shape[0], 1, *shape[2:])
     begin = rng.integers(1, num_frames, series)
@@ -142,7 +142,7 @@ def draw_length(rng: np.random.Generator) -> int:
 
 
 def make_cameras(setup: int, seed: int) -> dict[int, Camera]:
-    """The three cameras of one setup: same height and distance, NTU's angles give or take a few degrees."""
+    """The three cameras of one setup: same height and distance, about NTU's angles."""
     rng = np.random.default_rng([seed, 1, setup])
     distance, height, aim = rng.uniform(3.0, 4.3), rng.uniform(1.1, 2.1), rng.uniform(0.75, 0.95)
     return {
@@ -152,15 +152,15 @@ def make_cameras(setup: int, seed: int) -> dict[int, Camera]:
 
 
 def record(person: int, action: Action, seed: int) -> Iterable[tuple[dict, dict]]:
-    """The 2D and the 3D annotation of each camera's view of one performance. Depends on its arguments alone."""
+    """The 2D and the 3D annotation of each camera's view of one performance. A function of its arguments."""
     rng = np.random.default_rng([seed, 2, person, action.number])
     cast = [make_person(np.random.default_rng([seed, 3, person]))]
-    if action.distance is not None:  # the partner is nobody of the 40, so no body stands on both sides of a split
+    if action.distance is not None:  # a partner beyond the 40 persons, so that no body is in both splits
         cast.append(make_person(rng))
     num_frames, replication = draw_length(rng), int(rng.integers(1, 3))
     setup = 1 + (person - 1) * NUM_SETUPS // len(PERSONS)
 
-    # Replication 1 is acted towards the left camera, 2 towards the right one.
+    # Replication 1 faces the left camera, replication 2 the right one.
     heading = CAMERA_ANGLES[1 if replication == 1 else 3] + rng.normal(0, 0.15)
     world = perform(action, cast, num_frames, rng) @ yaw(heading).T
     for camera_number, camera in make_cameras(setup, seed).items():

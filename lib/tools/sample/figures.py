@@ -19,7 +19,7 @@ MIRROR_ORDER = [*NTU25.flip_order, NOSE, RIGHT_EYE, LEFT_EYE, RIGHT_EAR, LEFT_EA
 # ---------------------------------------------------------------------------------------- persons
 @dataclass(frozen=True)
 class Person:
-    """A body and the manner in which it moves. Lengths in metres, angles in radians."""
+    """A body and its style of movement. Lengths in metres, angles in radians."""
 
     height: float
     arm: float  # shoulder to wrist
@@ -27,13 +27,13 @@ class Person:
     trunk: float  # spine base to the shoulders' line
     shoulder: float  # half the width
     hip: float  # half the width
-    stance: float  # how far each foot stands out, in leg lengths
+    stance: float  # distance of each foot from the hip's side, in leg lengths
     tempo: float
     amplitude: float
     left_handed: bool
     lean: float  # the usual posture
     nod: float
-    hand_offset: np.ndarray  # (2, 3) where the hands hang, in arm lengths
+    hand_offset: np.ndarray  # (2, 3) rest position of the hands, in arm lengths
 
 
 def make_person(rng: np.random.Generator) -> Person:
@@ -74,19 +74,19 @@ REST = {
     'lean': 0.0, 'side': 0.0, 'twist': 0.0, 'nod': 0.0, 'tilt': 0.0, 'turn': 0.0,
     'travel': 0.0, 'lift': 0.0, 'goal': STILL, 'goal_weight': 0.0,
 }  # fmt: skip
-SWAY = {  # standard deviation of the slow movement that never stops, in the channel's unit
+SWAY = {  # standard deviation of the constant slow movement, in the unit of the channel
     'hand': 0.015, 'other_hand': 0.015, 'pelvis': (0.015, 0.002, 0.010),
     'lean': 0.02, 'side': 0.015, 'twist': 0.04, 'nod': 0.05, 'tilt': 0.03, 'turn': 0.1,
 }  # fmt: skip
 SWAY_PERIOD = 0.8  # seconds
 
-Key = tuple[float, float | tuple[float, float, float]]  # when, and the channel's value
+Key = tuple[float, float | tuple[float, float, float]]  # time and value of the channel
 Keys = dict[str, list[Key]]
 Pose = dict[str, np.ndarray]  # channel -> (T, 1) or (T, 3)
 
 
 def interpolate(keys: list[Key], times: np.ndarray) -> np.ndarray:
-    """Values (T, C) at `times` (T,): a monotone cubic, which rests at turning points and glides through other keys.
+    """Values (T, C) at `times` (T,): monotone cubic interpolation, at rest at turning points.
 
     Before the first key and after the last the value stands still. (Fritsch and Butland's slopes.)
     """
@@ -117,13 +117,13 @@ def smooth_noise(rng: np.random.Generator, num_frames: int, shape: tuple[int, ..
 
 
 def make_pose(person: Person, keys: Keys, times: np.ndarray, rng: np.random.Generator) -> Pose:
-    """The keys' movement at `times` (T,), with the person's posture and sway added."""
+    """The pose at `times` (T,): keyframes plus the person's posture and sway."""
     pose = {name: interpolate(keys.get(name, [(0.0, rest)]), times) for name, rest in REST.items()}
     for name, size in SWAY.items():
         width = pose[name].shape[1]
         pose[name] = pose[name] + size * smooth_noise(rng, len(times), (width,), SWAY_PERIOD * FPS)
     for name, offset in zip(('hand', 'other_hand'), person.hand_offset, strict=True):
-        hangs = np.clip(-0.6 - 1.6 * pose[name][:, 1:2], 0, 1)  # a hand that does something goes where it is needed
+        hangs = np.clip(-0.6 - 1.6 * pose[name][:, 1:2], 0, 1)  # only hanging hands are offset
         pose[name] = pose[name] + hangs * offset
     pose['lean'] = pose['lean'] + person.lean
     pose['nod'] = pose['nod'] + person.nod
@@ -139,7 +139,7 @@ FACE = {  # points of the face from the head's middle, in body heights: (left, u
 
 
 def rotation(pitch: np.ndarray, yaw: np.ndarray, roll: np.ndarray) -> np.ndarray:
-    """(T, 3, 3): forward by `pitch`, to the left by `yaw`, onto the right side by `roll`; each (T, 1)."""
+    """Rotations (T, 3, 3): forward by `pitch`, left by `yaw`, to the right side by `roll`, each (T, 1)."""
     (cx, sx), (cy, sy), (cz, sz) = ((np.cos(a[:, 0]), np.sin(a[:, 0])) for a in (pitch, yaw, roll))
     rows = [
         [cy * cz + sy * sx * sz, sy * sx * cz - cy * sz, sy * cx],
@@ -156,7 +156,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def bend_limb(
     root: np.ndarray, target: np.ndarray, upper: float, lower: float, aside: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and end joint, each (T, 3), of a limb of two bones from `root` towards `target`, as far as it reaches.
+    """Middle and end joint, each (T, 3), of a limb of two bones from `root` towards `target`, within its reach.
 
     aside: (T, 3), the direction into which the middle joint gives way.
     """
@@ -170,12 +170,12 @@ def bend_limb(
 
 
 def figure_joints(person: Person, pose: Pose) -> np.ndarray:
-    """Points (T, 30, 3) of the figure, in metres from where it starts on the floor. Bone lengths never change."""
+    """Points (T, 30, 3) of the figure, in metres from its start on the floor. Bone lengths are constant."""
     height = person.height
     hips = rotation(0.6 * pose['lean'], 0.35 * pose['twist'], 0.3 * pose['side'])
     waist = rotation(0.85 * pose['lean'], 0.6 * pose['twist'], 0.6 * pose['side'])
     chest = rotation(pose['lean'], pose['twist'], pose['side'])
-    # The neck takes back part of a deep bend, so that the eyes keep to the action.
+    # The neck compensates part of a deep bend, so that the eyes stay on the action.
     head = rotation(0.7 * pose['lean'] + pose['nod'], 0.6 * pose['twist'] + pose['turn'], pose['side'] + pose['tilt'])
 
     ankles = {'foot': stand(person, pose, 'foot', -1), 'other_foot': stand(person, pose, 'other_foot', 1)}
@@ -199,7 +199,7 @@ def figure_joints(person: Person, pose: Pose) -> np.ndarray:
 
 
 def stand(person: Person, pose: Pose, foot: str, sign: int) -> np.ndarray:
-    """Where the ankle (T, 3) of a foot is; sign: 1 on the left, -1 on the right."""
+    """Position (T, 3) of an ankle. sign: 1 on the left, -1 on the right."""
     standing = np.array([sign * (person.hip + person.stance * person.leg), ANKLE_HEIGHT * person.height, 0])
     return standing + pose[foot] * person.leg * (sign, 1, 1) + pose['lift'] * (0, 1, 0)
 
@@ -207,7 +207,7 @@ def stand(person: Person, pose: Pose, foot: str, sign: int) -> np.ndarray:
 def needed_drop(
     person: Person, pose: Pose, base: np.ndarray, hips: np.ndarray, ankles: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Metres (T,) by which the pelvis must sink for both standing feet to be within reach; raised feet do not count."""
+    """Descent (T,) of the pelvis in metres that keeps standing feet within reach."""
     drops = []
     for foot, sign in (('foot', -1), ('other_foot', 1)):
         hip, ankle = base + hips @ (sign * person.hip, 0, 0), ankles[foot]
@@ -250,5 +250,5 @@ def arm_joints(
 
 
 def yaw(angle: float) -> np.ndarray:
-    """(3, 3): a turn to the left about the vertical axis."""
+    """Rotation (3, 3) to the left about the vertical axis."""
     return np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
