@@ -33,7 +33,7 @@ TORCH_OPTIMIZER = {'lr_backbone': 1e-3, 'lr_head': 1e-3, 'weight_decay': 0.01}
 OPTIMIZERS = {'mbert': TORCH_OPTIMIZER, 'vanilla': TORCH_OPTIMIZER, 'vivit': {'lr': 1e-3, 'weight_decay': 0.01}}
 
 
-def content(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+def content(kind: str, folder: Path, model: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Returns the config of a tiny model and writes its pickle to the folder."""
     ann_file = folder / 'made_up.pkl'
     ann_file.write_bytes(pickle.dumps(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10)))
@@ -41,16 +41,16 @@ def content(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
         'script': kind,
         'data': {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
         'heatmap': {'size': 12},
-        'model': dict(MODELS[kind]),
-        'optimizer': dict(OPTIMIZERS[kind]),
+        'model': dict(model or MODELS[kind]),
+        'optimizer': dict(OPTIMIZERS.get(kind, TORCH_OPTIMIZER)),
         'train': {'epochs': 2, 'lr_decay': 0.9},
     }
 
 
-def write_config(kind: str, folder: Path) -> Path:
-    """Writes config and pickle to the folder; returns the path of the config."""
+def write_config(kind: str, folder: Path, model: dict[str, Any] | None = None) -> Path:
+    """Writes config and pickle to the folder; returns the path of the config. model: section `model`."""
     path = folder / 'tiny.yaml'
-    path.write_text(yaml.safe_dump(content(kind, folder)))
+    path.write_text(yaml.safe_dump(content(kind, folder, model)))
     return path
 
 

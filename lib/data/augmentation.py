@@ -1,7 +1,6 @@
 """Augmentation of training clips: the config section `augmentation` and its implementation.
 
-To add a key: add a field with its default and the inputs it applies to, a range check in `__post_init__`, and a line in
-the method that applies it. N clips, M persons, T frames, V joints.
+configs/README.md explains how to add a key. N clips, M persons, T frames, V joints.
 """
 
 from dataclasses import dataclass, field, fields

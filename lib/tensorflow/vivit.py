@@ -7,6 +7,7 @@ N clips, V maps per frame. A volume (N,frames,height,width,V) is split into tube
 positions, which are embedded as tokens (N,T,S,D) of width D. H heads of d channels.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import keras
@@ -16,12 +17,14 @@ from lib.errors import UserError, check_values
 
 Kind = Literal['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
 Reach = Literal['all', 'time', 'space', 'split']
+Activation = Literal['gelu', 'relu']
+Init = Literal['paper', 'keras']
 
 SIZES = (
     'clip_len', 'size', 'num_joints', 'dim_feat', 'depth', 'temporal_depth', 'num_heads', 'head_dim', 'mlp_ratio',
     'num_classes',
 )  # fmt: skip
-RATES = ('attn_drop_rate', 'drop_path_rate')
+RATES = ('attn_drop_rate', 'mlp_drop_rate', 'drop_path_rate')
 # Attention layers of a block, by kind. The factorised encoder is built from two stacks, 'space' and 'time'.
 REACHES: dict[Kind, tuple[Reach, ...]] = {
     'joint': ('all',),
@@ -33,15 +36,33 @@ REACHES: dict[Kind, tuple[Reach, ...]] = {
 AXES = {'time': ((0, 2, 3, 1, 4), (0, 3, 1, 2, 4)), 'space': ((0, 1, 3, 2, 4), (0, 1, 3, 2, 4))}
 
 
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of a model share.
+
+    activation: between the two dense layers of the MLP, with activate_output also after the second. drop rates: of the
+    attention weights, and after each dense layer of the MLP.
+    """
+
+    num_heads: int
+    head_dim: int
+    hidden_dim: int
+    attn_drop_rate: float = 0.0
+    mlp_drop_rate: float = 0.0
+    activation: Activation = 'gelu'
+    activate_output: bool = False
+
+
 class TubeletEmbedding(keras.layers.Layer):
     """Embeds each tubelet as a token: (N,frames,height,width,V) -> (N,T,S,D).
 
     tubelet_size: frames, height and width. Tokens are ordered t, h, w.
     """
 
-    def __init__(self, dim: int, tubelet_size: tuple[int, int, int], **kwargs) -> None:
+    def __init__(self, dim: int, tubelet_size: tuple[int, int, int], init: Init = 'paper', **kwargs) -> None:
         super().__init__(**kwargs)
         self.dim = dim
+        self.init = init
         self.tubelet_size = tuple(tubelet_size)
 
     def build(self, input_shape: tuple) -> None:
@@ -51,7 +72,7 @@ class TubeletEmbedding(keras.layers.Layer):
             strides=self.tubelet_size,
             padding='valid',
             data_format='channels_last',
-            kernel_initializer='lecun_normal',
+            kernel_initializer='lecun_normal' if self.init == 'paper' else 'glorot_uniform',
             name='projection',
         )
         self.projection.build(input_shape)
@@ -65,10 +86,14 @@ class TubeletEmbedding(keras.layers.Layer):
 class PositionEmbedding(keras.layers.Layer):
     """Adds learned position embeddings: (N,T,S,D) -> (N,T,S,D)."""
 
+    def __init__(self, init: Init = 'paper', **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.init = init
+
     def build(self, input_shape: tuple) -> None:
-        self.embedding = self.add_weight(
-            shape=input_shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02), name='embedding'
-        )
+        normal, uniform = keras.initializers.RandomNormal(stddev=0.02), keras.initializers.RandomUniform(-0.05, 0.05)
+        initializer = normal if self.init == 'paper' else uniform
+        self.embedding = self.add_weight(shape=input_shape[1:], initializer=initializer, name='embedding')
 
     def call(self, tokens):
         return tokens + self.embedding
@@ -79,15 +104,13 @@ class Attention(keras.layers.Layer):
 
     reach: 'all' attends to all tokens, 'time' to the same position in all steps, 'space' to all positions of the same
     step; with 'split' the first half of the heads attends along time, the second half along space.
-    drop_rate: dropout of the attention weights.
     """
 
-    def __init__(self, reach: Reach, num_heads: int, head_dim: int, drop_rate: float, **kwargs) -> None:
+    def __init__(self, reach: Reach, options: BlockOptions, **kwargs) -> None:
         super().__init__(**kwargs)
         self.reach = reach
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.drop_rate = drop_rate
+        self.num_heads, self.head_dim = options.num_heads, options.head_dim
+        self.options = options
 
     def build(self, input_shape: tuple) -> None:
         inner_shape = (*input_shape[:-1], self.num_heads * self.head_dim)
@@ -95,7 +118,7 @@ class Attention(keras.layers.Layer):
         self.query = _dense(inner_shape[-1], input_shape, 'query')
         self.key = _dense(inner_shape[-1], input_shape, 'key')
         self.value = _dense(inner_shape[-1], input_shape, 'value')
-        self.dropout = keras.layers.Dropout(self.drop_rate, name='dropout')
+        self.dropout = keras.layers.Dropout(self.options.attn_drop_rate, name='dropout')
         self.projection = _dense(input_shape[-1], inner_shape, 'projection')
 
     def call(self, tokens):
@@ -124,18 +147,24 @@ class Attention(keras.layers.Layer):
 
 
 class Mlp(keras.layers.Layer):
-    """Two dense layers with an exact GELU in between: (N,T,S,D) -> (N,T,S,D)."""
+    """Two dense layers with an activation in between, the exact GELU by default: (N,T,S,D) -> (N,T,S,D)."""
 
-    def __init__(self, hidden_dim: int, **kwargs) -> None:
+    def __init__(self, options: BlockOptions, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.hidden_dim = hidden_dim
+        self.options = options
 
     def build(self, input_shape: tuple) -> None:
-        self.expand = _dense(self.hidden_dim, input_shape, 'expand')
-        self.contract = _dense(input_shape[-1], (*input_shape[:-1], self.hidden_dim), 'contract')
+        hidden_dim = self.options.hidden_dim
+        self.expand = _dense(hidden_dim, input_shape, 'expand')
+        self.contract = _dense(input_shape[-1], (*input_shape[:-1], hidden_dim), 'contract')
+        self.dropout = keras.layers.Dropout(self.options.mlp_drop_rate, name='dropout')
 
     def call(self, tokens):
-        return self.contract(ops.gelu(self.expand(tokens), approximate=False))
+        tokens = self.contract(self.dropout(self.activate(self.expand(tokens))))
+        return self.dropout(self.activate(tokens) if self.options.activate_output else tokens)
+
+    def activate(self, tokens):
+        return ops.relu(tokens) if self.options.activation == 'relu' else ops.gelu(tokens, approximate=False)
 
 
 class Block(keras.layers.Layer):
@@ -147,29 +176,20 @@ class Block(keras.layers.Layer):
     def __init__(
         self,
         reaches: tuple[Reach, ...],
-        num_heads: int,
-        head_dim: int,
-        hidden_dim: int,
-        attn_drop_rate: float,
-        drop_path_rate: float,
+        options: BlockOptions,
+        drop_path_rate: float = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.reaches = tuple(reaches)
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.hidden_dim = hidden_dim
-        self.attn_drop_rate = attn_drop_rate
+        self.options = options
         self.drop_path_rate = drop_path_rate
 
     def build(self, input_shape: tuple) -> None:
         self.attention_norms = [_norm(input_shape, f'{reach}_norm') for reach in self.reaches]
-        self.attentions = [
-            Attention(reach, self.num_heads, self.head_dim, self.attn_drop_rate, name=f'{reach}_attention')
-            for reach in self.reaches
-        ]
+        self.attentions = [Attention(reach, self.options, name=f'{reach}_attention') for reach in self.reaches]
         self.mlp_norm = _norm(input_shape, 'mlp_norm')
-        self.mlp = Mlp(self.hidden_dim, name='mlp')
+        self.mlp = Mlp(self.options, name='mlp')
         for layer in (*self.attentions, self.mlp):
             layer.build(input_shape)
         self.drop_path = keras.layers.Dropout(self.drop_path_rate, noise_shape=(None, 1, 1, 1), name='drop_path')
@@ -183,19 +203,20 @@ class Block(keras.layers.Layer):
 class Encoder(keras.layers.Layer):
     """Stack of blocks with a final layer norm: (N,T,S,D) -> (N,T,S,D)."""
 
-    def __init__(self, blocks: list[Block], **kwargs) -> None:
+    def __init__(self, blocks: list[Block], final_norm: bool = True, **kwargs) -> None:
         super().__init__(**kwargs)
         self.blocks = blocks
+        self.final_norm = final_norm
 
     def build(self, input_shape: tuple) -> None:
         for block in self.blocks:
             block.build(input_shape)
-        self.norm = _norm(input_shape, 'norm')
+        self.norm = _norm(input_shape, 'norm') if self.final_norm else None
 
     def call(self, tokens):
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return tokens if self.norm is None else self.norm(tokens)
 
 
 class ViViT(keras.Model):
@@ -208,11 +229,14 @@ class ViViT(keras.Model):
     clip_len, size, num_joints: frames per clip, height and width of a map in pixels, maps per frame.
     tubelet_size: frames, height and width of a tubelet.
     head_dim: channels per head; None: dim_feat / num_heads.
-    attn_drop_rate: dropout of the attention weights. drop_path_rate: stochastic depth of the last block, increasing
-    linearly from 0 (in a factorised encoder over both stacks).
+    attn_drop_rate, mlp_drop_rate: dropout of the attention weights, and after each dense layer of an MLP.
+    drop_path_rate: stochastic depth of the last block, increasing linearly from 0 (in a factorised encoder over both
+    stacks).
+    activation, activate_output: of the MLPs, see BlockOptions. final_norm: whether a stack of blocks ends with a norm.
+    init: of embeddings and head; 'paper', or 'keras' for the defaults of Keras's layers, as in the original project.
 
-    The model is built on construction. The head starts at zero, so that the initial loss is ln(num_classes). The
-    defaults are those of vivit.yaml. Raises UserError, naming the key, for a value out of range.
+    The model is built on construction. With init 'paper' the head starts at zero, so that the initial loss is
+    ln(num_classes). The defaults are those of vivit.yaml. Raises UserError, naming the key, for a value out of range.
     """
 
     def __init__(
@@ -230,7 +254,12 @@ class ViViT(keras.Model):
         head_dim: int | None = None,
         mlp_ratio: float = 4,
         attn_drop_rate: float = 0.1,
+        mlp_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        activation: Activation = 'gelu',
+        activate_output: bool = False,
+        final_norm: bool = True,
+        init: Init = 'paper',
         num_classes: int = 60,
     ) -> None:
         super().__init__(name='vivit')
@@ -246,7 +275,12 @@ class ViViT(keras.Model):
         self.head_dim = head_dim
         self.mlp_ratio = mlp_ratio
         self.attn_drop_rate = attn_drop_rate
+        self.mlp_drop_rate = mlp_drop_rate
         self.drop_path_rate = drop_path_rate
+        self.activation = activation
+        self.activate_output = activate_output
+        self.final_norm = final_norm
+        self.init = init
         self.num_classes = num_classes
         self._check_arguments()
         self.build((None, clip_len, size, size, num_joints))
@@ -256,21 +290,22 @@ class ViViT(keras.Model):
             pixels // tubelet for pixels, tubelet in zip(input_shape[1:4], self.tubelet_size, strict=True)
         )
         tokens_shape = (None, num_steps, num_rows * num_columns, self.dim_feat)
-        self.embedding = TubeletEmbedding(self.dim_feat, self.tubelet_size, name='embedding')
+        self.embedding = TubeletEmbedding(self.dim_feat, self.tubelet_size, self.init, name='embedding')
         self.embedding.build(input_shape)
-        self.positions = PositionEmbedding(name='positions')
+        self.positions = PositionEmbedding(self.init, name='positions')
         self.positions.build(tokens_shape)
         num_blocks = self.depth + (self.temporal_depth if self.kind == 'factorised_encoder' else 0)
         rates = [self.drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         if self.kind == 'factorised_encoder':
             codes_shape = (None, num_steps, 1, self.dim_feat)  # one token per time step
             self.spatial_encoder = self._encoder(('space',), rates[: self.depth], tokens_shape, 'spatial_encoder')
-            self.code_positions = PositionEmbedding(name='code_positions')
+            self.code_positions = PositionEmbedding(self.init, name='code_positions')
             self.code_positions.build(codes_shape)
             self.temporal_encoder = self._encoder(('time',), rates[self.depth :], codes_shape, 'temporal_encoder')
         else:
             self.encoder = self._encoder(REACHES[self.kind], rates, tokens_shape, 'encoder')
-        self.head = keras.layers.Dense(self.num_classes, kernel_initializer='zeros', name='head')
+        initializer = 'zeros' if self.init == 'paper' else 'glorot_uniform'
+        self.head = keras.layers.Dense(self.num_classes, kernel_initializer=initializer, name='head')
         self.head.build((None, self.dim_feat))
 
     def call(self, volume, training: bool | None = None):
@@ -320,6 +355,8 @@ class ViViT(keras.Model):
         values = vars(self) | {'tubelet_size': self.tubelet_size}
         rules = {
             'kind': (self.kind in get_args(Kind), f'one of {", ".join(get_args(Kind))}'),
+            'activation': (self.activation in get_args(Activation), 'gelu or relu'),
+            'init': (self.init in get_args(Init), 'paper or keras'),
             'tubelet_size': (
                 len(self.tubelet_size) == 3 and min(self.tubelet_size) >= 1,
                 '3 positive numbers: frames, height and width',
@@ -343,13 +380,17 @@ class ViViT(keras.Model):
         check_values('model', values, rules)
 
     def _encoder(self, reaches: tuple[Reach, ...], drop_path_rates: list[float], shape: tuple, name: str) -> Encoder:
-        head_dim = self.head_dim or self.dim_feat // self.num_heads
-        hidden_dim = int(self.dim_feat * self.mlp_ratio)
-        blocks = [
-            Block(reaches, self.num_heads, head_dim, hidden_dim, self.attn_drop_rate, rate, name=f'block_{i}')
-            for i, rate in enumerate(drop_path_rates)
-        ]
-        encoder = Encoder(blocks, name=name)
+        options = BlockOptions(
+            num_heads=self.num_heads,
+            head_dim=self.head_dim or self.dim_feat // self.num_heads,
+            hidden_dim=int(self.dim_feat * self.mlp_ratio),
+            attn_drop_rate=self.attn_drop_rate,
+            mlp_drop_rate=self.mlp_drop_rate,
+            activation=self.activation,
+            activate_output=self.activate_output,
+        )
+        blocks = [Block(reaches, options, rate, name=f'block_{i}') for i, rate in enumerate(drop_path_rates)]
+        encoder = Encoder(blocks, self.final_norm, name=name)
         encoder.build(shape)
         return encoder
 

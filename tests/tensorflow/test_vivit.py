@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lib.tensorflow.vivit import Attention, Block, ViViT
+from lib.tensorflow.vivit import Attention, Block, BlockOptions, ViViT
 
 KINDS = ['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
 SMALL = {
@@ -49,7 +49,7 @@ def built(layer, width: int = WIDTH):
 
 
 def a_block(reaches: tuple[str, ...], drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> Block:
-    return built(Block(reaches, 2, 4, 32, drop_rate, drop_path_rate))
+    return built(Block(reaches, BlockOptions(2, 4, 32, drop_rate), drop_path_rate))
 
 
 def weights_of(layer) -> dict[str, np.ndarray]:
@@ -137,6 +137,52 @@ def test_logits_equal_plain_numpy(kind, head_dim):
     np.testing.assert_allclose(model(volume), dense(under(weights, 'head'), x.mean(1)), atol=1e-5)
 
 
+def test_logits_of_the_original_model_equal_plain_numpy():
+    """ReLU after both layers of the MLPs, and no norm at the end."""
+    model = small_model(activation='relu', activate_output=True, final_norm=False)
+    weights, volume = weights_of(model), volumes()
+    x = tubelet_tokens(weights, volume) + weights['positions/embedding'].reshape(-1, WIDTH)
+    for i in range(2):
+        of_block = under(weights, f'encoder/block_{i}')
+        x = x + attention(under(of_block, 'all_attention'), norm(under(of_block, 'all_norm'), x), MASKS['joint']['all'])
+        hidden = np.maximum(dense(under(of_block, 'mlp/expand'), norm(under(of_block, 'mlp_norm'), x)), 0)
+        x = x + np.maximum(dense(under(of_block, 'mlp/contract'), hidden), 0)
+    np.testing.assert_allclose(model(volume), dense(under(weights, 'head'), x.mean(1)), atol=1e-5)
+
+
+def test_mlp_dropout_follows_both_dense_layers():
+    block = built(Block(('all',), BlockOptions(2, 4, 32, mlp_drop_rate=0.5)))
+    block.mlp.expand.kernel.assign(np.zeros((WIDTH, 32)))
+    block.mlp.expand.bias.assign(np.full(32, 10.0))  # whose GELU is 10
+    block.mlp.contract.kernel.assign(np.full((32, WIDTH), 1 / 32))
+    block.mlp.contract.bias.assign(np.zeros(WIDTH))
+    trained = block.mlp(np.repeat(some_tokens(), 50, axis=0), training=True).numpy()
+    np.testing.assert_allclose(block.mlp(some_tokens()), 10, atol=1e-4)
+    assert (trained == 0).mean() == pytest.approx(0.5, abs=0.03)  # after the second
+    kept = np.unique(trained[trained > 0].round(3))
+    assert len(kept) > 5  # sums of the values kept after the first
+    np.testing.assert_allclose(kept / (2 * 2 * 10 / 32) % 1 % 0.999, 0, atol=0.01)
+
+
+def test_keras_initial_weights_are_those_of_keras_layers():
+    model = ViViT(depth=1, head_dim=48, init='keras')
+    attention = keras.layers.MultiHeadAttention(8, 48)
+    attention.build(*[(None, 343, 256)] * 2)
+    table = keras.layers.Embedding(343, 256)
+    table.build(None)
+    block = model.encoder.blocks[0]
+    for ours, theirs in (
+        (block.attentions[0].query.kernel, attention.query_dense.kernel),
+        (block.attentions[0].value.kernel, attention.value_dense.kernel),
+        (block.attentions[0].projection.kernel, attention.output_dense.kernel),
+        (model.positions.embedding, table.embeddings),
+    ):
+        ours, theirs = ours.numpy(), theirs.numpy()
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.02)
+        assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.02)
+    assert model.head.kernel.numpy().any()
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_all_parameters_train(kind):
     model = ViViT(**SMALL | {'kind': kind})
@@ -190,7 +236,7 @@ def test_dropout_only_in_training(kind, key):
 
 @pytest.mark.parametrize('reach', ['all', 'time', 'space', 'split'])
 def test_dropout_acts_on_attention_weights(reach):
-    layer = built(Attention(reach, 4, 2, 0.3))
+    layer = built(Attention(reach, BlockOptions(4, 2, 32, 0.3)))
     layer.value.kernel.assign(np.zeros((WIDTH, WIDTH)))
     layer.value.bias.assign(np.ones(WIDTH))
     layer.projection.kernel.assign(np.eye(WIDTH))
@@ -312,6 +358,9 @@ def test_config_that_does_not_fit_is_refused(config, message):
         {'num_heads': 3},
         {'num_heads': 1, 'kind': 'factorised_dot'},
         {'kind': 'factorised'},
+        {'activation': 'swish'},
+        {'init': 'zeros'},
+        {'mlp_drop_rate': 1.0},
         {'attn_drop_rate': 1.0},
         {'drop_path_rate': -0.1},
     ],
