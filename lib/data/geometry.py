@@ -4,8 +4,8 @@ PYSKL's pipeline (Duan et al., CVPR 2022): crop to the box around the persons, r
 flip. All stages are composed into one affine map per clip and axis, which is applied to the keypoints once. A
 coordinate of exactly zero, x or y, is missing and is mapped separately.
 
-`project`, `rotate` and `jitter` act on the joints before this map. For them a joint with all coordinates zero is missing
-and stays zero.
+`project`, `rotate` and `jitter` act on the joints before this map. For them a joint with all coordinates zero is
+missing and stays zero.
 
 N clips, M persons, T frames, V joints. Points are xy (2, N, M, T, V) in pixels, one plane per coordinate, so that NumPy
 works on long rows. Image shapes are (h, w).

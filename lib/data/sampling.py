@@ -16,8 +16,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class ClipRandom:
     """Counter-based random numbers: a pure function of (seed, epoch, clip, index of the draw).
 
-    The draws of a clip do not depend on the rest of its batch or on other batches, hence not on loader workers, ranks or
-    interruptions. An augmentation that draws more shifts the later draws of the same clip. SplitMix64 (Steele et al., OOPSLA 2014) in counter mode.
+    The draws of a clip do not depend on the rest of its batch or on other batches, hence not on loader workers, ranks
+    or interruptions. An augmentation that draws more shifts the later draws of the same clip. SplitMix64 (Steele et
+    al., OOPSLA 2014) in counter mode.
 
     seed, epoch: any int. clip: (N,) int, indices of the clips in the store.
     """
