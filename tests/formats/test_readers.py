@@ -274,6 +274,15 @@ def test_label_folders_of_ultralytics(size, tmp_path):
     assert found['first_frame'] == 11
 
 
+def test_empty_files_at_the_start_of_a_folder_are_frames_without_persons(tmp_path):
+    (tmp_path / 'v_4.json').write_text('[]')
+    for t in (5, 6):
+        (tmp_path / f'v_{t}.json').write_text(json.dumps([ultralytics(0, ONE[0, t])] if t < 6 else []))
+    [found] = read_keypoint_file(tmp_path)
+    np.testing.assert_array_equal(found['keypoint_score'].any(axis=(0, 2)), [False, True, False])
+    assert (found['first_frame'], found['source']) == (4, 'Ultralytics (coco17)')
+
+
 def test_joints_at_the_origin_are_missing(tmp_path):
     """Ultralytics sets uncertain joints to (0, 0) and keeps their score."""
     joints = ONE.copy()
