@@ -123,11 +123,6 @@ def open_store(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None 
     return parts[0] if len(parts) == 1 else _join(ann_file, parts)
 
 
-def is_packed(ann_file: str | os.PathLike, store_dir: str | os.PathLike | None = None) -> bool:
-    """Whether all stores exist and are up to date."""
-    return all(_open(file, store_folder(file, store_dir)) for file in pickles_of(Path(ann_file)))
-
-
 def store_folder(file: Path, store_dir: str | os.PathLike | None = None) -> Path:
     """Path of the store of a pickle."""
     return (Path(store_dir) if store_dir else file.parent) / f'{file.stem}.store'
