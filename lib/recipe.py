@@ -55,7 +55,7 @@ class Recipe:
             parts = f' times train.accumulation_steps {self.accumulation_steps}' if self.accumulation_steps > 1 else ''
             raise UserError(
                 f'data.batch_size {batch_size}, over all devices, cannot be divided among {num_devices} '
-                f'devices{parts}: set it to a multiple of {shares}.'
+                f'devices{parts}: set data.batch_size to a multiple of {shares}.'
             )
 
     def pretrained_file(self, args: argparse.Namespace, resumes: bool) -> Path | None:
