@@ -31,14 +31,14 @@ def train(args: argparse.Namespace) -> None:
     pretrained = options.pretrained_file(args, resumes=run.source is not None)
 
     train_clips, val_clips = (make_clips(config, split).for_rank(0, world.num_replicas) for split in ('train', 'val'))
-    steps = len(train_clips)
+    steps = train_clips.num_steps
     render, model = training.make_model(config, train_clips.num_joints, world)
     messages = load_backbone(model, pretrained) if pretrained else []
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
     predict_step = training.make_predict_step(render, model, options, world)
-    run.begin(world, steps)
+    run.begin(world, len(train_clips))
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
         log.start(train_clips, val_clips, training.describe(model), world, messages)
@@ -47,7 +47,9 @@ def train(args: argparse.Namespace) -> None:
             results = []  # per step, on the devices
             batches = training.load_batches(train_clips, run.epoch, options, world, first=run.step)
             for step, shares in log.progress(batches, train_clips):
-                optimizer.learning_rate.assign(config.optimizer.lr * options.lr_factor(run.epoch, step, steps))
+                optimizer.learning_rate.assign(
+                    config.optimizer.lr * options.lr_factor(run.epoch, step, len(train_clips))
+                )
                 results.append(train_step(world.distribute(shares)))
 
                 to_report, to_save = log.is_due(step, steps), options.saves_after(step)

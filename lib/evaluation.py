@@ -14,7 +14,7 @@ from lib.console import log_facts
 from lib.data.batches import make_clips
 from lib.data.clips import Clips
 from lib.errors import UserError
-from lib.files import make_folder, read_arrays, replacing, require_file, write_text
+from lib.files import check_writable, make_folder, read_arrays, replacing, require_file, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 from lib.models import MODELS
 from lib.plots import confusion_figure, save_figure
@@ -50,6 +50,7 @@ def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     """
     model = MODELS[script]
     path = find_checkpoint(Path(args.evaluate), [model.suffix])
+    check_writable(Path(args.checkpoint or path.parent), 'Name another folder as --checkpoint.')
     saved = model.training.checkpoint.load(path, script)
     config_file = args.config if saved['config'] is not None else args.config or model.default_config
     config = evaluation_config(path, saved['config'], args.set, config_file, script)

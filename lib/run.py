@@ -91,6 +91,8 @@ class Run:
             run.source, run.saved = Path(resume), cls.read(Path(resume))
         if run.source:
             run._resume()
+        if run.epoch >= config.get('train', {}).get('epochs', run.epoch + 1) and not checkpoints:
+            raise UserError(f'{resume} has completed all {run.epoch} epochs. Raise train.epochs to continue it.')
         run.class_names = names_of(run.saved, config)
         return run
 
@@ -257,8 +259,8 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
         raise UserError(f'{path} is a checkpoint of {own}: use train_action_{own}.py.')
     if to_resume and 'optimizer' not in content:
         raise UserError(
-            f'{path} has no optimizer state and cannot be resumed. It can be evaluated or, with PyTorch, used as '
-            '--pretrained weights.'
+            f'{path} has no optimizer state and cannot be resumed. It can be evaluated, or used as --pretrained '
+            'weights.'
         )
     return content
 
@@ -269,7 +271,7 @@ def names_of(content: Mapping[str, Any] | None, config: EasyDict) -> list[str]:
     Raises UserError if that file cannot be read.
     """
     saved = content and content.get('class_names')
-    if saved and content['config']['data'].get('class_names') == config.data.class_names:
+    if saved and config.data.class_names in (None, content['config']['data'].get('class_names')):
         return saved
     return class_names(config)
 

@@ -62,7 +62,7 @@ class StopSignal:
                 continue
             if not self.requested:
                 self.requested, first = True, time.monotonic()
-                print('\nstopping after this step; a second signal ends the process at once', flush=True)
+                print('\nstopping; a second signal ends the process at once', flush=True)
             elif time.monotonic() - first >= SECONDS_PER_REQUEST:
                 os._exit(STOPPED)
 

@@ -140,7 +140,7 @@ def test_a_signal_saves_and_exits_with_75(kind, call, command, whole, tmp_path, 
             lines.append(1)
             if len(lines) == 4:  # the first step of epoch 2
                 os.kill(os.getpid(), number)
-                wait_until(lambda: 'stopping after this step' in capsys.readouterr().out)
+                wait_until(lambda: 'a second signal ends' in capsys.readouterr().out)
 
         patch.setattr(Log, 'report', report_and_signal)
         assert call(*command) == 75
@@ -169,7 +169,7 @@ def test_a_signal_during_validation_saves_the_epoch_so_far(kind, call, command, 
 
         def predict_and_signal(*args: object) -> object:
             os.kill(os.getpid(), signal.SIGTERM)
-            wait_until(lambda: 'stopping after this step' in capsys.readouterr().out)
+            wait_until(lambda: 'a second signal ends' in capsys.readouterr().out)
             return predict(*args)
 
         patch.setattr(training, 'predict', predict_and_signal)
@@ -380,9 +380,17 @@ def test_checkpoints_of_older_versions_are_refused(kind, call, command, whole, t
 
 
 @of_one
+def test_a_finished_run_is_not_begun_anew(kind, call, command, whole, tmp_path, capsys):
+    finished = whole(kind) / latest_name(kind)
+    assert call(*command, '-r', finished) == 2
+    assert f'{finished} has completed all' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+@of_one
 def test_a_checkpoint_of_more_steps_than_an_epoch_has_is_refused(kind, call, command, whole, tmp_path, capsys):
     bad = tmp_path / latest_name(kind)
-    tiny.write_checkpoint(bad, {**tiny.latest(whole(kind)), 'step': 4})
+    tiny.write_checkpoint(bad, {**tiny.latest(whole(kind)), 'epoch': 2, 'step': 4})
     assert call(*command, '-r', bad) == 2
     assert f'{bad} has completed 4 steps' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()

@@ -129,15 +129,19 @@ MISTAKES = {
     'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
     'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),
     'no pretrained file': (['--set', 'train.finetune=true', '-p', 'folder'], 'folder/latest_epoch{suffix}'),
+    'negative decay': (['--set', 'optimizer.weight_decay=-1'], 'optimizer.weight_decay is -1'),
+    'narrow mlp': (['--set', 'model.mlp_ratio=0.01'], 'model.mlp_ratio is 0.01'),
+    'huge number': (['--set', 'train.seed=' + '9' * 23], 'train.seed must be a whole number'),
     'missing class names': (['--set', 'data.class_names=nothing.txt'], 'nothing.txt'),
 }
 PYTORCH_MISTAKES = {
+    'negative rate': (['--set', 'optimizer.lr_head=-1'], 'optimizer.lr_head is -1'),
     'size': (['--set', 'heatmap.size=10'], 'model.dim_in is 144'),
     'part of no name': (['--set', 'train.partial_train=[nothing]'], 'train.partial_train'),
 }
 VIVIT_MISTAKES = {
+    'negative rate': (['--set', 'optimizer.lr=-1'], 'optimizer.lr is -1'),
     'size': (['--set', 'heatmap.size=16'], 'heatmap.size is 16, but model.size is 12'),
-    'negative decay': (['--set', 'optimizer.weight_decay=-1'], 'optimizer.weight_decay is -1'),
 }
 
 
@@ -343,3 +347,7 @@ def test_class_names_are_kept_in_the_checkpoint(kind, call, config, tmp_path):
         assert json.loads((run / 'evaluation.json').read_text())['class_names'][0] == expected
     assert call('--config', config, '-c', run) == 0
     assert tiny.latest(run)['class_names'] == ['stand', 'sit', 'jump', 'run']
+    named = ['--config', config, '-c', tmp_path / 'named']
+    assert call(*named, '--set', 'train.epochs=1', '--set', f'data.class_names={other}') == 0
+    assert call(*named) == 0
+    assert tiny.latest(tmp_path / 'named')['class_names'] == ['a', 'b', 'c', 'd']

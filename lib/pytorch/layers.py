@@ -120,6 +120,9 @@ def check_model_keys(keys: Mapping[str, Any]) -> None:
         for key, value in numbers.items()
     }
     check_values('model', keys, rules)
+    if 'mlp_ratio' in keys:
+        enough = int(keys['dim_feat'] * keys['mlp_ratio']) >= 1
+        check_values('model', keys, {'mlp_ratio': (enough, f'at least 1 / model.dim_feat ({keys["dim_feat"]})')})
     if 'num_heads' in keys:
         divides = keys['dim_feat'] % keys['num_heads'] == 0
         check_values('model', keys, {'num_heads': (divides, f'a divisor of model.dim_feat {keys["dim_feat"]}')})

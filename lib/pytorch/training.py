@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from lib.data.batches import pad_batch, prefetch
 from lib.data.clips import Clips
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
@@ -84,6 +84,8 @@ def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, w
 
 def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:
     """Section `optimizer`: AdamW on all trainable parameters, with learning rates for backbone and head."""
+    values = {'lr_backbone': lr_backbone, 'lr_head': lr_head, 'weight_decay': weight_decay}
+    check_values('optimizer', values, {key: (value >= 0, '0 or more') for key, value in values.items()})
     backbone, head = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,6 +1,6 @@
 """Checkpoints and runs of Keras models. A checkpoint is an .npz file, read without pickle:
 
-about          JSON: format, config, epoch, step, loss_sum, num_correct, best, history
+about          JSON: format, config, class_names, num_clips, epoch, step, loss_sum, num_correct, best, history
 model/...      variables of the model, including states of random generators
 optimizer/...  variables of the optimizer
 """
@@ -32,8 +32,8 @@ def read(path: Path) -> Any:
     """Reads a checkpoint. Raises UserError if the file is damaged or not a checkpoint."""
     arrays = read_arrays(path)
     try:
-        content = json.loads(str(arrays.pop('about')))
-    except (KeyError, ValueError):
+        content = dict(json.loads(str(arrays.pop('about'))))
+    except (KeyError, ValueError, TypeError):
         raise UserError(f'{path} is not a checkpoint of this project.') from None
     for part in PARTS:
         if names := [name for name in arrays if name.startswith(f'{part}/')]:

@@ -13,7 +13,7 @@ from easydict import EasyDict
 
 from lib.data.batches import pad_batch, prefetch
 from lib.data.clips import Clips
-from lib.errors import UserError
+from lib.errors import UserError, check_values
 from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
@@ -61,8 +61,8 @@ def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> t
 
 def make_optimizer(model: keras.Model, *, lr: float, weight_decay: float) -> keras.optimizers.Optimizer:
     """Section `optimizer`: Adam, or AdamW if weight_decay is above 0. Raises UserError if it is negative."""
-    if weight_decay < 0:
-        raise UserError(f'optimizer.weight_decay is {weight_decay}; it must be 0 or more.')
+    rules = {'lr': (lr >= 0, '0 or more'), 'weight_decay': (weight_decay >= 0, '0 or more')}
+    check_values('optimizer', {'lr': lr, 'weight_decay': weight_decay}, rules)
     with model.distribute_strategy.scope():
         if weight_decay:
             optimizer = keras.optimizers.AdamW(lr, weight_decay, name='adam')  # `name` is part of the variable names
@@ -185,7 +185,7 @@ def load_batches(
     def load(b: int) -> tuple[int, list[dict[str, np.ndarray]]]:
         return b, [load_share(replica, b) for replica in shares]
 
-    return prefetch(load, range(first, len(clips)), options.num_workers)
+    return prefetch(load, range(first, clips.num_steps), options.num_workers)
 
 
 def predict(

@@ -367,6 +367,7 @@ class ViViT(keras.Model):
         check_values('model', values, rules)
         frames, height, width = self.tubelet_size
         has_width = self.head_dim is not None or self.dim_feat % self.num_heads == 0
+        is_even = self.kind != 'factorised_dot' or self.num_heads % 2 == 0  # half of the heads per axis
         rules = {
             'clip_len': (self.clip_len % frames == 0, f'a multiple of the {frames} frames of model.tubelet_size'),
             'size': (
@@ -375,8 +376,12 @@ class ViViT(keras.Model):
             ),
             'num_heads': (has_width, f'a divisor of model.dim_feat {self.dim_feat}, or model.head_dim set'),
         }
-        if self.kind == 'factorised_dot':
-            rules['num_heads'] = (self.num_heads % 2 == 0, 'even with model.kind factorised_dot')
+        check_values('model', values, rules)
+        hidden_dim = int(self.dim_feat * self.mlp_ratio)
+        rules = {
+            'num_heads': (is_even, 'even with model.kind factorised_dot'),
+            'mlp_ratio': (hidden_dim >= 1, f'at least 1 / model.dim_feat ({self.dim_feat})'),
+        }
         check_values('model', values, rules)
 
     def _encoder(self, reaches: tuple[Reach, ...], drop_path_rates: list[float], shape: tuple, name: str) -> Encoder:

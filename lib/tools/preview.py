@@ -27,7 +27,7 @@ from lib.data.skeletons import Skeleton
 from lib.data.store import Store, open_store
 from lib.errors import UserError, shown_text
 from lib.files import make_folder, replacing
-from lib.models import load_config
+from lib.models import MODELS, load_config
 from lib.plots import GRID, INK, channel_colours, colour_channels, new_figure, save_figure, side_colour
 from lib.tools.running import add_out, add_set, check_new, listed, log, make_parser, numbered, progress, run_tool
 
@@ -173,7 +173,7 @@ def make_views(config: EasyDict, draw: Draw, clip: int, augmented: int) -> list[
 
 def renderer(script: str, heatmap: Mapping[str, Any]) -> Draw:
     """The renderer of the model's framework."""
-    if script == 'vivit':
+    if MODELS[script].framework == 'tensorflow':
         from lib.tensorflow.heatmap import HeatmapRenderer
 
         render = HeatmapRenderer(**heatmap)

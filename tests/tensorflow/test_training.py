@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,3 +160,18 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(tmp_path, write_p
     # The bias of keys shifts all scores of a query alike, and the softmax takes that away: its gradient is rounding.
     assert {name for name in again if (again[name] == before[name]).all()} <= {n for n in again if 'key/bias' in n}
     assert training.predict(predict_step, val_clips, options, world).shape == (1, 1, 60)
+
+
+def test_a_batch_without_two_clips_for_each_replica_is_no_step(config):
+    """20 clips in batches of 8 on 8 replicas: the last batch is trimmed to nothing."""
+    config = load_config(config)
+    options, world = training.TrainOptions(**config.train), SimpleNamespace(num_replicas=8, local_replicas=range(1))
+    clips = make_clips(config, 'train').for_rank(0, 8)
+    assert [b for b, _ in training.load_batches(clips, 0, options, world)] == [0, 1]
+
+
+def test_an_npz_of_something_else_is_not_a_checkpoint(tmp_path):
+    for about in ('[1, 2]', 'text', '3'):
+        np.savez(tmp_path / 'other.npz', about=np.array(about))
+        with pytest.raises(ValueError, match='not a checkpoint of this project'):
+            checkpoint.read(tmp_path / 'other.npz')

@@ -357,6 +357,8 @@ def test_config_that_does_not_fit_is_refused(config, message):
         {'tubelet_size': (2, 2, 8)},
         {'num_heads': 3},
         {'num_heads': 1, 'kind': 'factorised_dot'},
+        {'num_heads': 6, 'kind': 'factorised_dot'},
+        {'mlp_ratio': 0.01},
         {'kind': 'factorised'},
         {'activation': 'swish'},
         {'init': 'zeros'},
