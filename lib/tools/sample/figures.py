@@ -191,8 +191,8 @@ def figure_joints(person: Person, pose: Pose) -> np.ndarray:
     points[:, [0, 1, 20, 2, 3]] = np.stack([base, spine_mid, shoulders, neck, skull], 1)
     for point, offset in FACE.items():
         points[:, point] = skull + head @ (height * np.array(offset))
-    points[:, 12:16] = leg_joints(person, pose, 'other_foot', 1, base, hips, ankles['other_foot'])
-    points[:, 16:20] = leg_joints(person, pose, 'foot', -1, base, hips, ankles['foot'])
+    points[:, 12:16] = leg_joints(person, pose, 'other_foot', base, hips, ankles)
+    points[:, 16:20] = leg_joints(person, pose, 'foot', base, hips, ankles)
     points[:, [4, 5, 6, 7, 21, 22]] = arm_joints(person, pose, 'other_hand', 1, shoulders, chest)
     points[:, [8, 9, 10, 11, 23, 24]] = arm_joints(person, pose, 'hand', -1, shoulders, chest)
     return points[:, MIRROR_ORDER] * (-1, 1, 1) if person.left_handed else points
@@ -219,9 +219,10 @@ def needed_drop(
 
 
 def leg_joints(
-    person: Person, pose: Pose, foot: str, sign: int, base: np.ndarray, hips: np.ndarray, ankle: np.ndarray
+    person: Person, pose: Pose, foot: str, base: np.ndarray, hips: np.ndarray, ankles: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Hip, knee, ankle and toes (T, 4, 3)."""
+    sign, ankle = 1 if foot == 'other_foot' else -1, ankles[foot]
     hip, hinge = base + hips @ (sign * person.hip, 0, 0), hips @ (1, 0, -0.25 * sign)  # knees turn out a little
     knee, ankle = bend_limb(hip, ankle, 0.5 * person.leg, 0.5 * person.leg, np.cross(unit(ankle - hip), hinge))
     shin = unit(ankle - knee)
