@@ -25,8 +25,9 @@ NORMALISED = 2  # largest normalised coordinate
 SAME_POINT = 1.5  # px, between points shared by two halves of a body
 LEAST_NAMES = 6  # joint names of COCO needed to trust the joint names in a file
 NOBODY = '{} has no person in any frame. Leave it out.'
-_BY_NUMBER = {len(LAYOUTS[name]): name for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33')} | {
-    len(LAYOUTS[name]): name for name in ('wholebody133', 'halpe136')
+LAYOUT_BY_NUMBER = {
+    len(LAYOUTS[name]): name
+    for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33', 'wholebody133', 'halpe136')
 }
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
         padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
         return 'joints by name', padded[:, order]
     guessed = layout is None and clip.layout is None
-    layout = layout or clip.layout or _BY_NUMBER.get(joints.shape[1])
+    layout = layout or clip.layout or LAYOUT_BY_NUMBER.get(joints.shape[1])
     require_joints(joints.shape[1], layout, path)
     if guessed and (better := better_layouts(joints, layout)):
         raise UserError(
