@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.data.skeletons import COCO17, LAYOUTS, convert
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.frame_numbers import MOST_FRAMES, frame_numbers
 from lib.formats.posture import better_layouts
 from lib.formats.tracking import track
@@ -28,6 +28,12 @@ NOBODY = '{} has no person in any frame. Leave it out.'
 LAYOUT_BY_NUMBER = {
     len(LAYOUTS[name]): name
     for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33', 'wholebody133', 'halpe136')
+}
+_SPELLINGS = {  # letters of a joint name: COCO's name
+    spelling: name
+    for name in COCO17.joints
+    for side, _, part in [name.rpartition('_')]
+    for spelling in (side + part, part + side, side[:1] + part, part + side[:1])
 }
 
 log = logging.getLogger(__name__)
@@ -171,8 +177,13 @@ def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -
 
 def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> tuple[str, np.ndarray]:
     """Name of the layout, and joints (P, 17, 3)."""
-    names = [_plain(name) for name in clip.joint_names or ()]
-    if layout is None and len(names) == joints.shape[1] and len(set(names) & set(COCO17.joints)) >= LEAST_NAMES:
+    if layout is None and clip.joint_names:
+        names = [_plain(name) for name in clip.joint_names]
+        if len(names) != joints.shape[1] or len(set(names) & set(COCO17.joints)) < LEAST_NAMES:
+            raise UserError(
+                f'{path} has {joints.shape[1]} joints with unknown names: {shown(list(clip.joint_names))}. Add '
+                '--layout if they are in the order of a known layout, or rename them (left_hip).'
+            )
         order = [names.index(name) if name in names else -1 for name in COCO17.joints]
         padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
         return 'joints by name', padded[:, order]
@@ -188,10 +199,9 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
 
 
 def _plain(name: object) -> str:
-    """Converts 'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' to left_hip."""
-    text = re.sub(r'([a-z])([A-Z])', r'\1_\2', str(name)).lower()
-    parts = [{'l': 'left', 'r': 'right'}.get(part, part) for part in re.split(r'[\W_]+', text) if part]
-    return '_'.join(sorted(parts, key=lambda part: part not in ('left', 'right')))
+    """Converts 'Left Hip', 'leftHip', 'LHip', 'L_Hip' and 'hip_left' to left_hip."""
+    letters = re.sub(r'[\W_]', '', str(name).lower())
+    return _SPELLINGS.get(letters, letters)
 
 
 def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:

@@ -260,6 +260,38 @@ def test_variants_are_read_accurately(name, tmp_path):
     assert (found['label'] == 4) is (name == 'kinetics-skeleton')
 
 
+SPELLINGS = {
+    'LHip': lambda side, part: side[:1].upper() + part.title(),
+    'lhip': lambda side, part: side[:1] + part,
+    'lefthip': lambda side, part: side + part,
+    'HIP_LEFT': lambda side, part: f'{part}_{side}'.upper(),
+    'L. Hip': lambda side, part: f'{side[:1]}. {part}'.title(),
+    'hipL': lambda side, part: part + side[:1].upper(),
+}
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_spellings_of_joint_names(spelling, tmp_path):
+    content = coco(TWO, NAMES)
+    content['categories'][0]['keypoints'] = [
+        SPELLINGS[spelling](side, part) for side, _, part in (name.rpartition('_') for name in NAMES)
+    ]
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    [found] = read_keypoint_file(tmp_path / 'x.json')
+    np.testing.assert_allclose(found['keypoint'], TWO[..., :2], atol=0.01)
+
+
+@pytest.mark.parametrize('names', [[f'kpt-{i}' for i in range(17)], NAMES[:5], NAMES[:5] * 3 + ['a', 'b']])
+def test_unknown_joint_names_need_a_layout(names, tmp_path):
+    """The order of the joints is unknown, though there are 17."""
+    content = coco(TWO)
+    content['categories'][0]['keypoints'] = names
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f'{names[0]}.*--layout'):
+        read_keypoint_file(tmp_path / 'x.json')
+    assert read_keypoint_file(tmp_path / 'x.json', 'coco17')[0]['keypoint'].shape == (2, 6, 17, 2)
+
+
 @pytest.mark.parametrize('size', [2, 3])
 def test_label_folders_of_ultralytics(size, tmp_path):
     """With and without scores; frames without persons have an empty file or none."""
