@@ -96,7 +96,7 @@ def to_annotation(
     if clip.is_certain or not _untracked(frame, identity):
         persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
     else:
-        persons, left_out = _by_tracking(joints, frame, max_persons, clip.num_frames)
+        persons, left_out = _by_tracking(joints, frame, max_persons, clip)
     first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
     log.info(
         '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
@@ -241,12 +241,18 @@ def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
     )
 
 
-def _by_tracking(joints: np.ndarray, frame: np.ndarray, max_persons: int, num_frames: int) -> tuple[np.ndarray, int]:
-    """Persons (M, T, V, 3) tracked by their poses, and the number left out."""
-    ends = np.searchsorted(frame, np.arange(num_frames + 1))
+def _by_tracking(joints: np.ndarray, frame: np.ndarray, max_persons: int, clip: Clip) -> tuple[np.ndarray, int]:
+    """Persons (M, T, V, 3) tracked by their poses, and the number left out.
+
+    If only every n-th frame is listed, gaps between these frames do not count.
+    """
+    step = int(np.gcd.reduce([number - min(clip.frames) for number in clip.frames])) or 1
+    ends = np.searchsorted(frame, np.arange(0, clip.num_frames + step, step))
     parts = [joints[start:end] for start, end in pairwise(ends)]
     tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
-    return np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1), tracks.left_out
+    persons = np.zeros((len(tracks.keypoint), clip.num_frames, *joints.shape[1:]), np.float32)
+    persons[:, ::step] = np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1)
+    return persons, tracks.left_out
 
 
 def _by_identity(

@@ -368,6 +368,10 @@ NUMBERED = {  # names: numbers, or part of the message
     'a_0001_v2.jpg a_0002_v3.jpg a_0004_v2.jpg': [1, 2, 4],
     '10_00_58.5.png 10_00_59.25.png 10_01_00.0.png': [0, 1, 2],
     't_0033.jpg t_0066.jpg t_0100.jpg': [0, 1, 2],
+    'frame30.jpg frame60.jpg frame120.jpg frame150.jpg': [30, 60, 120, 150],
+    'frame0.jpg frame100.jpg': [0, 100],
+    't=0.0000.jpg t=0.0333.jpg t=0.0666.jpg t=0.0999.jpg': [0, 1, 2, 3],
+    'clip_0_0 clip_0_1 clip_1_0 clip_1_1': [0, 1, 2, 3],
     'T10.png T10.25.png T10.5.png': [0, 1, 2],
     'IMG_20200102_100058.jpg IMG_20200102_100059.jpg IMG_20200102_100100.jpg': [0, 1, 2],
     'IMG_20200102_100058_BURST003.jpg IMG_20200102_100058_BURST004.jpg': [3, 4],
@@ -389,7 +393,17 @@ def test_frame_numbers(names):
     else:
         numbers, note = frame_numbers(names.split(), 'here')
         assert [numbers[name] for name in names.split()] == expected
-        assert bool(note) is (min(expected) == 0)
+        assert ('counted as frames of one video' in note) is (sorted(expected) == list(range(len(expected))))
+
+
+@pytest.mark.parametrize('step', [1, 2, 100])
+def test_untracked_persons_of_every_nth_frame_are_tracked(step, tmp_path):
+    content = alphapose(TWO, lambda m, t: None, lambda t: f'frame{(t + 1) * step}.jpg')
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    [found] = read_keypoint_file(tmp_path / 'x.json')
+    assert (found['keypoint'].shape, found['first_frame']) == ((2, 5 * step + 1, 17, 2), step)
+    np.testing.assert_allclose(found['keypoint'][:, ::step], TWO[..., :2], atol=0.01)
+    assert found['keypoint_score'].any(axis=(0, 2)).sum() == 6
 
 
 # --- random changes -----------------------------------------------------------------------------------
