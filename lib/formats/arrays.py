@@ -1,7 +1,8 @@
 """Arrays: .npy, .npz or nested lists in JSON, (frames, joints, 2 or 3) or (persons, frames, joints, 2 or 3).
 
 In pixels, the third number a score, or 25 Kinect joints in metres (--layout ntu25). MediaPipe's 33 joints may have
-x, y, z and visibility. An .npz has `keypoint`, and optionally `keypoint_score` and `img_shape` (h, w).
+x, y, z and visibility, also as 132 numbers per frame. An .npz has `keypoint`, and optionally `keypoint_score` and
+`img_shape` (h, w).
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ def recognises(content: Any) -> bool:
     if isinstance(content, Arrays):
         return True
     depth, item = first_item(content)
-    return depth in (3, 4) and isinstance(item, int | float)
+    return depth in (2, 3, 4) and isinstance(item, int | float)
 
 
 def read(content: Any, where: str, layout: str | None) -> Clip:
@@ -68,6 +69,8 @@ def _keypoint_and_score(arrays: dict[str, np.ndarray | None], where: str) -> tup
         (keypoint,) = arrays.values()
     if keypoint is None:
         raise UserError(f'{where} must contain an array keypoint of numbers, {_AXES}; found {shown(list(arrays))}.')
+    if keypoint.ndim == 2 and keypoint.shape[1] == 33 * 4:
+        keypoint = keypoint.reshape(-1, 33, 4)
     sizes = (2, 3, 4) if keypoint.ndim > 1 and keypoint.shape[-2] == 33 else (2, 3)
     is_numeric = keypoint.dtype.kind in 'iuf' and 0 not in keypoint.shape
     if not is_numeric or keypoint.ndim not in (3, 4) or keypoint.shape[-1] not in sizes:

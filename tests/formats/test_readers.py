@@ -173,6 +173,24 @@ VARIANTS = {
         SHAPE,
         5,
     ),
+    'mediapipe MessageToDict': (
+        [
+            {'pose_landmarks': {'landmark': f[0]}, 'pose_world_landmarks': {'landmark': [1]}}
+            for f in frames(SHARES[:1], landmarks)
+        ],
+        ONE,
+        SHAPE,
+        0,
+    ),
+    'mediapipe by joint name': (
+        [
+            {'frame': t + 3} | dict(zip(LAYOUTS['blazepose33'], f[0], strict=True))
+            for t, f in enumerate(frames(SHARES[:1], landmarks))
+        ],
+        ONE,
+        SHAPE,
+        3,
+    ),
     'mediapipe by number': ({str(t): f[0] for t, f in enumerate(frames(SHARES[:1], landmarks))}, ONE, SHAPE, 0),
     'mediapipe csv with persons': (
         table(SHARES, 'person;frame;landmark;x;y;z;visibility', lambda t, m, v, x, y, s: f'{m};{t};{v};{x};{y};0;{s}'),
@@ -240,6 +258,12 @@ VARIANTS = {
     ),
     'kinetics-skeleton': (kinetics(SHARES), TWO, SHAPE, 1),
     'array in json': (TWO.tolist(), TWO, {}, 0),
+    'array of 132 numbers': (
+        in_layout(ONE, 'blazepose33')[0][..., [0, 1, 2, 2]].reshape(6, 132).tolist(),
+        ONE,
+        {},
+        0,
+    ),
     'array of x, y, z and visibility': (in_layout(ONE, 'blazepose33')[0][..., [0, 1, 2, 2]].tolist(), ONE, {}, 0),
 }
 
