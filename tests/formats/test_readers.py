@@ -107,6 +107,12 @@ VARIANTS = {
     'alphapose idx numbers': (alphapose(TWO, lambda m, t: m), TWO, {}, 0),
     'alphapose idx text': (alphapose(TWO, lambda m, t: f'person {m}'), TWO, {}, 0),
     'alphapose idx nested': (alphapose(SWAPPING, lambda m, t: [[m + 0.0], [m + 5.0]]), SWAPPING, {}, 0),
+    'alphapose idx merged once': (
+        alphapose(SWAPPING, lambda m, t: [[9.0], [0.0]] if (m, t) == (0, 2) else [m + 0.0]),
+        SWAPPING,
+        {},
+        0,
+    ),
     **{
         f'alphapose idx {value}': (alphapose(TWO, lambda m, t, value=value: value), TWO, {}, 0)
         for value in (None, 'x', [], [[]], -1, [-1.0], 0.5, float('nan'), True, {}, 0, [[0.0], [0.0]])
