@@ -5,6 +5,7 @@
 {'3': {'0012': {'keypoints': [...], 'scores': 2.1}}}                   alphapose_tracked_person: person, then frame
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -59,9 +60,15 @@ def _by_person(content: dict[str, Any], where: str) -> Iterator[_Pose]:
 
 
 def _clip(source: str, poses: Iterable[_Pose], where: str, images: Iterable[str] = ()) -> Clip:
-    """images: those that may have no pose."""
+    """images: those that may have no pose. Of merged identities, the one most frequent in other poses counts."""
     by_image: dict[str, list[Person]] = {image: [] for image in images}
-    for image, person, pose, place in poses:
+    poses = [(image, _identities(person), pose, place) for image, person, pose, place in poses]
+    alone = Counter(found[0] for _, found, _, _ in poses if len(found) == 1 and found[0])
+    for image, found, pose, place in poses:
         joints = triples(pose.get('keypoints'), f'{place}: keypoints')
-        by_image.setdefault(image, []).append(Person(joints, identity(person)))
+        by_image.setdefault(image, []).append(Person(joints, max(found, key=lambda person: alone[person])))
     return clip_by_name(source, by_image, where)
+
+
+def _identities(value: Any) -> list[str | None]:
+    return [identity(item) for item in value] if value and isinstance(value, list) else [identity(value)]

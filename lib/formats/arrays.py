@@ -1,15 +1,17 @@
 """Arrays: .npy, .npz or nested lists in JSON, (frames, joints, 2 or 3) or (persons, frames, joints, 2 or 3).
 
 In pixels, the third number a score, or 25 Kinect joints in metres (--layout ntu25). MediaPipe's 33 joints may have
-x, y, z and visibility. An .npz has `keypoint`, and optionally `keypoint_score` and `img_shape` (h, w).
+x, y, z and visibility, also as 132 numbers per frame. An .npz has `keypoint`, and optionally `keypoint_score` and
+`img_shape` (h, w).
 """
 
 from typing import Any
 
 import numpy as np
 
+from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
-from lib.formats.clip import LARGEST_COORDINATE, Clip, Person
+from lib.formats.clip import LARGEST_COORDINATE, LAYOUT_BY_NUMBER, Clip, Person
 from lib.formats.content import Arrays
 from lib.formats.posture import A_BODY, CLEARLY, fit
 from lib.formats.values import array, first_item, float32
@@ -18,13 +20,14 @@ NAME, FILES = 'arrays', '.npy and .npz'
 _AXES = '(frames, joints, 2 or 3) or (persons, frames, joints, 2 or 3)'
 _KEYPOINT, _SCORE = ('keypoint', 'keypoints'), ('keypoint_score', 'keypoint_scores', 'scores')
 JUMPY = 1.5  # mean step along time relative to that along joints; .07 to .52 in real clips
+MOST_PERSONS = 10  # in a clip with as many frames, the two may be swapped
 
 
 def recognises(content: Any) -> bool:
     if isinstance(content, Arrays):
         return True
     depth, item = first_item(content)
-    return depth in (3, 4) and isinstance(item, int | float)
+    return depth in (2, 3, 4) and isinstance(item, int | float)
 
 
 def read(content: Any, where: str, layout: str | None) -> Clip:
@@ -66,6 +69,8 @@ def _keypoint_and_score(arrays: dict[str, np.ndarray | None], where: str) -> tup
         (keypoint,) = arrays.values()
     if keypoint is None:
         raise UserError(f'{where} must contain an array keypoint of numbers, {_AXES}; found {shown(list(arrays))}.')
+    if keypoint.ndim == 2 and keypoint.shape[1] == 33 * 4:
+        keypoint = keypoint.reshape(-1, 33, 4)
     sizes = (2, 3, 4) if keypoint.ndim > 1 and keypoint.shape[-2] == 33 else (2, 3)
     is_numeric = keypoint.dtype.kind in 'iuf' and 0 not in keypoint.shape
     if not is_numeric or keypoint.ndim not in (3, 4) or keypoint.shape[-1] not in sizes:
@@ -108,10 +113,12 @@ def _require_axes(keypoint: np.ndarray, where: str, layout: str | None) -> None:
         reason = f'{num_joints} joints'
     elif size == 2 and persons > 1 and _has_scores_as_person(keypoint):
         reason = 'a person has only numbers between 0 and 1, like scores'
-    elif _is_jumpy(keypoint):
+    elif _are_joints_and_frames_swapped(keypoint, layout):
         reason = 'points are nearer to each other within a joint than within a frame'
-    elif layout != 'ntu25' and (persons, num_joints, size) == (2, 17, 2) and frames > 1:
-        given, other = _worst_fit(keypoint), _worst_fit(keypoint.transpose(3, 1, 2, 0))
+    elif persons > 1 and frames <= MOST_PERSONS and _are_persons_and_frames_swapped(keypoint):
+        reason = 'poses are nearer to each other within a frame than within a person'
+    elif size == 2 and persons in (2, 3) and frames > 1 and layout != 'ntu25':
+        given, other = _worst_fit(keypoint, layout), _worst_fit(keypoint.transpose(3, 1, 2, 0), layout)
         if other[0] > given[0] + CLEARLY and other[1] > max(given[1], A_BODY):
             reason = 'the joints form bodies only if the first axis is x and y'
     if reason:
@@ -126,15 +133,39 @@ def _has_scores_as_person(keypoint: np.ndarray) -> bool:
     return bool(largest.max() > 2 and ((largest > 0) & (largest <= 1)).any())
 
 
-def _is_jumpy(keypoint: np.ndarray) -> bool:
+def _are_joints_and_frames_swapped(keypoint: np.ndarray, layout: str | None) -> bool:
+    """Whether steps along time are too large and the joints do not form clearly better bodies than the frames."""
+    over_time, over_joints = (_step(_points(keypoint), axis) for axis in (1, 2))
+    if not over_time > JUMPY * over_joints > 0:
+        return False
+    given, other = _worst_fit(keypoint, layout), _worst_fit(keypoint.swapaxes(1, 2), layout)
+    return given[0] < other[0] + CLEARLY
+
+
+def _are_persons_and_frames_swapped(keypoint: np.ndarray) -> bool:
+    """Whether poses differ more over time than between persons, in position and, for fast persons, in posture."""
+    points = _points(keypoint)
+    middle = (np.fmin.reduce(points, axis=2, keepdims=True) + np.fmax.reduce(points, axis=2, keepdims=True)) / 2
+    return all(_step(part, 1) > JUMPY * _step(part, 0) > 0 for part in (points, points - middle))
+
+
+def _points(keypoint: np.ndarray) -> np.ndarray:
+    """x and y (M, T, V, 2), NaN for missing joints."""
     xy = keypoint[..., :2].astype(np.float64)
-    over_time, over_joints = (
-        np.nanmean(np.abs(np.diff(xy, axis=axis))) if xy.shape[axis] > 1 else 0 for axis in (1, 2)
-    )
-    return over_time > JUMPY * over_joints > 0
+    return np.where(xy.any(axis=-1, keepdims=True), xy, np.nan)
 
 
-def _worst_fit(keypoint: np.ndarray) -> np.ndarray:
-    """The worst fit (2,) of the persons (M, T, 17, 2); see posture.fit."""
-    joints = np.concatenate([keypoint, (keypoint != 0).any(axis=-1, keepdims=True)], axis=-1)
-    return np.min([fit(person, 'coco17') or (0, 0) for person in joints], axis=0)
+def _step(points: np.ndarray, axis: int) -> float:
+    """Mean step along an axis between points that are found, 0 if there are none."""
+    steps = np.abs(np.diff(points, axis=axis))
+    return float(steps[np.isfinite(steps)].mean()) if np.isfinite(steps).any() else 0.0
+
+
+def _worst_fit(keypoint: np.ndarray, layout: str | None) -> tuple[float, float]:
+    """The worst fit of the persons (M, T, V, C) that are found; see posture.fit. Zeros for other numbers of joints."""
+    layout = layout or LAYOUT_BY_NUMBER.get(keypoint.shape[2])
+    if layout is None or len(LAYOUTS[layout]) != keypoint.shape[2]:
+        return 0, 0
+    points = _points(keypoint)
+    joints = np.concatenate([points, np.isfinite(points).all(axis=-1, keepdims=True)], axis=-1)
+    return min(filter(None, (fit(person, layout) for person in joints)), default=(0, 0))

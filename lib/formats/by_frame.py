@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from lib.formats.values import whole_number
+from lib.formats.values import has, whole_number
 
 _FRAME = 'frame', 'frame_id', 'frame_index', 'frame_number', 'frame_idx', 'frame_no', 'frameIndex', 'image_id', 'index'
 _RESULT = 'pose_landmarks', 'poseLandmarks', 'landmarks', 'predictions', 'keypoints', 'persons', 'people', 'results'
@@ -34,7 +34,10 @@ def _has_digit(content: dict[str, Any]) -> bool:
 
 
 def _result(entry: dict[str, Any]) -> list[Any] | None:
-    """The list with a common name, or the only list."""
+    """The list with a common name, which may be in a dict of that name, or the only list, or points by joint name."""
     lists = {key: value for key, value in entry.items() if isinstance(value, list)}
-    common = next((lists[key] for key in _RESULT if key in lists), None)
-    return next(iter(lists.values())) if common is None and len(lists) == 1 else common
+    nested = {key: found for key in _RESULT if isinstance(entry.get(key), dict) and (found := _result(entry[key]))}
+    common = next((found[key] for key in _RESULT for found in (lists, nested) if key in found), None)
+    if common is None and len(lists) == 1:
+        return next(iter(lists.values()))
+    return common or [{'name': key, **value} for key, value in entry.items() if has(value, 'x', 'y')] or None

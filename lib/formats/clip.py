@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.data.skeletons import COCO17, LAYOUTS, convert
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.frame_numbers import MOST_FRAMES, frame_numbers
 from lib.formats.posture import better_layouts
 from lib.formats.tracking import track
@@ -25,8 +25,15 @@ NORMALISED = 2  # largest normalised coordinate
 SAME_POINT = 1.5  # px, between points shared by two halves of a body
 LEAST_NAMES = 6  # joint names of COCO needed to trust the joint names in a file
 NOBODY = '{} has no person in any frame. Leave it out.'
-_BY_NUMBER = {len(LAYOUTS[name]): name for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33')} | {
-    len(LAYOUTS[name]): name for name in ('wholebody133', 'halpe136')
+LAYOUT_BY_NUMBER = {
+    len(LAYOUTS[name]): name
+    for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33', 'wholebody133', 'halpe136')
+}
+_SPELLINGS = {  # letters of a joint name: COCO's name
+    spelling: name
+    for name in COCO17.joints
+    for side, _, part in [name.rpartition('_')]
+    for spelling in (side + part, part + side, side[:1] + part, part + side[:1])
 }
 
 log = logging.getLogger(__name__)
@@ -89,7 +96,7 @@ def to_annotation(
     if clip.is_certain or not _untracked(frame, identity):
         persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
     else:
-        persons, left_out = _by_tracking(joints, frame, max_persons, clip.num_frames)
+        persons, left_out = _by_tracking(joints, frame, max_persons, clip)
     first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
     log.info(
         '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
@@ -170,13 +177,18 @@ def _pixels(joints: np.ndarray, path: Path, img_shape: tuple[int, int] | None) -
 
 def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> tuple[str, np.ndarray]:
     """Name of the layout, and joints (P, 17, 3)."""
-    names = [_plain(name) for name in clip.joint_names or ()]
-    if layout is None and len(names) == joints.shape[1] and len(set(names) & set(COCO17.joints)) >= LEAST_NAMES:
+    if layout is None and clip.joint_names:
+        names = [_plain(name) for name in clip.joint_names]
+        if len(names) != joints.shape[1] or len(set(names) & set(COCO17.joints)) < LEAST_NAMES:
+            raise UserError(
+                f'{path} has {joints.shape[1]} joints with unknown names: {shown(list(clip.joint_names))}. Add '
+                '--layout if they are in the order of a known layout, or rename them (left_hip).'
+            )
         order = [names.index(name) if name in names else -1 for name in COCO17.joints]
         padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
         return 'joints by name', padded[:, order]
     guessed = layout is None and clip.layout is None
-    layout = layout or clip.layout or _BY_NUMBER.get(joints.shape[1])
+    layout = layout or clip.layout or LAYOUT_BY_NUMBER.get(joints.shape[1])
     require_joints(joints.shape[1], layout, path)
     if guessed and (better := better_layouts(joints, layout)):
         raise UserError(
@@ -187,10 +199,9 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
 
 
 def _plain(name: object) -> str:
-    """Converts 'Left Hip', 'leftHip', 'L_Hip' and 'hip_left' to left_hip."""
-    text = re.sub(r'([a-z])([A-Z])', r'\1_\2', str(name)).lower()
-    parts = [{'l': 'left', 'r': 'right'}.get(part, part) for part in re.split(r'[\W_]+', text) if part]
-    return '_'.join(sorted(parts, key=lambda part: part not in ('left', 'right')))
+    """Converts 'Left Hip', 'leftHip', 'LHip', 'L_Hip' and 'hip_left' to left_hip."""
+    letters = re.sub(r'[\W_]', '', str(name).lower())
+    return _SPELLINGS.get(letters, letters)
 
 
 def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
@@ -230,12 +241,18 @@ def _untracked(frame: np.ndarray, identity: list[str | None]) -> bool:
     )
 
 
-def _by_tracking(joints: np.ndarray, frame: np.ndarray, max_persons: int, num_frames: int) -> tuple[np.ndarray, int]:
-    """Persons (M, T, V, 3) tracked by their poses, and the number left out."""
-    ends = np.searchsorted(frame, np.arange(num_frames + 1))
+def _by_tracking(joints: np.ndarray, frame: np.ndarray, max_persons: int, clip: Clip) -> tuple[np.ndarray, int]:
+    """Persons (M, T, V, 3) tracked by their poses, and the number left out.
+
+    If only every n-th frame is listed, gaps between these frames do not count.
+    """
+    step = int(np.gcd.reduce([number - min(clip.frames) for number in clip.frames])) or 1
+    ends = np.searchsorted(frame, np.arange(0, clip.num_frames + step, step))
     parts = [joints[start:end] for start, end in pairwise(ends)]
     tracks = track([(part[..., :2], part[..., 2]) for part in parts], max_persons)
-    return np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1), tracks.left_out
+    persons = np.zeros((len(tracks.keypoint), clip.num_frames, *joints.shape[1:]), np.float32)
+    persons[:, ::step] = np.concatenate([tracks.keypoint, tracks.score[..., None]], axis=-1)
+    return persons, tracks.left_out
 
 
 def _by_identity(

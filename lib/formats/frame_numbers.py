@@ -8,14 +8,14 @@ import numpy as np
 
 from lib.errors import UserError, shown_text
 
-LARGEST_STEP = 12  # smallest step between frame numbers; time stamps in milliseconds have larger ones
+LARGEST_STEP = 12  # between frame numbers at irregular steps; time stamps in milliseconds have larger ones
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
 _DATE_AND_TIME = re.compile(r'(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d\D{0,2}([01]\d|2[0-3])([0-5]\d){2}(?!\d)')
 _ROBOFLOW = re.compile(r'[._](jpe?g|png|bmp|webp)\.rf\.\w+')  # a hash in the names of exported images
 
 
 class Numbered(NamedTuple):
-    """Frame numbers by name, and a note if the names have no numbers and are counted in order."""
+    """Frame numbers by name, and a note if frames are counted in the order of their names."""
 
     numbers: dict[str, int]
     note: str = ''
@@ -24,32 +24,35 @@ class Numbered(NamedTuple):
 def frame_numbers(names: Collection[str], where: str) -> Numbered:
     """Frame numbers: the first group of digits that varies between names.
 
-    If it is not a frame number (a time stamp, a number that recurs, varying text before it), frames are counted from 0
-    in the order of the names. Raises UserError for frames of several videos.
+    If it is not a frame number (a date and time, a fraction, numbers at large irregular steps, a number that recurs,
+    varying text before it), frames are counted from 0 in the order of the names. Raises UserError for frames of several
+    videos.
     """
     names = list(dict.fromkeys(names))
     if len(names) == 1:
         digits = re.findall(r'\d{1,9}', _stem(names[0]))
         return Numbered({names[0]: int(digits[-1]) if digits else 0})
     tokens = {name: re.findall(r'\d+|\D+', _stem(name)) for name in names}
+    is_fraction = False
     for column in zip(*tokens.values(), strict=False):
         if len(set(column)) == 1:
+            is_fraction = column[0] == '.'
             continue
         if all(token.isdecimal() and len(token.lstrip('0')) < 10 for token in column) and not _are_times(names):
             numbers = [int(token) for token in column]
             steps = np.diff(sorted(numbers))
             if len(set(column)) == len(names) > len(set(numbers)):
                 raise UserError(f'{where} has two frames of the same number, written differently. Remove one of them.')
-            is_dense = len(names) < 3 or steps.min() <= LARGEST_STEP
-            if len(set(numbers)) == len(names) and is_dense and steps.sum() < MOST_FRAMES:
+            is_plain = len(set(numbers)) == len(names) and steps.sum() < MOST_FRAMES
+            if is_plain and (steps.min() <= LARGEST_STEP or not ((steps % steps.min()).any() or is_fraction)):
                 return Numbered(dict(zip(names, numbers, strict=True)))
         break
     _refuse_several_videos(names, where)
     ordered = sorted(names, key=_natural)
     return Numbered(
         {name: i for i, name in enumerate(ordered)},
-        f'frames in the order of their names ({shown_text(ordered[0])} ... {shown_text(ordered[-1])}) without frame '
-        'numbers',
+        f'counted as frames of one video in the order of their names ({shown_text(ordered[0])} ... '
+        f'{shown_text(ordered[-1])})',
     )
 
 

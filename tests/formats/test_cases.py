@@ -17,7 +17,7 @@ from lib.data.store import open_store
 from lib.errors import UserError
 from lib.formats import read_keypoint_file
 from lib.tools import check_data
-from tests.formats.bodies import IMG_SHAPE, body
+from tests.formats.bodies import IMG_SHAPE, body, in_layout
 
 CASES = Path(__file__).parent / 'cases'
 TWO = np.stack([body(at=(200, 210)), body(at=(600, 210))])
@@ -112,16 +112,38 @@ AXES = {
     'channels first without scores': TWO[..., :2].transpose(3, 1, 2, 0),
     'persons last but one': TWO.transpose(1, 2, 0, 3),
     'joints and frames swapped': LONG.transpose(0, 2, 1, 3),
+    'joints and frames swapped, other numbers': np.concatenate([LONG, LONG], axis=1).transpose(0, 2, 1, 3),
+    'frames first, persons overlap': np.stack(
+        [body(19, at=(300 + 40 * m, 210))[5 * m :][:3] for m in range(4)], axis=1
+    ),
+    'channels first, shares': (TWO / (1280, 720, 1)).transpose(3, 1, 2, 0),
+    **{
+        f'channels first, {layout}': in_layout(TWO, layout)[..., :2].transpose(3, 1, 2, 0)
+        for layout in ('openpose18', 'body25', 'halpe26', 'blazepose33', 'wholebody133')
+    },
 }
 
 
 @pytest.mark.parametrize('name', AXES)
 def test_swapped_axes_are_refused_with_the_expected_order(name, tmp_path):
+    layout = 'body25' if 'body25' in name else None
     np.save(tmp_path / 'a.npy', AXES[name])
     with pytest.raises(UserError, match=r'\(persons, frames, joints, 2 or 3\)'):
-        read_keypoint_file(tmp_path / 'a.npy')
+        read_keypoint_file(tmp_path / 'a.npy', layout, IMG_SHAPE)
     np.save(tmp_path / 'a.npy', LONG)
     assert read_keypoint_file(tmp_path / 'a.npy')[0]['keypoint'].shape == (2, 17, 17, 2)
+
+
+@pytest.mark.parametrize('frames', [10, 17])  # 17: as many as joints
+@pytest.mark.parametrize('value', [0, np.nan])
+def test_arrays_with_gaps_and_of_fast_persons_are_read(frames, value, tmp_path):
+    fast = np.stack([body(frames + m)[m:] for m in (0, 4)]) + 150 * np.arange(frames)[:, None, None] * (1, 0, 0)
+    gaps = body(frames, at=(1500, 700))
+    gaps[[2, 7]] = value
+    for joints in (fast[0], gaps, fast):
+        np.save(tmp_path / 'a.npy', joints)
+        [found] = read_keypoint_file(tmp_path / 'a.npy')
+        np.testing.assert_allclose(found['keypoint'].reshape(joints[..., :2].shape), np.nan_to_num(joints[..., :2]))
 
 
 # --- pickles -------------------------------------------------------------------------------------------------------

@@ -107,6 +107,12 @@ VARIANTS = {
     'alphapose idx numbers': (alphapose(TWO, lambda m, t: m), TWO, {}, 0),
     'alphapose idx text': (alphapose(TWO, lambda m, t: f'person {m}'), TWO, {}, 0),
     'alphapose idx nested': (alphapose(SWAPPING, lambda m, t: [[m + 0.0], [m + 5.0]]), SWAPPING, {}, 0),
+    'alphapose idx merged once': (
+        alphapose(SWAPPING, lambda m, t: [[9.0], [0.0]] if (m, t) == (0, 2) else [m + 0.0]),
+        SWAPPING,
+        {},
+        0,
+    ),
     **{
         f'alphapose idx {value}': (alphapose(TWO, lambda m, t, value=value: value), TWO, {}, 0)
         for value in (None, 'x', [], [[]], -1, [-1.0], 0.5, float('nan'), True, {}, 0, [[0.0], [0.0]])
@@ -172,6 +178,24 @@ VARIANTS = {
         ONE,
         SHAPE,
         5,
+    ),
+    'mediapipe MessageToDict': (
+        [
+            {'pose_landmarks': {'landmark': f[0]}, 'pose_world_landmarks': {'landmark': [1]}}
+            for f in frames(SHARES[:1], landmarks)
+        ],
+        ONE,
+        SHAPE,
+        0,
+    ),
+    'mediapipe by joint name': (
+        [
+            {'frame': t + 3} | dict(zip(LAYOUTS['blazepose33'], f[0], strict=True))
+            for t, f in enumerate(frames(SHARES[:1], landmarks))
+        ],
+        ONE,
+        SHAPE,
+        3,
     ),
     'mediapipe by number': ({str(t): f[0] for t, f in enumerate(frames(SHARES[:1], landmarks))}, ONE, SHAPE, 0),
     'mediapipe csv with persons': (
@@ -240,6 +264,12 @@ VARIANTS = {
     ),
     'kinetics-skeleton': (kinetics(SHARES), TWO, SHAPE, 1),
     'array in json': (TWO.tolist(), TWO, {}, 0),
+    'array of 132 numbers': (
+        in_layout(ONE, 'blazepose33')[0][..., [0, 1, 2, 2]].reshape(6, 132).tolist(),
+        ONE,
+        {},
+        0,
+    ),
     'array of x, y, z and visibility': (in_layout(ONE, 'blazepose33')[0][..., [0, 1, 2, 2]].tolist(), ONE, {}, 0),
 }
 
@@ -258,6 +288,38 @@ def test_variants_are_read_accurately(name, tmp_path):
     np.testing.assert_array_equal(found['keypoint_score'][order] > 0, there[..., 0])
     assert found['first_frame'] == first
     assert (found['label'] == 4) is (name == 'kinetics-skeleton')
+
+
+SPELLINGS = {
+    'LHip': lambda side, part: side[:1].upper() + part.title(),
+    'lhip': lambda side, part: side[:1] + part,
+    'lefthip': lambda side, part: side + part,
+    'HIP_LEFT': lambda side, part: f'{part}_{side}'.upper(),
+    'L. Hip': lambda side, part: f'{side[:1]}. {part}'.title(),
+    'hipL': lambda side, part: part + side[:1].upper(),
+}
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_spellings_of_joint_names(spelling, tmp_path):
+    content = coco(TWO, NAMES)
+    content['categories'][0]['keypoints'] = [
+        SPELLINGS[spelling](side, part) for side, _, part in (name.rpartition('_') for name in NAMES)
+    ]
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    [found] = read_keypoint_file(tmp_path / 'x.json')
+    np.testing.assert_allclose(found['keypoint'], TWO[..., :2], atol=0.01)
+
+
+@pytest.mark.parametrize('names', [[f'kpt-{i}' for i in range(17)], NAMES[:5], NAMES[:5] * 3 + ['a', 'b']])
+def test_unknown_joint_names_need_a_layout(names, tmp_path):
+    """The order of the joints is unknown, though there are 17."""
+    content = coco(TWO)
+    content['categories'][0]['keypoints'] = names
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f'{names[0]}.*--layout'):
+        read_keypoint_file(tmp_path / 'x.json')
+    assert read_keypoint_file(tmp_path / 'x.json', 'coco17')[0]['keypoint'].shape == (2, 6, 17, 2)
 
 
 @pytest.mark.parametrize('size', [2, 3])
@@ -336,6 +398,10 @@ NUMBERED = {  # names: numbers, or part of the message
     'a_0001_v2.jpg a_0002_v3.jpg a_0004_v2.jpg': [1, 2, 4],
     '10_00_58.5.png 10_00_59.25.png 10_01_00.0.png': [0, 1, 2],
     't_0033.jpg t_0066.jpg t_0100.jpg': [0, 1, 2],
+    'frame30.jpg frame60.jpg frame120.jpg frame150.jpg': [30, 60, 120, 150],
+    'frame0.jpg frame100.jpg': [0, 100],
+    't=0.0000.jpg t=0.0333.jpg t=0.0666.jpg t=0.0999.jpg': [0, 1, 2, 3],
+    'clip_0_0 clip_0_1 clip_1_0 clip_1_1': [0, 1, 2, 3],
     'T10.png T10.25.png T10.5.png': [0, 1, 2],
     'IMG_20200102_100058.jpg IMG_20200102_100059.jpg IMG_20200102_100100.jpg': [0, 1, 2],
     'IMG_20200102_100058_BURST003.jpg IMG_20200102_100058_BURST004.jpg': [3, 4],
@@ -357,7 +423,17 @@ def test_frame_numbers(names):
     else:
         numbers, note = frame_numbers(names.split(), 'here')
         assert [numbers[name] for name in names.split()] == expected
-        assert bool(note) is (min(expected) == 0)
+        assert ('counted as frames of one video' in note) is (sorted(expected) == list(range(len(expected))))
+
+
+@pytest.mark.parametrize('step', [1, 2, 100])
+def test_untracked_persons_of_every_nth_frame_are_tracked(step, tmp_path):
+    content = alphapose(TWO, lambda m, t: None, lambda t: f'frame{(t + 1) * step}.jpg')
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    [found] = read_keypoint_file(tmp_path / 'x.json')
+    assert (found['keypoint'].shape, found['first_frame']) == ((2, 5 * step + 1, 17, 2), step)
+    np.testing.assert_allclose(found['keypoint'][:, ::step], TWO[..., :2], atol=0.01)
+    assert found['keypoint_score'].any(axis=(0, 2)).sum() == 6
 
 
 # --- random changes -----------------------------------------------------------------------------------

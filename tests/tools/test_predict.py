@@ -103,6 +103,10 @@ def test_windows_have_the_frame_numbers_of_the_video(run, tmp_path, capsys):
     write_array(tmp_path / 'a.npz', keypoint, score)
     (whole,) = predicted(tmp_path / 'whole', run, tmp_path / 'a.npz')
     assert probabilities_of(one) == pytest.approx(probabilities_of(whole), abs=1e-5)
+    entries = [entries[t] | {'image_id': f'frame{t * 30 + 30}.jpg'} for t in range(4)]  # every 30th frame
+    (tmp_path / 'clip.json').write_text(json.dumps(entries))
+    (entry,) = predicted(tmp_path / 'every30', run, tmp_path / 'clip.json')
+    assert (entry['segments'][0]['start'], entry['segments'][-1]['end']) == (30, 121)
 
 
 def test_the_most_present_persons_of_a_window_are_used(run, tmp_path):
