@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.skeletons import COCO17
 from lib.errors import UserError, shown, shown_text, user_file
 
 LINKS = (
@@ -369,17 +370,23 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
 
 
 def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
-    """Raises UserError if the third number of the joints is a score instead of a depth in metres."""
+    """Raises UserError if the third number of the joints is a score instead of a depth in metres.
+
+    17 joints are always 2D: the only 3D skeleton is Kinect's. Of others, x and y in pixels reveal a score.
+    """
     keypoint = annotation['keypoint']
     if keypoint.shape[3] == 2 or not keypoint.size:
         return
     third = keypoint[..., 2]
     low, high = np.nanmin(third, initial=0), np.nanmax(third, initial=0)
-    if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and high <= HIGHEST_SCORE:
+    is_score = np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and high <= HIGHEST_SCORE
+    is_coco = keypoint.shape[2] == len(COCO17.joints)
+    if is_score or is_coco:
+        reason = '17 joints are 2D (3D needs the 25 of Kinect)' if is_coco else 'x and y of keypoint are pixels'
         raise UserError(
-            f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so the third '
-            f"number (up to {high:.3g}) is a score. Move it to keypoint_score: annotation['keypoint_score'] = "
-            "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2]."
+            f'{where} ({shown_text(annotation["frame_dir"])}): {reason}, so the third number ({low:.3g} to {high:.3g}) '
+            "must be a score. Move it to keypoint_score, between 0 and 1: annotation['keypoint_score'] = "
+            "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2] in pixels."
         )
 
 

@@ -244,10 +244,11 @@ def test_pickles_without_splits_are_read_but_refused_for_training(write_pickle):
             load_annotations(path)
 
 
-def test_scores_as_a_third_number_are_a_fault(write_pickle, capsys):
+@pytest.mark.parametrize('scale', [(1, 1, 1), (1, 1, 100), (1, 1, -0.01), (1e-3, 1e-3, 1), (0.03, 0.03, 1), (1, 1, 7)])
+def test_scores_as_a_third_number_are_a_fault(scale, write_pickle, capsys):
     data = dataset()
     for annotation in data['annotations']:
-        annotation['keypoint'] = ONE.astype(np.float32)
+        annotation['keypoint'] = (ONE * scale).astype(np.float32)
         del annotation['keypoint_score']
     assert check_data.main([str(write_pickle(data))]) == 1
     assert re.search(r'FAULT .*keypoint_score', ' '.join(capsys.readouterr().out.split()))
