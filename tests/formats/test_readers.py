@@ -274,10 +274,16 @@ def test_variants_are_read_accurately(name, tmp_path):
 
 
 @pytest.mark.parametrize('size', [2, 3])
-def test_label_folders_of_ultralytics(size, tmp_path):
-    """With and without scores; frames without persons have an empty file or none."""
+@pytest.mark.parametrize('numbers_after', [0, 1])
+@pytest.mark.parametrize('box', [None, 0, 1, 2])
+def test_label_folders_of_ultralytics(size, numbers_after, box, tmp_path):
+    """With and without scores, track and boxes; frames without persons have only a box, an empty file or none."""
     for t in (1, 2, 5):
         lines = [label_line(m, SHARES[m, t, :, :size]) for m in range(2)]
+        lines = lines if numbers_after else [line.rsplit(' ', 1)[0] for line in lines]
+        if box is not None:
+            lines.insert(box, '0 .5 .5 .1 .2')
+            (tmp_path / 'clip_13.txt').write_text('1 .5 .5 .1 .2 .9 3')
         (tmp_path / f'clip_{t + 10}.txt').write_text('\n'.join(lines) + '\n')
     (tmp_path / 'clip_14.txt').write_text('')
     (tmp_path / '.DS_Store').write_bytes(b'\0')
