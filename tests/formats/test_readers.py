@@ -302,6 +302,22 @@ def test_empty_files_at_the_start_of_a_folder_are_frames_without_persons(tmp_pat
     assert (found['first_frame'], found['source']) == (4, 'Ultralytics (coco17)')
 
 
+def test_other_files_in_a_folder_of_frames_are_skipped(tmp_path, caplog):
+    for t in range(3):
+        (tmp_path / f'v_{t}.txt').write_text(label_line(0, SHARES[0, t]))
+    (tmp_path / 'classes.txt').write_text('person\n')
+    [found] = read_keypoint_file(tmp_path, img_shape=IMG_SHAPE)
+    np.testing.assert_allclose(found['keypoint'], ONE[:, :3, :, :2], atol=0.01)
+    assert 'classes.txt is not a frame and is skipped' in caplog.text
+    (tmp_path / 'v_3.txt').write_text('person\n')  # perhaps a damaged frame
+    with pytest.raises(UserError, match=r'v_3\.txt is in no supported format.* move it'):
+        read_keypoint_file(tmp_path, img_shape=IMG_SHAPE)
+    for file in tmp_path.glob('v_*'):
+        file.unlink()
+    with pytest.raises(UserError, match=r'classes\.txt is in no supported format'):
+        read_keypoint_file(tmp_path)
+
+
 def test_joints_at_the_origin_are_missing(tmp_path):
     """Ultralytics sets uncertain joints to (0, 0) and keeps their score."""
     joints = ONE.copy()
