@@ -71,8 +71,12 @@ def coco(joints: np.ndarray, names=None, track: bool = True, file=lambda t: f'v_
         for m in range(len(joints))
     ]
     boxes = [{'id': 99, 'image_id': 90, 'category_id': 2, 'bbox': [0, 0, 1, 1]}]
-    categories = [{'id': 1, 'name': 'person'} | ({} if names is None else {'keypoints': names})]
-    return {'images': images, 'annotations': persons + boxes, 'categories': categories}
+    dogs = [{'id': 98 - t, 'image_id': 90 - t, 'category_id': 2, 'keypoints': [5, 5, 2] * 12} for t in range(2)] * 9
+    categories = [
+        {'id': 1, 'name': 'Person'} | ({} if names is None else {'keypoints': names}),
+        {'id': 2, 'name': 'dog'},
+    ]
+    return {'images': images, 'annotations': dogs + persons + boxes, 'categories': categories}
 
 
 def kinetics(joints: np.ndarray) -> dict:
@@ -242,6 +246,12 @@ VARIANTS = {
         0,
     ),
     'coco tracked': (coco(TWO), TWO, {}, 0),
+    'coco players': (
+        coco(TWO) | {'annotations': coco(TWO)['annotations'][18:], 'categories': [{'id': 0, 'name': 'person'}]},
+        TWO,
+        {},
+        0,
+    ),
     'coco untracked': (coco(TWO, track=False), TWO, {}, 0),
     'coco names': (coco(TWO, NAMES), TWO, {}, 0),
     'coco names of Roboflow': (coco(TWO, file=lambda t: f'v_{t:03d}_jpg.rf.{"0a1b2c"[t:] * 2}.jpg'), TWO, {}, 0),
