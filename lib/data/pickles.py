@@ -124,7 +124,7 @@ class Dtype:
     __slots__ = ('code', 'numpy')
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
-        if type(code) is not str or not re.fullmatch(r'b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}', code):
+        if type(code) is not str or not re.fullmatch(r'O8|b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}', code):
             raise UserError(f'holds an array of type {shown(code)}, not plain numbers or text')
         self.code, self.numpy = code, np.dtype(code)
 
@@ -135,15 +135,21 @@ class Dtype:
         self.numpy = np.dtype(order + self.code)
 
 
-def _type_of(dtype: Dtype, shape: tuple, content: bytes | bytearray) -> np.dtype:
-    """The NumPy type of an array. Raises UserError if the content does not match its type and shape."""
-    if type(dtype) is not Dtype or type(content) not in (bytes, bytearray):
+def _type_of(dtype: Dtype, shape: tuple, content: bytes | bytearray | list) -> np.dtype:
+    """The NumPy type of an array, float32 for an empty one of objects.
+
+    Raises UserError if the content does not match its type and shape, or has objects.
+    """
+    is_objects = type(dtype) is Dtype and dtype.code == 'O8'
+    if is_objects and (type(content) is not list or content):
+        raise UserError("holds an array of type 'O8', not plain numbers or text")
+    if type(dtype) is not Dtype or (type(content) not in (bytes, bytearray) and not is_objects):
         raise UserError('holds an array without a plain type and content')
     if type(shape) is not tuple or not all(type(length) is int and length >= 0 for length in shape):
         raise UserError(f'holds an array of shape {shown(shape)}')
     if math.prod(shape) * dtype.numpy.itemsize != len(content):
         raise UserError(f'holds an array of shape {shown(shape)} with {len(content):,} bytes')
-    return dtype.numpy
+    return np.dtype('f4') if is_objects else dtype.numpy
 
 
 class _Array(np.ndarray):
@@ -153,7 +159,7 @@ class _Array(np.ndarray):
         _, shape, dtype, is_fortran, content = state
         if self.shape != (0,):  # already filled; views of it would lose their memory
             raise UserError('fills an array twice')
-        super().__setstate__((1, shape, _type_of(dtype, shape, content), bool(is_fortran), content))
+        super().__setstate__((1, shape, _type_of(dtype, shape, content), bool(is_fortran), content or b''))
         _require_characters(self)
 
 
@@ -244,13 +250,17 @@ def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, 
 
 
 def is_without_persons(annotation: Any) -> bool:
-    """Whether an annotation has no persons: keypoint of shape (0, T, V, C), None or an empty list."""
+    """Whether an annotation has no persons or no frames: keypoint is empty or None."""
     if not isinstance(annotation, dict) or 'keypoint' not in annotation or 'raw_file' in annotation:
         return False
     keypoint = annotation['keypoint']
     if isinstance(keypoint, np.ndarray):
-        return keypoint.ndim > 0 and len(keypoint) == 0
-    return keypoint is None or keypoint == []
+        return 0 in keypoint.shape[:2]
+    return keypoint is None or _is_empty(keypoint)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_empty, value))
 
 
 def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]]:
@@ -346,15 +356,13 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
     keypoint = checked['keypoint'] = _floats(checked['keypoint'], 'keypoint', where)
     if keypoint.ndim != 4 or keypoint.shape[3] not in (2, 3):
         raise UserError(f'{where}: keypoint must be (persons, frames, joints, 2 or 3), found shape {keypoint.shape}.')
-    if checked['total_frames'] == 0 or keypoint.shape[1] == 0:
-        raise UserError(f'{where} has zero frames. Remove it from the pickle.')
     if keypoint.shape[1] != checked['total_frames']:
         raise UserError(
             f'{where}: total_frames is {checked["total_frames"]}, but keypoint has {keypoint.shape[1]} frames: its '
             f'shape (persons, frames, joints, coordinates) is {keypoint.shape}.'
         )
-    if keypoint.shape[0] == 0 or keypoint.shape[2] == 0:
-        raise UserError(f'{where} has no persons or no joints: keypoint has shape {keypoint.shape}.')
+    if 0 in keypoint.shape:
+        raise UserError(f'{where} has no persons, frames or joints: keypoint has shape {keypoint.shape}.')
     if annotation.get('keypoint_score') is not None:
         score = checked['keypoint_score'] = _floats(checked['keypoint_score'], 'keypoint_score', where)
         if score.shape != keypoint.shape[:3]:

@@ -205,7 +205,17 @@ def test_refusals_of_code_refer_to_the_original_source(write_pickle):
         load_annotations(write_pickle(dataset(extra=shutil.rmtree)))
 
 
-@pytest.mark.parametrize('keypoint', [np.zeros((0, 6, 17, 2), np.float32), None, []])
+@pytest.mark.parametrize(
+    'keypoint',
+    [
+        np.zeros((0, 6, 17, 2), np.float32),
+        np.zeros((1, 0, 17, 2), np.float32),
+        np.zeros((0, 3), object),
+        None,
+        [],
+        [[], []],
+    ],
+)
 def test_clips_without_persons_are_skipped_with_one_warning(keypoint, write_pickle, capsys):
     path = write_pickle(dataset(keypoint=keypoint, keypoint_score=None))
     with pytest.warns(UserWarning, match='1 of 8 clips') as warned:
