@@ -318,18 +318,30 @@ def is_kinetics(annotation: Any) -> bool:
     return isinstance(annotation, dict) and 'raw_file' in annotation and 'keypoint' not in annotation
 
 
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    'spaces': str.strip,
+    'folder': lambda name: name.replace('\\', '/').rsplit('/', 1)[-1],
+    'suffix': lambda name: re.sub(r'\.\w{1,9}$', '', name),
+    'ending': lambda name: re.sub(r'[_-](rgb|depth|ir|skeleton|keypoints|pose|video)$', '', name, flags=re.IGNORECASE),
+    'case': str.lower,
+}
+
+
+def _plainest(name: str) -> str:
+    for plain in _SPELLINGS.values():
+        name = plain(name)
+    return name
+
+
 def lost_names_hint(split: Mapping[str, Sequence[str]], frame_dirs: Iterable[str]) -> str:
-    """How names in splits differ from frame_dirs, if only by a suffix or a folder; otherwise empty."""
+    """How names in splits differ from frame_dirs, if only by _SPELLINGS; otherwise empty."""
     known = set(frame_dirs)
     lost = next((name for names in split.values() for name in names if name not in known), None)
-    for what, plain in (
-        ('suffix', lambda name: re.sub(r'\.\w{1,9}$', '', name)),
-        ('folder', lambda name: name.replace('\\', '/').rsplit('/', 1)[-1]),
-        ('folder and suffix', lambda name: re.sub(r'\.\w{1,9}$', '', name.replace('\\', '/').rsplit('/', 1)[-1])),
-    ):
+    for what, plain in (*_SPELLINGS.items(), ('several parts', _plainest)):
         twin = lost and next((name for name in known if plain(name) == plain(lost)), None)
         if twin:
-            return f'the names differ by {what}: {shown_text(lost)} in a split, {shown_text(twin)} as frame_dir'
+            show = shown if what == 'spaces' else shown_text
+            return f'the names differ by {what}: {show(lost)} in a split, {show(twin)} as frame_dir'
     return ''
 
 
