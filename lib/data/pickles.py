@@ -55,10 +55,20 @@ def read_pickle(path: str | os.PathLike) -> Any:
             remedy = '' if str(error).endswith('.') else _PLAIN
             raise UserError(f'{path}: refused. It {error}{remedy}') from None
         except Exception as error:  # a damaged pickle may raise anything
+            file.seek(0)
+            start = file.read(2**10).lstrip(b'\xef\xbb\xbf \t\r\n')
+            if kind := next((kind for magic, kind in _OTHER_FILES.items() if start.startswith(magic)), None):
+                raise UserError(
+                    f'{path} is {kind}, not a pickle. Make one from a folder of keypoint files and a table of labels: '
+                    '`python -m lib.tools.make_pickle FOLDER LABELS.csv --out NEW.pkl`.'
+                ) from None
             raise UserError(
                 f'{path}: cannot be read as a pickle ({type(error).__name__}: {shown_text(str(error))}). The file has '
                 f'{path.stat().st_size:,} bytes and is probably cut short or damaged: download or copy it again.'
             ) from None
+
+
+_OTHER_FILES = {b'{': 'JSON', b'[': 'JSON', b'PK': 'an .npz or zip file', b'\x93NUMPY': 'a .npy file'}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -268,6 +278,7 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
 
     Raises UserError if the content has another form.
     """
+    refuse_kinetics(data, path)
     if not isinstance(data, dict) or not {'split', 'annotations'} <= data.keys():
         if listed := listed_annotations(data):
             raise UserError(
@@ -283,11 +294,6 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
         raise UserError(f"{path}: 'split' must be a dict of lists and 'annotations' a list of dicts.")
     if not annotations:
         raise UserError(f'{path}: holds no annotations.')
-    if any(map(is_kinetics, annotations)):
-        raise UserError(
-            f"{path} is the index of PYSKL's Kinetics-400, without keypoints. Convert it with its folder of kpfiles: "
-            f'`python -m lib.tools.make_pickle {path} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
-        )
     split = {name: ids.tolist() if isinstance(ids, np.ndarray) else ids for name, ids in split.items()}
     split = {name: sorted(ids, key=str) if isinstance(ids, set) else ids for name, ids in split.items()}
     for name, ids in split.items():
@@ -331,6 +337,30 @@ def _plainest(name: str) -> str:
     for plain in _SPELLINGS.values():
         name = plain(name)
     return name
+
+
+def refuse_kinetics(data: Any, path: Path) -> None:
+    """Raises UserError if a pickle is PYSKL's index of Kinetics-400 or one of its keypoint files (kpfiles)."""
+    annotations = data.get('annotations') if isinstance(data, dict) else data
+    if isinstance(annotations, list | tuple) and any(map(is_kinetics, annotations)):
+        kind, index = ('the index', path) if isinstance(data, dict) else ('a list', 'k400_hrnet.pkl')
+        raise UserError(
+            f"{path} is {kind} of PYSKL's Kinetics-400, without "
+            'keypoints. Convert the index, a dict with split and annotations, with its folder of kpfiles: `python -m '
+            f'lib.tools.make_pickle {index} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
+        )
+    if isinstance(data, dict) and data and all(map(_is_kpfile_entry, data.values())):
+        raise UserError(
+            f'{path} looks like a keypoint file (kpfile) of Kinetics-400, without labels and frames. Convert it with '
+            f'its index: `python -m lib.tools.make_pickle k400_hrnet.pkl --kpfiles {path.parent} --out '
+            'data/action/k400`.'
+        )
+
+
+def _is_kpfile_entry(value: Any) -> bool:
+    """Whether a value is the skeletons (N, 17, 3) of a clip in a kpfile."""
+    keypoint = value.get('keypoint') if isinstance(value, dict) and len(value) == 1 else None
+    return isinstance(keypoint, np.ndarray) and keypoint.ndim == 3 and keypoint.shape[1:] == (17, 3)
 
 
 def lost_names_hint(split: Mapping[str, Sequence[str]], frame_dirs: Iterable[str]) -> str:

@@ -89,6 +89,18 @@ def test_a_truncated_file_is_refused(write_pickle, share):
         load_annotations(path)
 
 
+@pytest.mark.parametrize('kind', ['JSON', '.npz', '.npy'])
+def test_other_files_are_not_called_damaged(kind, tmp_path):
+    path = tmp_path / 'file'
+    with path.open('wb') as file:
+        if kind == 'JSON':
+            file.write(b'\xef\xbb\xbf [{"keypoints": []}]')
+        else:
+            (np.savez if kind == '.npz' else np.save)(file, np.ones(3))
+    with pytest.raises(ValueError, match=rf'file is .*{kind}.*, not a pickle.*make_pickle FOLDER LABELS.csv'):
+        load_annotations(path)
+
+
 def broken(change):
     data = copy.deepcopy(make_annotations([20, 30, 40]))
     change(data['annotations'][1], data)

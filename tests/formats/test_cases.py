@@ -182,6 +182,11 @@ REFUSED = {  # name: (content of a pickle, part of the message)
         {'split': {}, 'annotations': [{'frame_dir': 'a', 'label': 0, 'raw_file': 'a.pkl', 'valid': {0.5: 6}}]},
         r'make_pickle .*set\.pkl --kpfiles FOLDER',
     ),
+    'list of Kinetics': (
+        [{'frame_dir': 'a', 'label': 0, 'raw_file': 'a.pkl', 'valid': {0.5: 6}}],
+        r'a list of .*Kinetics.*make_pickle .*--kpfiles FOLDER',
+    ),
+    'kpfile': ({'a/b': {'keypoint': np.ones((9, 17, 3), np.float16)}}, 'kpfile.*make_pickle k400_hrnet.pkl --kpfiles'),
     'score as third': (dataset(keypoint=ONE.astype(np.float32)), 'keypoint_score'),
     'nobody': ({'split': {}, 'annotations': [annotations()[0] | {'keypoint': np.zeros((0, 6, 17, 2))}]}, 'person'),
 }  # fmt: skip
