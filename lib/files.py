@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,10 @@ def check_writable(folder: Path, advice: str) -> None:
         raise UserError(f'{folder} cannot be written: {nearest} is a file. {advice}')
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f'{folder} cannot be written: {nearest} is read-only. {advice}')
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()  # root may write anywhere, except in /proc and full file systems
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written ({error.strerror or error}). {advice}') from None
 
 
 def make_folder(folder: Path) -> None:

@@ -392,8 +392,8 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
     if not isinstance(annotation['frame_dir'], str):
         raise UserError(f'{where}: frame_dir must be text, found {shown(annotation["frame_dir"])}.')
     checked = {key: a.view(np.ndarray) if isinstance(a, np.ndarray) else a for key, a in annotation.items()}
-    checked['label'] = _integer(annotation['label'], 'label', where, minimum=0)
-    checked['total_frames'] = _integer(annotation['total_frames'], 'total_frames', where, minimum=0)
+    checked['label'] = _integer(checked['label'], 'label', where, minimum=0)
+    checked['total_frames'] = _integer(checked['total_frames'], 'total_frames', where, minimum=0)
 
     keypoint = checked['keypoint'] = _floats(checked['keypoint'], 'keypoint', where)
     if keypoint.ndim != 4 or keypoint.shape[3] not in (2, 3):
@@ -410,7 +410,7 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
         if score.shape != keypoint.shape[:3]:
             raise UserError(f'{where}: keypoint_score has shape {score.shape}, but keypoint {keypoint.shape}.')
     if keypoint.shape[3] == 2:
-        shape = annotation.get('img_shape')
+        shape = checked.get('img_shape')
         if isinstance(shape, np.ndarray) and shape.ndim == 1:
             shape = shape.tolist()
         if not isinstance(shape, tuple | list) or len(shape) != 2:

@@ -128,6 +128,14 @@ INVALID = {
     ),
     'a list': (lambda a, d: a.update(keypoint=[1]), f'{ANNOTATION}: keypoint must be .* found a list'),
     'label text': (lambda a, d: a.update(label='3'), f"{ANNOTATION}: label must be a whole number.*'3'"),
+    'label array': (
+        lambda a, d: a.update(label=np.array([3])),
+        rf'{ANNOTATION}: label must be .* found array\(\[3\]\)',
+    ),
+    'shape array': (
+        lambda a, d: a.update(img_shape=np.array([[3]])),
+        rf'{ANNOTATION}: img_shape must be .* found array\(\[\[3\]\]\)',
+    ),
     'label negative': (lambda a, d: a.update(label=-1), f'{ANNOTATION}: label must be .* found -1'),
     'no label': (lambda a, d: a.pop('label'), f'{ANNOTATION} lacks label'),
     'no shape': (lambda a, d: a.pop('img_shape'), f'{ANNOTATION}: img_shape must be'),
