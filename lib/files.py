@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -42,17 +43,24 @@ def check_zip(file: BinaryIO) -> None:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays in an .npz file, by name. Raises UserError if it is damaged or holds anything else."""
     require_file(path)
+    arrays, name = {}, ''
     with user_file(path), path.open('rb') as file:
         try:
             check_zip(file)
             file.seek(0)
-            arrays = dict(np.load(file, allow_pickle=False))
-            for name, array in arrays.items():
+            content = np.load(file, allow_pickle=False)
+            for name in content:
+                array = arrays[name] = content[name]
                 if not isinstance(array, np.ndarray):
                     raise ValueError(f'{name} is not an array')
                 if array.dtype.kind == 'U':
                     array.tolist()  # raises SystemError for invalid code points
         except Exception as error:  # a damaged file may raise anything
+            if name and 'allow_pickle' in str(error):
+                raise UserError(
+                    f'{path}: the array {shown_text(name)} holds Python objects, which are never read. Leave it out, '
+                    'or convert it to numbers or text, and write the file again with np.savez.'
+                ) from None
             raise UserError(
                 f'{path} cannot be read as an .npz file ({type(error).__name__}: {shown_text(str(error))}). It is '
                 'truncated, damaged or not an .npz file: copy it again, or write plain arrays with np.savez.'
@@ -67,6 +75,10 @@ def check_writable(folder: Path, advice: str) -> None:
         raise UserError(f'{folder} cannot be written: {nearest} is a file. {advice}')
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f'{folder} cannot be written: {nearest} is read-only. {advice}')
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()  # root may write anywhere, except in /proc and full file systems
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written ({error.strerror or error}). {advice}') from None
 
 
 def make_folder(folder: Path) -> None:

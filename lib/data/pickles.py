@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.skeletons import COCO17
 from lib.errors import UserError, shown, shown_text, user_file
 
 LINKS = (
@@ -54,10 +55,20 @@ def read_pickle(path: str | os.PathLike) -> Any:
             remedy = '' if str(error).endswith('.') else _PLAIN
             raise UserError(f'{path}: refused. It {error}{remedy}') from None
         except Exception as error:  # a damaged pickle may raise anything
+            file.seek(0)
+            start = file.read(2**10).lstrip(b'\xef\xbb\xbf \t\r\n')
+            if kind := next((kind for magic, kind in _OTHER_FILES.items() if start.startswith(magic)), None):
+                raise UserError(
+                    f'{path} is {kind}, not a pickle. Make one from a folder of keypoint files and a table of labels: '
+                    '`python -m lib.tools.make_pickle FOLDER LABELS.csv --out NEW.pkl`.'
+                ) from None
             raise UserError(
                 f'{path}: cannot be read as a pickle ({type(error).__name__}: {shown_text(str(error))}). The file has '
                 f'{path.stat().st_size:,} bytes and is probably cut short or damaged: download or copy it again.'
             ) from None
+
+
+_OTHER_FILES = {b'{': 'JSON', b'[': 'JSON', b'PK': 'an .npz or zip file', b'\x93NUMPY': 'a .npy file'}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -123,7 +134,7 @@ class Dtype:
     __slots__ = ('code', 'numpy')
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
-        if type(code) is not str or not re.fullmatch(r'b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}', code):
+        if type(code) is not str or not re.fullmatch(r'O8|b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}', code):
             raise UserError(f'holds an array of type {shown(code)}, not plain numbers or text')
         self.code, self.numpy = code, np.dtype(code)
 
@@ -134,15 +145,21 @@ class Dtype:
         self.numpy = np.dtype(order + self.code)
 
 
-def _type_of(dtype: Dtype, shape: tuple, content: bytes | bytearray) -> np.dtype:
-    """The NumPy type of an array. Raises UserError if the content does not match its type and shape."""
-    if type(dtype) is not Dtype or type(content) not in (bytes, bytearray):
+def _type_of(dtype: Dtype, shape: tuple, content: bytes | bytearray | list) -> np.dtype:
+    """The NumPy type of an array, float32 for an empty one of objects.
+
+    Raises UserError if the content does not match its type and shape, or has objects.
+    """
+    is_objects = type(dtype) is Dtype and dtype.code == 'O8'
+    if is_objects and (type(content) is not list or content):
+        raise UserError("holds an array of type 'O8', not plain numbers or text")
+    if type(dtype) is not Dtype or (type(content) not in (bytes, bytearray) and not is_objects):
         raise UserError('holds an array without a plain type and content')
     if type(shape) is not tuple or not all(type(length) is int and length >= 0 for length in shape):
         raise UserError(f'holds an array of shape {shown(shape)}')
     if math.prod(shape) * dtype.numpy.itemsize != len(content):
         raise UserError(f'holds an array of shape {shown(shape)} with {len(content):,} bytes')
-    return dtype.numpy
+    return np.dtype('f4') if is_objects else dtype.numpy
 
 
 class _Array(np.ndarray):
@@ -152,7 +169,7 @@ class _Array(np.ndarray):
         _, shape, dtype, is_fortran, content = state
         if self.shape != (0,):  # already filled; views of it would lose their memory
             raise UserError('fills an array twice')
-        super().__setstate__((1, shape, _type_of(dtype, shape, content), bool(is_fortran), content))
+        super().__setstate__((1, shape, _type_of(dtype, shape, content), bool(is_fortran), content or b''))
         _require_characters(self)
 
 
@@ -243,13 +260,17 @@ def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, 
 
 
 def is_without_persons(annotation: Any) -> bool:
-    """Whether an annotation has no persons: keypoint of shape (0, T, V, C), None or an empty list."""
+    """Whether an annotation has no persons or no frames: keypoint is empty or None."""
     if not isinstance(annotation, dict) or 'keypoint' not in annotation or 'raw_file' in annotation:
         return False
     keypoint = annotation['keypoint']
     if isinstance(keypoint, np.ndarray):
-        return keypoint.ndim > 0 and len(keypoint) == 0
-    return keypoint is None or keypoint == []
+        return 0 in keypoint.shape[:2]
+    return keypoint is None or _is_empty(keypoint)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_empty, value))
 
 
 def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]]:
@@ -257,6 +278,7 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
 
     Raises UserError if the content has another form.
     """
+    refuse_kinetics(data, path)
     if not isinstance(data, dict) or not {'split', 'annotations'} <= data.keys():
         if listed := listed_annotations(data):
             raise UserError(
@@ -272,11 +294,6 @@ def require_form(data: Any, path: Path) -> tuple[dict[str, list[str]], list[Any]
         raise UserError(f"{path}: 'split' must be a dict of lists and 'annotations' a list of dicts.")
     if not annotations:
         raise UserError(f'{path}: holds no annotations.')
-    if any(map(is_kinetics, annotations)):
-        raise UserError(
-            f"{path} is the index of PYSKL's Kinetics-400, without keypoints. Convert it with its folder of kpfiles: "
-            f'`python -m lib.tools.make_pickle {path} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
-        )
     split = {name: ids.tolist() if isinstance(ids, np.ndarray) else ids for name, ids in split.items()}
     split = {name: sorted(ids, key=str) if isinstance(ids, set) else ids for name, ids in split.items()}
     for name, ids in split.items():
@@ -307,18 +324,54 @@ def is_kinetics(annotation: Any) -> bool:
     return isinstance(annotation, dict) and 'raw_file' in annotation and 'keypoint' not in annotation
 
 
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    'spaces': str.strip,
+    'folder': lambda name: name.replace('\\', '/').rsplit('/', 1)[-1],
+    'suffix': lambda name: re.sub(r'\.\w{1,9}$', '', name),
+    'ending': lambda name: re.sub(r'[_-](rgb|depth|ir|skeleton|keypoints|pose|video)$', '', name, flags=re.IGNORECASE),
+    'case': str.lower,
+}
+
+
+def _plainest(name: str) -> str:
+    for plain in _SPELLINGS.values():
+        name = plain(name)
+    return name
+
+
+def refuse_kinetics(data: Any, path: Path) -> None:
+    """Raises UserError if a pickle is PYSKL's index of Kinetics-400 or one of its keypoint files (kpfiles)."""
+    annotations = data.get('annotations') if isinstance(data, dict) else data
+    if isinstance(annotations, list | tuple) and any(map(is_kinetics, annotations)):
+        kind, index = ('the index', path) if isinstance(data, dict) else ('a list', 'k400_hrnet.pkl')
+        raise UserError(
+            f"{path} is {kind} of PYSKL's Kinetics-400, without "
+            'keypoints. Convert the index, a dict with split and annotations, with its folder of kpfiles: `python -m '
+            f'lib.tools.make_pickle {index} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
+        )
+    if isinstance(data, dict) and data and all(map(_is_kpfile_entry, data.values())):
+        raise UserError(
+            f'{path} looks like a keypoint file (kpfile) of Kinetics-400, without labels and frames. Convert it with '
+            f'its index: `python -m lib.tools.make_pickle k400_hrnet.pkl --kpfiles {path.parent} --out '
+            'data/action/k400`.'
+        )
+
+
+def _is_kpfile_entry(value: Any) -> bool:
+    """Whether a value is the skeletons (N, 17, 3) of a clip in a kpfile."""
+    keypoint = value.get('keypoint') if isinstance(value, dict) and len(value) == 1 else None
+    return isinstance(keypoint, np.ndarray) and keypoint.ndim == 3 and keypoint.shape[1:] == (17, 3)
+
+
 def lost_names_hint(split: Mapping[str, Sequence[str]], frame_dirs: Iterable[str]) -> str:
-    """How names in splits differ from frame_dirs, if only by a suffix or a folder; otherwise empty."""
+    """How names in splits differ from frame_dirs, if only by _SPELLINGS; otherwise empty."""
     known = set(frame_dirs)
     lost = next((name for names in split.values() for name in names if name not in known), None)
-    for what, plain in (
-        ('suffix', lambda name: re.sub(r'\.\w{1,9}$', '', name)),
-        ('folder', lambda name: name.replace('\\', '/').rsplit('/', 1)[-1]),
-        ('folder and suffix', lambda name: re.sub(r'\.\w{1,9}$', '', name.replace('\\', '/').rsplit('/', 1)[-1])),
-    ):
+    for what, plain in (*_SPELLINGS.items(), ('several parts', _plainest)):
         twin = lost and next((name for name in known if plain(name) == plain(lost)), None)
         if twin:
-            return f'the names differ by {what}: {shown_text(lost)} in a split, {shown_text(twin)} as frame_dir'
+            show = shown if what == 'spaces' else shown_text
+            return f'the names differ by {what}: {show(lost)} in a split, {show(twin)} as frame_dir'
     return ''
 
 
@@ -339,27 +392,25 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
     if not isinstance(annotation['frame_dir'], str):
         raise UserError(f'{where}: frame_dir must be text, found {shown(annotation["frame_dir"])}.')
     checked = {key: a.view(np.ndarray) if isinstance(a, np.ndarray) else a for key, a in annotation.items()}
-    checked['label'] = _integer(annotation['label'], 'label', where, minimum=0)
-    checked['total_frames'] = _integer(annotation['total_frames'], 'total_frames', where, minimum=0)
+    checked['label'] = _integer(checked['label'], 'label', where, minimum=0)
+    checked['total_frames'] = _integer(checked['total_frames'], 'total_frames', where, minimum=0)
 
     keypoint = checked['keypoint'] = _floats(checked['keypoint'], 'keypoint', where)
     if keypoint.ndim != 4 or keypoint.shape[3] not in (2, 3):
         raise UserError(f'{where}: keypoint must be (persons, frames, joints, 2 or 3), found shape {keypoint.shape}.')
-    if checked['total_frames'] == 0 or keypoint.shape[1] == 0:
-        raise UserError(f'{where} has zero frames. Remove it from the pickle.')
     if keypoint.shape[1] != checked['total_frames']:
         raise UserError(
             f'{where}: total_frames is {checked["total_frames"]}, but keypoint has {keypoint.shape[1]} frames: its '
             f'shape (persons, frames, joints, coordinates) is {keypoint.shape}.'
         )
-    if keypoint.shape[0] == 0 or keypoint.shape[2] == 0:
-        raise UserError(f'{where} has no persons or no joints: keypoint has shape {keypoint.shape}.')
+    if 0 in keypoint.shape:
+        raise UserError(f'{where} has no persons, frames or joints: keypoint has shape {keypoint.shape}.')
     if annotation.get('keypoint_score') is not None:
         score = checked['keypoint_score'] = _floats(checked['keypoint_score'], 'keypoint_score', where)
         if score.shape != keypoint.shape[:3]:
             raise UserError(f'{where}: keypoint_score has shape {score.shape}, but keypoint {keypoint.shape}.')
     if keypoint.shape[3] == 2:
-        shape = annotation.get('img_shape')
+        shape = checked.get('img_shape')
         if isinstance(shape, np.ndarray) and shape.ndim == 1:
             shape = shape.tolist()
         if not isinstance(shape, tuple | list) or len(shape) != 2:
@@ -369,17 +420,23 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
 
 
 def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:
-    """Raises UserError if the third number of the joints is a score instead of a depth in metres."""
+    """Raises UserError if the third number of the joints is a score instead of a depth in metres.
+
+    17 joints are always 2D: the only 3D skeleton is Kinect's. Of others, x and y in pixels reveal a score.
+    """
     keypoint = annotation['keypoint']
     if keypoint.shape[3] == 2 or not keypoint.size:
         return
     third = keypoint[..., 2]
     low, high = np.nanmin(third, initial=0), np.nanmax(third, initial=0)
-    if np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and high <= HIGHEST_SCORE:
+    is_score = np.nanmax(np.abs(keypoint[..., :2]), initial=0) > MOST_METRES and low >= 0 and high <= HIGHEST_SCORE
+    is_coco = keypoint.shape[2] == len(COCO17.joints)
+    if is_score or is_coco:
+        reason = '17 joints are 2D (3D needs the 25 of Kinect)' if is_coco else 'x and y of keypoint are pixels'
         raise UserError(
-            f'{where} ({shown_text(annotation["frame_dir"])}): x and y of keypoint are pixels, so the third '
-            f"number (up to {high:.3g}) is a score. Move it to keypoint_score: annotation['keypoint_score'] = "
-            "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2]."
+            f'{where} ({shown_text(annotation["frame_dir"])}): {reason}, so the third number ({low:.3g} to {high:.3g}) '
+            "must be a score. Move it to keypoint_score, between 0 and 1: annotation['keypoint_score'] = "
+            "keypoint[..., 2]; annotation['keypoint'] = keypoint[..., :2] in pixels."
         )
 
 

@@ -81,6 +81,8 @@ def read_keypoint_file(
         if isinstance(content, Pickled):
             return pyskl.read(content.data, file, layout)
         clip = _read_clip(content, file, layout)
+        if clip is None:
+            raise _unsupported(content, file)
         if len(files) > 1 and not any(clip.frames.values()):
             empty.append(file)
         else:
@@ -92,7 +94,8 @@ def read_keypoint_file(
     return annotations
 
 
-def _read_clip(content: Any, path: Path, layout: str | None) -> Clip:
+def _read_clip(content: Any, path: Path, layout: str | None) -> Clip | None:
+    """The clip in a file; None if no format has such content."""
     if clip := _recognised(content, path, layout):
         return clip
     names, results = by_frame(content) or ([], None)
@@ -100,11 +103,15 @@ def _read_clip(content: Any, path: Path, layout: str | None) -> Clip:
     if clip and list(clip.frames) == list(range(len(names))):
         numbered = clip_by_name('', {name: clip.frames[i] for i, name in enumerate(names)}, str(path))
         return replace(clip, frames=numbered.frames, note=numbered.note or clip.note)
+    return None
+
+
+def _unsupported(content: Any, path: Path) -> UserError:
     _, item = first_item(content)
     if item is None or item == {}:
-        raise UserError(NOBODY.format(path))
+        return UserError(NOBODY.format(path))
     found = f'the keys {shown(list(item))}' if isinstance(item, dict) else f'{shown(item)}'
-    raise UserError(f'{path} is in no supported format: found {found}. Supported: {SUPPORTED}.')
+    return UserError(f'{path} is in no supported format: found {found}. Supported: {SUPPORTED}.')
 
 
 def _recognised(content: Any, path: Path, layout: str | None) -> Clip | None:
@@ -127,8 +134,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
-    """The clip in a folder with one file per frame."""
-    frames, clip = {}, None
+    """The clip in a folder with one file per frame. Files in no format whose names have no digit are skipped."""
+    frames, clip, others = {}, None, []
     for file in files:
         name = file.name.removesuffix(file.suffix).removesuffix('_keypoints')
         if file.stat().st_size == 0 and file.suffix == '.txt':  # no persons
@@ -136,11 +143,23 @@ def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
             continue
         content = read_content(file, SUPPORTED)
         found = Clip('', {0: []}) if content in ([], {}) else _read_clip(content, file, layout)
+        if found is None and not any(map(str.isdigit, name)):  # such as classes.txt
+            others.append((file, _unsupported(content, file)))
+            continue
+        if found is None:
+            raise UserError(f'{_unsupported(content, file)} If it is not a frame, move it out of the folder.')
         if len(found.frames) != 1:
-            raise UserError(f'{file} holds {len(found.frames)} frames, but in a folder each file is one frame.')
+            raise UserError(
+                f'{file} holds {len(found.frames)} frames, but in a folder each file is one frame. '
+                'Move other files out of the folder.'
+            )
         if clip is None or not clip.source:
             clip = found
         (frames[name],) = found.frames.values()
+    if others and not frames:
+        raise others[0][1]
+    for file, _ in others:
+        log.warning('%s is not a frame and is skipped', file)
     numbered = clip_by_name('', frames, str(folder))
     if clip is None:
         raise UserError(NOBODY.format(folder))

@@ -1,7 +1,7 @@
 """COCO's keypoint annotations, as CVAT, Roboflow and COCO Annotator export them: {'images', 'annotations'}.
 
-The third number of a joint is 0 (not labelled), 1 (hidden) or 2 (visible); 1 and 2 become score 1. COCO's results are
-read by alphapose.py.
+The third number of a joint is 0 (not labelled), 1 (hidden) or 2 (visible); 1 and 2 become score 1. Annotations
+of other categories are skipped if there are some of a category named person. COCO's results are read by alphapose.py.
 """
 
 from typing import Any
@@ -24,9 +24,10 @@ def read(content: Any, where: str) -> Clip:
         names[number] = str(image.get('file_name') or number)
         sizes.add((whole_number(image, 'height'), whole_number(image, 'width')))
     persons: dict[str, list[Person]] = {name: [] for name in names.values()}
-    for place, annotation in entries(content['annotations'], where, 'annotation'):
-        if not annotation.get('keypoints'):  # a box
-            continue
+    annotated = [(place, a) for place, a in entries(content['annotations'], where, 'annotation') if a.get('keypoints')]
+    person_ids = _person_ids(content.get('categories'))
+    of_persons = [(place, a) for place, a in annotated if a.get('category_id') in person_ids]
+    for place, annotation in of_persons or annotated:
         image = _id(annotation.get('image_id'), f'{place}: image_id')
         joints = triples(annotation['keypoints'], f'{place}: keypoints')
         persons.setdefault(names.get(image, str(image)), []).append(Person(joints, identity(_track(annotation))))
@@ -49,6 +50,12 @@ def _track(annotation: dict[str, Any]) -> Any:
             if place.get(key) is not None:
                 return place[key]
     return None
+
+
+def _person_ids(categories: Any) -> list[Any]:
+    """Ids of the categories named person."""
+    named = [c for c in categories if has(c, 'id', 'name')] if isinstance(categories, list) else []
+    return [category['id'] for category in named if str(category['name']).strip().lower() == 'person']
 
 
 def _joint_names(categories: Any, used: list[Any]) -> list[Any] | None:

@@ -2,7 +2,8 @@
 
 {'meta_info': {...}, 'instance_info': [{'frame_id', 'instances': [instance]}]}    a video, or only the list
 [instance]                                                                        an image
-[{'predictions': [[instance]]}], or only the predictions: [[instance]]            json.dump of the results
+[{'predictions': [[instance]]}], or only the predictions: [[instance]]            json.dump of the results, an inner
+                                                                                  list per frame of a batch
 instance: {'keypoints': [[x, y]], 'keypoint_scores': [score], 'track_id'}; MMPose 0.x: {'keypoints': [[x, y, score]]}
 """
 
@@ -37,11 +38,13 @@ def read(content: Any, where: str) -> Clip:
     if has(first, 'instances'):
         return Clip(NAME, _numbered(content, where), joint_names=names)
     if has(first, 'predictions'):
-        frames = [entry.get('predictions') for _, entry in entries(content, where, 'entry')]
+        batches = [entry.get('predictions') for _, entry in entries(content, where, 'entry')]
     else:
-        frames = [content] if depth == 1 else sequence(content, where)
-    # Each frame is a list of instances, or a list of one such list.
-    frames = [f[0] if f and isinstance(f, list) and isinstance(f[0], list) else f for f in frames]
+        batches = [content] if depth == 1 else sequence(content, where)
+    frames = []  # lists of instances
+    for batch in batches:
+        is_nested = isinstance(batch, list) and any(isinstance(frame, list) for frame in batch)
+        frames += batch if is_nested else [batch]
     return Clip(NAME, {i: _persons(frame, f'{where}: frame {i}') for i, frame in enumerate(frames)}, joint_names=names)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.pickles import check_annotations, check_content, listed_annotations
+from lib.data.pickles import check_annotations, check_content, listed_annotations, refuse_kinetics
 from lib.data.skeletons import convert
 from lib.errors import UserError
 from lib.formats.clip import require_joints
@@ -16,6 +16,7 @@ NAME, FILES = 'PYSKL', '.pkl'
 
 def read(data: Any, path: Path, layout: str | None) -> list[dict[str, Any]]:
     """The annotations in a pickle, their joints converted to the models' order if `layout` is another one."""
+    refuse_kinetics(data, path)
     if (listed := listed_annotations(data)) is not None:
         names = [f'{path.stem}_{i}' for i in range(len(listed))] if len(listed) > 1 else [path.stem]
         listed = [_completed(item, name) for item, name in zip(listed, names, strict=True)]

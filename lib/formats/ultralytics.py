@@ -1,9 +1,9 @@
 """Ultralytics YOLO pose: JSON of results[0].to_json(), a list of these, or a folder of label files (save_txt).
 
     [{'name': 'person', 'box': {...}, 'keypoints': {'x': [...], 'y': [...], 'visible': [...]}, 'track_id': 1}]
-    0 cx cy w h x y score x y score ... [confidence] [track]       a line per person, normalised
+    0 cx cy w h x y score x y score ... [confidence] [track]       a line per person, normalised; score may be missing
 
-Uncertain joints are at (0, 0) and keep their score: they count as missing.
+Boxes without joints are skipped. Uncertain joints are at (0, 0) and keep their score: they count as missing.
 """
 
 import json
@@ -19,13 +19,15 @@ from lib.formats.values import entries, first_item, has, identity, mapping, numb
 
 NAME, FILES = 'Ultralytics', 'JSON, or a folder of label files'
 _BEFORE = 5  # class and box
+_BOX = range(_BEFORE, _BEFORE + 3)  # numbers of a line without joints: also confidence and track
 _COUNTS = sorted({len(names) for names in LAYOUTS.values()}, key=lambda count: (count != 17, count))
 
 
 def recognises(content: Any) -> bool:
     if isinstance(content, str):
-        words = content.split('\n', 1)[0].split()
-        return len(words) > _BEFORE + 2 * 17 and all(map(_is_number, words))
+        words = content.lstrip().split('\n', 1)[0].split()
+        is_known = len(words) >= _BEFORE + 2 * 17 or len(words) in _BOX
+        return is_known and all(map(_is_number, words)) and float(words[0]).is_integer()
     depth, item = first_item(content)
     if depth == 1 and isinstance(item, str):  # a list of results of to_json()
         return item.lstrip().startswith('[')
@@ -69,10 +71,10 @@ def _lines(text: str, where: str) -> list[Person]:
     persons = []
     for i, line in enumerate(text.splitlines(), 1):
         words = line.split()
-        if not words:
-            continue
         if not all(map(_is_number, words)):
             raise UserError(f'{where}: line {i} must be numbers, found {shown(line)}.')
+        if not words or len(words) in _BOX:
+            continue
         values = np.array(words[_BEFORE:], np.float32)
         fits = [(count, size) for count in _COUNTS for size in (3, 2) if 0 <= len(values) - count * size <= 2]
         if not fits:

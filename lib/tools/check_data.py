@@ -122,13 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set) if args.config else None
     dataset, findings = read_dataset(args.file)
-    is_readable = not findings  # otherwise Clips raises the same errors
+    is_readable = not any(finding.is_fault for finding in findings)  # otherwise Clips raises the same errors
     findings += [*check_coordinates(dataset), *check_clips(dataset), *check_splits(dataset)]
     pairs = pairs_of(dataset.split)
     if config and is_readable:
-        findings += check_config(args.file, config, dataset.layout[0])
         benchmark = config.data.benchmark
         pair = (f'{benchmark}_train', f'{benchmark}_val') if isinstance(benchmark, str) else tuple(benchmark)
+        known = dataset.split and zip(('train', 'val'), pair, strict=True)  # empty splits are findings already
+        modes = [mode for mode, name in known if name not in dataset.split or dataset.clips_of(name)]
+        findings += check_config(args.file, config, dataset.layout[0], modes)
         pairs += [pair] if pair not in pairs and set(pair) <= dataset.split.keys() else []
     findings += check_pairs(dataset, pairs)
     for line in report(args.file, dataset, findings):
@@ -285,6 +287,9 @@ def check_clips(dataset: Dataset) -> Iterator[Finding]:
 
 def check_splits(dataset: Dataset) -> Iterator[Finding]:
     names, missing = {clip.name for clip in dataset.clips}, {}
+    if not dataset.split:
+        yield Finding('there are no splits', "add them: {'train': [frame_dir, ...], 'val': [...]}", True)
+        return
     for split, ids in dataset.split.items():
         if names.intersection(ids):
             missing[split] = [name for name in dict.fromkeys(ids) if name not in names]
@@ -316,10 +321,10 @@ def check_pairs(dataset: Dataset, pairs: Sequence[tuple[str, str]]) -> Iterator[
             yield Finding(text, 'add clips of these classes to the training split')
 
 
-def check_config(path: Path, config: EasyDict, num_joints: int) -> list[Finding]:
-    """The errors raised by Clips and the model for this dataset."""
+def check_config(path: Path, config: EasyDict, num_joints: int, modes: Sequence[str]) -> list[Finding]:
+    """The errors raised by the model and by Clips for this dataset. modes: some of train and val."""
     errors = []
-    tries = [partial(make_clips, config, split) for split in ('train', 'val')]
+    tries = [partial(make_clips, config, mode) for mode in modes]
     tries.append(partial(build_model, config, num_joints))
     hidden = hidden_messages('lib.data.store', logging.WARNING)  # they are findings already
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action='ignore'), hidden:

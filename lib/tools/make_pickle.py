@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make(args: argparse.Namespace) -> None:
     out, img_shape = args.out, img_shape_of(args)
     classes_file = out.with_name(f'{out.stem}_classes.txt')
+    if not args.source.exists():
+        raise UserError(f'{args.source}: there is no such file or folder.')
     check_new(out)
     if args.kpfiles:
         log.info('%s', convert_kinetics(args.source, args.kpfiles, args.box_thr, out))

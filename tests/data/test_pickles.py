@@ -89,6 +89,18 @@ def test_a_truncated_file_is_refused(write_pickle, share):
         load_annotations(path)
 
 
+@pytest.mark.parametrize('kind', ['JSON', '.npz', '.npy'])
+def test_other_files_are_not_called_damaged(kind, tmp_path):
+    path = tmp_path / 'file'
+    with path.open('wb') as file:
+        if kind == 'JSON':
+            file.write(b'\xef\xbb\xbf [{"keypoints": []}]')
+        else:
+            (np.savez if kind == '.npz' else np.save)(file, np.ones(3))
+    with pytest.raises(ValueError, match=rf'file is .*{kind}.*, not a pickle.*make_pickle FOLDER LABELS.csv'):
+        load_annotations(path)
+
+
 def broken(change):
     data = copy.deepcopy(make_annotations([20, 30, 40]))
     change(data['annotations'][1], data)
@@ -98,8 +110,8 @@ def broken(change):
 ANNOTATION = r'set\.pkl: annotation 1 \(S001C001P001R001A002\)'
 INVALID = {
     'zero frames': (
-        lambda a, d: a.update(total_frames=0, keypoint=a['keypoint'][:, :0], keypoint_score=None),
-        f'{ANNOTATION} has zero frames',
+        lambda a, d: a.update(total_frames=0),
+        f'{ANNOTATION}: total_frames is 0.* 30 frames',
     ),
     'frames disagree': (lambda a, d: a.update(total_frames=31), f'{ANNOTATION}: total_frames is 31.* 30 frames'),
     'no person axis': (
@@ -116,6 +128,14 @@ INVALID = {
     ),
     'a list': (lambda a, d: a.update(keypoint=[1]), f'{ANNOTATION}: keypoint must be .* found a list'),
     'label text': (lambda a, d: a.update(label='3'), f"{ANNOTATION}: label must be a whole number.*'3'"),
+    'label array': (
+        lambda a, d: a.update(label=np.array([3])),
+        rf'{ANNOTATION}: label must be .* found array\(\[3\]\)',
+    ),
+    'shape array': (
+        lambda a, d: a.update(img_shape=np.array([[3]])),
+        rf'{ANNOTATION}: img_shape must be .* found array\(\[\[3\]\]\)',
+    ),
     'label negative': (lambda a, d: a.update(label=-1), f'{ANNOTATION}: label must be .* found -1'),
     'no label': (lambda a, d: a.pop('label'), f'{ANNOTATION} lacks label'),
     'no shape': (lambda a, d: a.pop('img_shape'), f'{ANNOTATION}: img_shape must be'),

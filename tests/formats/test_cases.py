@@ -204,6 +204,11 @@ REFUSED = {  # name: (content of a pickle, part of the message)
         {'split': {}, 'annotations': [{'frame_dir': 'a', 'label': 0, 'raw_file': 'a.pkl', 'valid': {0.5: 6}}]},
         r'make_pickle .*set\.pkl --kpfiles FOLDER',
     ),
+    'list of Kinetics': (
+        [{'frame_dir': 'a', 'label': 0, 'raw_file': 'a.pkl', 'valid': {0.5: 6}}],
+        r'a list of .*Kinetics.*make_pickle .*--kpfiles FOLDER',
+    ),
+    'kpfile': ({'a/b': {'keypoint': np.ones((9, 17, 3), np.float16)}}, 'kpfile.*make_pickle k400_hrnet.pkl --kpfiles'),
     'score as third': (dataset(keypoint=ONE.astype(np.float32)), 'keypoint_score'),
     'nobody': ({'split': {}, 'annotations': [annotations()[0] | {'keypoint': np.zeros((0, 6, 17, 2))}]}, 'person'),
 }  # fmt: skip
@@ -227,7 +232,17 @@ def test_refusals_of_code_refer_to_the_original_source(write_pickle):
         load_annotations(write_pickle(dataset(extra=shutil.rmtree)))
 
 
-@pytest.mark.parametrize('keypoint', [np.zeros((0, 6, 17, 2), np.float32), None, []])
+@pytest.mark.parametrize(
+    'keypoint',
+    [
+        np.zeros((0, 6, 17, 2), np.float32),
+        np.zeros((1, 0, 17, 2), np.float32),
+        np.zeros((0, 3), object),
+        None,
+        [],
+        [[], []],
+    ],
+)
 def test_clips_without_persons_are_skipped_with_one_warning(keypoint, write_pickle, capsys):
     path = write_pickle(dataset(keypoint=keypoint, keypoint_score=None))
     with pytest.warns(UserWarning, match='1 of 8 clips') as warned:
@@ -266,10 +281,11 @@ def test_pickles_without_splits_are_read_but_refused_for_training(write_pickle):
             load_annotations(path)
 
 
-def test_scores_as_a_third_number_are_a_fault(write_pickle, capsys):
+@pytest.mark.parametrize('scale', [(1, 1, 1), (1, 1, 100), (1, 1, -0.01), (1e-3, 1e-3, 1), (0.03, 0.03, 1), (1, 1, 7)])
+def test_scores_as_a_third_number_are_a_fault(scale, write_pickle, capsys):
     data = dataset()
     for annotation in data['annotations']:
-        annotation['keypoint'] = ONE.astype(np.float32)
+        annotation['keypoint'] = (ONE * scale).astype(np.float32)
         del annotation['keypoint_score']
     assert check_data.main([str(write_pickle(data))]) == 1
     assert re.search(r'FAULT .*keypoint_score', ' '.join(capsys.readouterr().out.split()))

@@ -341,7 +341,8 @@ def one(shape, value=100.0):
 ARRAY_ERRORS = {
     'axes': (one((17, 2)), 'shape'),
     'no frame': (one((0, 17, 2)), 'shape'),
-    'objects': ({'keypoint': np.array([{}], dtype=object)}, 'x.npz'),
+    'objects': ({'keypoint': np.array([{}], dtype=object)}, 'array keypoint holds Python objects'),
+    'other objects': (one((4, 17, 2)) | {'meta': np.array({}, dtype=object)}, 'array meta holds Python objects'),
     'ambiguous': (one((4, 25, 3)), '--layout body25 (pixels) or --layout ntu25 (metres)'),
     'joints': (one((4, 19, 2)), '19 joints'),
     'third': (one((4, 17, 3)), 'between 0 and 1'),

@@ -71,8 +71,12 @@ def coco(joints: np.ndarray, names=None, track: bool = True, file=lambda t: f'v_
         for m in range(len(joints))
     ]
     boxes = [{'id': 99, 'image_id': 90, 'category_id': 2, 'bbox': [0, 0, 1, 1]}]
-    categories = [{'id': 1, 'name': 'person'} | ({} if names is None else {'keypoints': names})]
-    return {'images': images, 'annotations': persons + boxes, 'categories': categories}
+    dogs = [{'id': 98 - t, 'image_id': 90 - t, 'category_id': 2, 'keypoints': [5, 5, 2] * 12} for t in range(2)] * 9
+    categories = [
+        {'id': 1, 'name': 'Person'} | ({} if names is None else {'keypoints': names}),
+        {'id': 2, 'name': 'dog'},
+    ]
+    return {'images': images, 'annotations': dogs + persons + boxes, 'categories': categories}
 
 
 def kinetics(joints: np.ndarray) -> dict:
@@ -156,6 +160,19 @@ VARIANTS = {
         0,
     ),
     'mmpose predictions of images': ([{'predictions': f} for f in frames(TWO, mmpose)], TWO, {}, 0),
+    'mmpose batches': (
+        [{'predictions': frames(TWO, mmpose)[t : t + 4]} for t in (0, 4)],
+        TWO,
+        {},
+        0,
+    ),
+    'mmpose one batch': (
+        {'predictions': [[], *frames(ONE[:, 1:], mmpose)]},
+        ONE * (np.arange(6) > 0)[:, None, None],
+        {},
+        0,
+    ),
+    'mmpose batches of lists': ([frames(TWO, mmpose)[t : t + 3] for t in (0, 3)], TWO, {}, 0),
     'mmpose 0.x': (frames(TWO, lambda m, pose: {'bbox': [0], 'keypoints': pose.tolist()}), TWO, {}, 0),
     'ultralytics texts': ([json.dumps(f) for f in frames(TWO, ultralytics)], TWO, {}, 0),
     'ultralytics a line each': ('\n'.join(json.dumps(f) for f in frames(TWO, ultralytics)), TWO, {}, 0),
@@ -253,6 +270,12 @@ VARIANTS = {
         0,
     ),
     'coco tracked': (coco(TWO), TWO, {}, 0),
+    'coco players': (
+        coco(TWO) | {'annotations': coco(TWO)['annotations'][18:], 'categories': [{'id': 0, 'name': 'person'}]},
+        TWO,
+        {},
+        0,
+    ),
     'coco untracked': (coco(TWO, track=False), TWO, {}, 0),
     'coco names': (coco(TWO, NAMES), TWO, {}, 0),
     'coco names of Roboflow': (coco(TWO, file=lambda t: f'v_{t:03d}_jpg.rf.{"0a1b2c"[t:] * 2}.jpg'), TWO, {}, 0),
@@ -323,10 +346,16 @@ def test_unknown_joint_names_need_a_layout(names, tmp_path):
 
 
 @pytest.mark.parametrize('size', [2, 3])
-def test_label_folders_of_ultralytics(size, tmp_path):
-    """With and without scores; frames without persons have an empty file or none."""
+@pytest.mark.parametrize('numbers_after', [0, 1])
+@pytest.mark.parametrize('box', [None, 0, 1, 2])
+def test_label_folders_of_ultralytics(size, numbers_after, box, tmp_path):
+    """With and without scores, track and boxes; frames without persons have only a box, an empty file or none."""
     for t in (1, 2, 5):
         lines = [label_line(m, SHARES[m, t, :, :size]) for m in range(2)]
+        lines = lines if numbers_after else [line.rsplit(' ', 1)[0] for line in lines]
+        if box is not None:
+            lines.insert(box, '0 .5 .5 .1 .2')
+            (tmp_path / 'clip_13.txt').write_text('1 .5 .5 .1 .2 .9 3')
         (tmp_path / f'clip_{t + 10}.txt').write_text('\n'.join(lines) + '\n')
     (tmp_path / 'clip_14.txt').write_text('')
     (tmp_path / '.DS_Store').write_bytes(b'\0')
@@ -343,6 +372,22 @@ def test_empty_files_at_the_start_of_a_folder_are_frames_without_persons(tmp_pat
     [found] = read_keypoint_file(tmp_path)
     np.testing.assert_array_equal(found['keypoint_score'].any(axis=(0, 2)), [False, True, False])
     assert (found['first_frame'], found['source']) == (4, 'Ultralytics (coco17)')
+
+
+def test_other_files_in_a_folder_of_frames_are_skipped(tmp_path, caplog):
+    for t in range(3):
+        (tmp_path / f'v_{t}.txt').write_text(label_line(0, SHARES[0, t]))
+    (tmp_path / 'classes.txt').write_text('person\n')
+    [found] = read_keypoint_file(tmp_path, img_shape=IMG_SHAPE)
+    np.testing.assert_allclose(found['keypoint'], ONE[:, :3, :, :2], atol=0.01)
+    assert 'classes.txt is not a frame and is skipped' in caplog.text
+    (tmp_path / 'v_3.txt').write_text('person\n')  # perhaps a damaged frame
+    with pytest.raises(UserError, match=r'v_3\.txt is in no supported format.* move it'):
+        read_keypoint_file(tmp_path, img_shape=IMG_SHAPE)
+    for file in tmp_path.glob('v_*'):
+        file.unlink()
+    with pytest.raises(UserError, match=r'classes\.txt is in no supported format'):
+        read_keypoint_file(tmp_path)
 
 
 def test_joints_at_the_origin_are_missing(tmp_path):

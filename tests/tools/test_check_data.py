@@ -108,8 +108,8 @@ def to_splits(**more):
     return lambda data: [data['split'][name].extend(ids) for name, ids in more.items()]
 
 
-def other_names(data):
-    data['split']['xsub_train'] = [f'{name}.mp4' for name in data['split']['xsub_train']]
+def renamed(rename):
+    return lambda data: data['split'].update(xsub_train=list(map(rename, data['split']['xsub_train'])))
 
 
 DEFECTS = {  # name: (change, kind of finding and part of its text)
@@ -145,7 +145,15 @@ DEFECTS = {  # name: (change, kind of finding and part of its text)
         r'warning 1 clip both in xsub_train and xsub_val',
     ),
     'an empty split': (lambda data: data['split'].update(xsub_val=[]), 'FAULT split xsub_val is empty'),
-    'names with a suffix': (other_names, r'FAULT split xsub_train is empty: none of its 16 .*differ by suffix'),
+    'names with a suffix': (
+        renamed(lambda name: f'{name}.mp4'),
+        r'FAULT split xsub_train is empty: none of its 16 .*differ by suffix',
+    ),
+    'names in lower case': (renamed(str.lower), 'FAULT split xsub_train is empty.*differ by case'),
+    'names with a space': (renamed(lambda name: f'{name} '), "FAULT .*differ by spaces: '.* ' in a split"),
+    'names with an ending': (renamed(lambda name: f'{name}_rgb'), 'FAULT .*differ by ending'),
+    'names of files': (renamed(lambda name: f'videos/{name}_rgb.avi'), 'FAULT .*differ by several parts'),
+    'no splits': (lambda data: data['split'].clear(), 'FAULT there are no splits'),
     'untrained class': (
         lambda data: data['annotations'][23].update(label=4),
         'warning classes only in xsub_val, not in xsub_train: 4',
@@ -186,6 +194,19 @@ def test_mismatches_of_dataset_and_config_are_found(good, check, what):
     assert re.search(message, text), screen
     assert code == ('FAULT' in message)
     assert check(good)[0] == 0
+
+
+@pytest.mark.parametrize('what', ['an empty split', 'names in lower case', 'no splits'])
+def test_faults_of_splits_appear_once(good, check, what):
+    data = copy.deepcopy(good)
+    DEFECTS[what][0](data)
+    assert check(data, CONFIG)[2].count('FAULT') == 1
+
+
+def test_datasets_with_clips_without_persons_are_compared_with_the_config(good, check):
+    data = copy.deepcopy(good)
+    data['annotations'][0]['keypoint'] = None
+    assert 'model.num_classes is 3' in check(data, CONFIG | {'model': CONFIG['model'] | {'num_classes': 3}})[1]
 
 
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)

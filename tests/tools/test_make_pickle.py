@@ -166,6 +166,19 @@ def test_nothing_is_overwritten(files, make, tmp_path):
     assert make(folder)[0] == DONE
 
 
+def test_missing_sources_and_unwritable_outputs_are_found_before_reading(files, tmp_path, capsys):
+    folder = files(GOOD)
+    table = str(folder / 'labels.csv')
+    for flags in ([], [table], ['--layout', 'body25'], ['--kpfiles', str(folder)]):
+        assert make_pickle.main([str(tmp_path / 'none'), *flags, '--out', str(tmp_path / 'x.pkl')]) == USER_ERROR
+        assert 'none: there is no such file or folder' in capsys.readouterr().err
+    (folder / 'a.npy').write_text('broken')
+    assert make_pickle.main([str(folder), table, '--out', '/proc/x.pkl']) == USER_ERROR  # root may write elsewhere
+    printed = capsys.readouterr().err
+    assert '/proc cannot be written' in printed
+    assert 'a.npy' not in printed
+
+
 def test_from_files_to_a_trained_model(sample_files, make, tmp_path, capsys):
     """With the commands printed by the tool."""
     folder, content = sample_files
