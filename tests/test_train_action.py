@@ -169,11 +169,9 @@ def test_mistakes_stop_before_anything_is_written(kind, call, config, tmp_path, 
 @pytest.mark.parametrize('kind', ['vanilla'])
 def test_unsound_pickles_stop_before_anything_is_written(call, config, tmp_path, capsys, write_pickle):
     data = make_annotations([20] * 6)
-    data['annotations'][2].update(
-        total_frames=0, keypoint=data['annotations'][2]['keypoint'][:, :0], keypoint_score=None
-    )
+    data['annotations'][2]['total_frames'] = 21
     for content, message in (
-        (write_pickle(data, 'empty_clip.pkl').read_bytes(), 'S001C001P002R001A003'),
+        (write_pickle(data, 'wrong_length.pkl').read_bytes(), 'S001C001P002R001A003'),
         (write_pickle(data, 'cut.pkl').read_bytes()[:-500], 'cut short'),
         (b'cos\nsystem\n(S"touch marker"\ntR.', 'os.system'),
     ):
