@@ -266,9 +266,9 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
 
 
 def names_of(content: Mapping[str, Any] | None, config: EasyDict) -> list[str]:
-    """The class names stored in a checkpoint, unless `config` names another file of them or `content` has none.
+    """Class names of a checkpoint, or those of `config` if it sets another class-name file or the checkpoint has none.
 
-    Raises UserError if that file cannot be read.
+    Raises UserError if the class-name file cannot be read.
     """
     saved = content and content.get('class_names')
     if saved and config.data.class_names in (None, content['config']['data'].get('class_names')):
@@ -277,7 +277,7 @@ def names_of(content: Mapping[str, Any] | None, config: EasyDict) -> list[str]:
 
 
 def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
-    """Raises UserError if two configs differ in model or data: `saved` in a checkpoint, and `given`.
+    """Raises UserError if the `saved` config of a checkpoint and the `given` config differ in model or data.
 
     Returns the other differences, {'section.key': (saved, given)}.
     """

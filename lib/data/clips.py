@@ -148,7 +148,7 @@ class Clips:
 
     @property
     def clips_per_epoch(self) -> int:
-        """Clips per epoch: the whole split, or one less (see __len__)."""
+        """Clips per epoch: the whole split, but training drops a last batch of one clip."""
         return min(self.num_clips, len(self) * self.batch_size)
 
     @property
@@ -305,7 +305,7 @@ class Clips:
         if random is not None:
             keypoint = self.augmentation.move_keypoints(keypoint, random)
             scale = self.augmentation.window_scale(random)
-        # As in MotionBERT, the scores keep COCO's order and the persons before tracking.
+        # As in MotionBERT, scores stay in COCO order and are not affected by tracking.
         keypoint = np.concatenate([keypoint, score.astype(np.float32)[..., None]], axis=-1)
         return {'keypoint': crop_scale(keypoint, scale)}
 

@@ -1,4 +1,4 @@
-"""Readers for the keypoint files of other tools, which become PYSKL annotations. data/README.md lists the formats.
+"""Converts keypoint files of other tools to PYSKL annotations. data/README.md lists the formats.
 
 Each source has a module: `recognises(content)` tests whether it wrote a file, `read(content, where)` returns a `Clip`.
 To support another source, add such a module to FORMATS and a test.
@@ -134,7 +134,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
-    """The clip in a folder with one file per frame. Files in no format whose names have no digit are skipped."""
+    """The clip in a folder with one file per frame. Unrecognised files without a digit in their names are skipped."""
     frames, clip, others = {}, None, []
     for file in files:
         name = file.name.removesuffix(file.suffix).removesuffix('_keypoints')

@@ -112,7 +112,7 @@ class RenderAndClassify(nn.Module):
 
 
 def recompute_blocks(model: nn.Module, script: str) -> None:
-    """Lets the backward pass recompute the model's blocks. Raises UserError if its row in lib/models.py names none."""
+    """Enables activation checkpointing of the model's blocks. Raises UserError if lib/models.py lists none for it."""
     if MODELS[script].blocks is None:
         raise UserError(f'train.activation_checkpointing is not supported by {script}: set it to false.')
     for module in model.modules():
@@ -131,7 +131,7 @@ def make_forward(
 def load_batches(
     clips: Clips, epoch: int, options: TrainOptions, world: distributed.World, first: int = 0, pad_to: int = 0
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yields the steps of an epoch from `first` on, with this process's share of each batch on the device.
+    """Yields (step, this process's share of the batch, on the device) for the steps of an epoch from `first` on.
 
     pad_to: minimum clips per share, see pad_batch. Threads prepare the next batches, in pinned memory for GPUs.
     """
@@ -155,7 +155,7 @@ def train_step(
     """Trains on this process's share of a batch; returns [mean loss, correct clips] on the device.
 
     size: clips in a full share, which is split into `options.accumulation_steps` micro-batches. A short share is split
-    into fewer, so that none is too small for batch norm. seed: of the dropout.
+    into fewer, so that none is too small for batch norm. seed: for dropout.
     """
     torch.manual_seed(seed)
     optimizer.zero_grad()
@@ -205,7 +205,7 @@ def predict(
     world: distributed.World,
     after_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Predicts logits (N, views, K) float32 for a split, in its order; every process returns all of them.
+    """Predicts logits (N, views, K) float32 for a split, in dataset order; every process returns the full array.
 
     Each process computes its share of each batch, padded to a fixed size. after_batch: called after each batch.
     """

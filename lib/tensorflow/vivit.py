@@ -38,10 +38,10 @@ AXES = {'time': ((0, 2, 3, 1, 4), (0, 3, 1, 2, 4)), 'space': ((0, 1, 3, 2, 4), (
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all blocks of a model share.
+    """Options shared by all blocks of a model.
 
-    activation: between the two dense layers of the MLP, with activate_output also after the second. drop rates: of the
-    attention weights, and after each dense layer of the MLP.
+    activation: between the two dense layers of the MLP; with activate_output, also after the second.
+    attn_drop_rate, mlp_drop_rate: dropout of the attention weights, and after each dense layer of the MLP.
     """
 
     num_heads: int

@@ -50,7 +50,7 @@ from lib.tools.running import (
 LONGEST = 300  # frames of the longest clip of NTU60; longer files are split into windows
 WINDOW = 120  # frames: 4 s at 30 frames per second
 MOST_PERSONS = 30  # read per file
-MOST_DETAILED = 10  # clips; of more, only the most likely action is printed
+MOST_DETAILED = 10  # clips or persons; beyond this number, only the most likely action of each is printed
 KEYS = ('total_frames', 'img_shape', 'keypoint', 'keypoint_score')
 
 
@@ -74,7 +74,7 @@ class Subject:
 
 
 class Segment(NamedTuple):
-    """Consecutive windows with the same most likely action, None without persons, and its mean probability."""
+    """Consecutive windows with the same top-1 action, and its mean probability; both are None without persons."""
 
     start: int
     end: int
@@ -128,7 +128,7 @@ def predict(args: argparse.Namespace) -> None:
     crowded = [count for subject in subjects for count in subject.present if count > checkpoint.config.data.max_persons]
     if crowded:
         log.info(
-            'note: %s of more than %d persons, who are not all used; see --per_person',
+            'note: %s with more than %d persons; the additional persons are ignored, see --per_person',
             numbered(len(crowded), 'window'), checkpoint.config.data.max_persons,
         )  # fmt: skip
     if args.out:
