@@ -47,7 +47,8 @@ class Log:
         from tensorboardX import SummaryWriter  # takes seconds: it imports torch
 
         with user_file(run.folder / 'logs', 'written'):  # purge_step hides epochs that were not saved
-            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=len(run.history) + 1)
+            epoch = len(run.history)  # in the name, which otherwise is that of all files of a second
+            self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=epoch + 1, filename_suffix=f'.{epoch}')
         self._add_hparams()
 
     def __enter__(self) -> Self:
