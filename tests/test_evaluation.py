@@ -22,7 +22,7 @@ def config(num_classes: int, names: object = None) -> EasyDict:
 
 
 def clips_named(ids: list[str]) -> SimpleNamespace:
-    """As far as a report asks for them."""
+    """Clips with the attributes that a report reads."""
     store = SimpleNamespace(name=ids.__getitem__)
     return SimpleNamespace(
         split_name='xsub_val', num_clips=len(ids), num_views=1, indices=range(len(ids)), labels=LABELS, store=store
