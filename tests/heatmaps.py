@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.oracle import joint_heatmaps, limb_heatmaps
+from tests.oracle import heatmaps
 
 SIZE, SIGMA = 16, 0.6
 SIGMAS = [SIGMA, float(np.nextafter(np.float32(1), np.float32(0)))]  # 6 sigma nearly an integer
@@ -16,10 +16,7 @@ CLIPS = ['e0', 'e1', 'e2', 'e3', 'tr0', 'tr1']  # in end_to_end.npz
 
 def oracle(keypoint: np.ndarray, score: np.ndarray, *, size: int, sigma: float, kind: str) -> np.ndarray:
     """Reference volume (T,channels,H,W) of keypoint (M,T,V,2) and score (M,T,V)."""
-    options = {'img_shape': (size, size), 'sigma': sigma}
-    maps = [joint_heatmaps(keypoint, score, **options)] if kind != 'limb' else []
-    maps += [limb_heatmaps(keypoint, score, **options)] if kind != 'joint' else []
-    return np.concatenate(maps, axis=1)
+    return heatmaps(keypoint, score, kind=kind, img_shape=(size, size), sigma=sigma)
 
 
 def random_batch(

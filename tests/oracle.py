@@ -6,53 +6,34 @@ Apache-2.0). M persons, T frames, V joints, L limbs, H and W map height and widt
 
 import numpy as np
 
-from lib.data.heatmap import MIN_SCORE
+from lib.data.heatmap import MIN_SCORE, Kind
 from lib.data.skeletons import Skeleton, skeleton_of
 
 
-def joint_heatmaps(
+def heatmaps(
     keypoint: np.ndarray,
     score: np.ndarray,
     *,
+    kind: Kind = 'joint',
     img_shape: tuple[int, int],
     sigma: float = 0.6,
     use_score: bool = True,
 ) -> np.ndarray:
-    """One map per joint and frame: the maximum over persons of `score * Gaussian`, cut off 3 sigma from the joint.
+    """Maps of all frames: the maximum over persons of `score * Gaussian of the distance`, cut off at 3 sigma.
 
-    keypoint: (M,T,V,2), x right and y down, converted to float32 as in PYSKL. score: (M,T,V).
-    img_shape: (H,W). use_score: if False, all scores are 1, including those of missing joints.
-    Returns (T,V,H,W) float32.
+    A limb has the lower score of its two joints; a joint is drawn as a limb of length zero. keypoint: (M,T,V,2), x
+    right and y down, converted to float32 as in PYSKL. score: (M,T,V). kind: 'joint' (V channels), 'limb' (L, in the
+    order of `skeleton_of(V).limbs`) or 'both'. img_shape: (H,W). use_score: if False, all scores are 1, including those
+    of missing joints. Returns (T,channels,H,W) float32. Raises UserError if the limbs of V joints are unknown.
     """
-    keypoint, score = _as_float32(keypoint, score, use_score)
+    keypoint, score = np.asarray(keypoint, np.float32), np.asarray(score, np.float32)
+    score = score if use_score else np.ones_like(score)
     num_frames, num_joints = keypoint.shape[1:3]
-    volume = np.zeros((num_frames, num_joints, *img_shape), np.float32)
+    ends = [] if kind == 'limb' else [(joint, joint) for joint in range(num_joints)]
+    ends += [] if kind == 'joint' else skeleton_of(num_joints).limbs
+    volume = np.zeros((num_frames, len(ends), *img_shape), np.float32)
     for t in range(num_frames):
-        for v in range(num_joints):
-            for point, value in zip(keypoint[:, t, v], score[:, t, v], strict=True):
-                _draw_joint(volume[t, v], point, value, sigma)
-    return volume
-
-
-def limb_heatmaps(
-    keypoint: np.ndarray,
-    score: np.ndarray,
-    *,
-    img_shape: tuple[int, int],
-    sigma: float = 0.6,
-    use_score: bool = True,
-) -> np.ndarray:
-    """One map per limb and frame: the maximum over persons of `the lower score * Gaussian of the distance to the limb`.
-
-    Arguments as in joint_heatmaps. Returns (T,L,H,W) float32, L limbs in the order of `skeleton_of(V).limbs`.
-    Raises UserError if no known skeleton has V joints.
-    """
-    keypoint, score = _as_float32(keypoint, score, use_score)
-    num_frames, num_joints = keypoint.shape[1:3]
-    limbs = skeleton_of(num_joints).limbs
-    volume = np.zeros((num_frames, len(limbs), *img_shape), np.float32)
-    for t in range(num_frames):
-        for i, (start, end) in enumerate(limbs):
+        for i, (start, end) in enumerate(ends):
             for points, values in zip(keypoint[:, t], score[:, t], strict=True):
                 _draw_limb(volume[t, i], points[start], points[end], values[start], values[end], sigma)
     return volume
@@ -72,11 +53,6 @@ def limb_flip_order(skeleton: Skeleton) -> np.ndarray:
     return np.array([limbs.index(set(skeleton.flip_order[list(limb)].tolist())) for limb in skeleton.limbs])
 
 
-def _as_float32(keypoint: np.ndarray, score: np.ndarray, use_score: bool) -> tuple[np.ndarray, np.ndarray]:
-    score = np.asarray(score, np.float32)
-    return np.asarray(keypoint, np.float32), score if use_score else np.ones_like(score)
-
-
 def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice:
     """Pixels of one axis within 3 sigma of [low, high].
 
@@ -90,8 +66,6 @@ def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice
 
 def _draw_joint(image: np.ndarray, point: np.ndarray, value: np.float32, sigma: float) -> None:
     """Draws a joint at point (x,y) into image (H,W)."""
-    if value < MIN_SCORE:
-        return
     cols = _window(point[0], point[0], sigma, image.shape[1])
     rows = _window(point[1], point[1], sigma, image.shape[0])
     x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]

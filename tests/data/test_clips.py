@@ -8,7 +8,7 @@ from lib.data.clips import Clips
 from lib.data.sampling import evaluation_frames
 from lib.data.skeletons import COCO17
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.oracle import joint_heatmaps
+from tests.oracle import heatmaps
 from tests.stores import write_sparse_store
 
 OPTIONS = {'benchmark': 'xsub', 'clip_len': 16, 'batch_size': 4, 'seed': 0}
@@ -308,7 +308,7 @@ def test_the_flipped_view_draws_the_mirrored_volume(mixed):
     for key in ('keypoint', 'score'):
         np.testing.assert_array_equal(batch[key][:, 0], plain[key])
     straight, flipped = (
-        joint_heatmaps(batch['keypoint'][1, k], batch['score'][1, k], img_shape=(56, 56), sigma=0.6) for k in (0, 1)
+        heatmaps(batch['keypoint'][1, k], batch['score'][1, k], img_shape=(56, 56), sigma=0.6) for k in (0, 1)
     )
     np.testing.assert_allclose(flipped, straight[:, COCO17.flip_order, :, ::-1], atol=0.012)
     assert straight.max() > 0.3

@@ -3,15 +3,16 @@ import pytest
 
 from lib.data.skeletons import COCO17
 from tests.heatmaps import CLIPS, TOLERANCE, recorded_cases, recorded_volumes
-from tests.oracle import joint_heatmaps, limb_flip_order, limb_heatmaps, with_mirrored_copy
+from tests.oracle import heatmaps, limb_flip_order, with_mirrored_copy
 
 
 def test_maps_equal_the_recorded_ones(golden):
     for case, recorded in recorded_cases(golden):
         kind = 'limb' if recorded['with_limb'] else 'joint'
-        volume = (limb_heatmaps if kind == 'limb' else joint_heatmaps)(
+        volume = heatmaps(
             recorded['keypoint'],
             recorded['score'],
+            kind=kind,
             img_shape=tuple(recorded['img_shape']),
             sigma=float(recorded['sigma']),
             use_score=bool(recorded['use_score']),
@@ -25,7 +26,7 @@ def test_maps_equal_the_recorded_ones(golden):
 @pytest.mark.parametrize('clip', CLIPS)
 def test_volumes_equal_those_of_the_whole_pipeline(golden, clip):
     for kind, keypoint, score, expected in recorded_volumes(golden, clip):
-        volume = (limb_heatmaps if kind == 'limb' else joint_heatmaps)(keypoint, score, img_shape=(56, 56))
+        volume = heatmaps(keypoint, score, kind=kind, img_shape=(56, 56))
         np.testing.assert_allclose(volume, expected, rtol=0, atol=TOLERANCE[kind])
 
 
@@ -34,7 +35,7 @@ def one_joint(x: float, y: float, size: int = 8) -> np.ndarray:
     score = np.zeros((1, 1, 17), np.float32)
     keypoint[0, 0, 0] = x, y
     score[0, 0, 0] = 1
-    return joint_heatmaps(keypoint, score, img_shape=(size, size))[0, 0]
+    return heatmaps(keypoint, score, img_shape=(size, size))[0, 0]
 
 
 def test_int_truncates_toward_zero_at_the_left_border():
@@ -50,4 +51,4 @@ def test_huge_coordinates_draw_nothing():
 
 def test_unknown_limbs_are_refused():
     with pytest.raises(ValueError, match='no skeleton with 5 joints'):
-        limb_heatmaps(np.zeros((1, 1, 5, 2)), np.zeros((1, 1, 5)), img_shape=(8, 8))
+        heatmaps(np.zeros((1, 1, 5, 2)), np.zeros((1, 1, 5)), kind='limb', img_shape=(8, 8))
