@@ -47,7 +47,7 @@ class Log:
         from tensorboardX import SummaryWriter  # takes seconds: it imports torch
 
         with user_file(run.folder / 'logs', 'written'):  # purge_step hides epochs that were not saved
-            epoch = len(run.history)  # in the name, which otherwise is that of all files of a second
+            epoch = len(run.history)  # the suffix distinguishes files created in the same second
             self._board = SummaryWriter(str(run.folder / 'logs'), purge_step=epoch + 1, filename_suffix=f'.{epoch}')
         self._add_hparams()
 

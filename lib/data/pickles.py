@@ -239,24 +239,24 @@ def check_content(data: Any, path: Path) -> dict[str, Any]:
 
 def check_annotations(annotations: Sequence[Any], path: Path) -> list[dict[str, Any]]:
     """Validates annotations, which must have one layout. Clips without persons are dropped with one warning."""
-    where = [
-        f'{path}: annotation {i}' for i, annotation in enumerate(annotations) if not is_without_persons(annotation)
-    ]
-    if empty := len(annotations) - len(where):
-        if not where:
-            raise UserError(f'{path}: none of its clips has a person.')
+    checked = {}  # by their place in the file
+    for i, annotation in enumerate(annotations):
+        if not is_without_persons(annotation):
+            place = f'{path}: annotation {i}'
+            checked[place] = check_annotation(annotation, place)
+    if not checked:
+        raise UserError(f'{path}: none of its clips has a person.')
+    if empty := len(annotations) - len(checked):
         warnings.warn(f'{path}: {empty} of {len(annotations)} clips have no persons and are skipped.', stacklevel=2)
-    kept = [annotation for annotation in annotations if not is_without_persons(annotation)]
-    checked = [check_annotation(annotation, place) for annotation, place in zip(kept, where, strict=True)]
-    layout = checked[0]['keypoint'].shape[2:]
-    for place, annotation in zip(where, checked, strict=True):
+    layout = next(iter(checked.values()))['keypoint'].shape[2:]
+    for place, annotation in checked.items():
         refuse_third_score(annotation, place)
         if annotation['keypoint'].shape[2:] != layout:
             raise UserError(
                 f'{place} ({shown_text(annotation["frame_dir"])}) has (joints, coordinates) = '
                 f'{annotation["keypoint"].shape[2:]}, but the first annotation {layout}. Write one file per layout.'
             )
-    return checked
+    return list(checked.values())
 
 
 def is_without_persons(annotation: Any) -> bool:
@@ -345,9 +345,9 @@ def refuse_kinetics(data: Any, path: Path) -> None:
     if isinstance(annotations, list | tuple) and any(map(is_kinetics, annotations)):
         kind, index = ('the index', path) if isinstance(data, dict) else ('a list', 'k400_hrnet.pkl')
         raise UserError(
-            f"{path} is {kind} of PYSKL's Kinetics-400, without "
-            'keypoints. Convert the index, a dict with split and annotations, with its folder of kpfiles: `python -m '
-            f'lib.tools.make_pickle {index} --kpfiles FOLDER --box_thr 0.5 --out data/action/k400`.'
+            f"{path} is {kind} of PYSKL's Kinetics-400, without keypoints. Convert the index, a dict with split and "
+            f'annotations, with its folder of kpfiles: `python -m lib.tools.make_pickle {index} --kpfiles FOLDER '
+            '--box_thr 0.5 --out data/action/k400`.'
         )
     if isinstance(data, dict) and data and all(map(_is_kpfile_entry, data.values())):
         raise UserError(
@@ -417,6 +417,12 @@ def check_annotation(annotation: Any, where: str) -> dict[str, Any]:
             raise UserError(f'{where}: img_shape must be (height, width) in pixels, found {shown(shape)}.')
         checked['img_shape'] = tuple(_integer(x, 'img_shape', where, minimum=1) for x in shape)
     return checked
+
+
+def score_of(annotation: Mapping[str, Any]) -> np.ndarray:
+    """keypoint_score (M, T, V), or without it whether each joint differs from zero."""
+    score = annotation.get('keypoint_score')
+    return (annotation['keypoint'] != 0).any(axis=-1) if score is None else score
 
 
 def refuse_third_score(annotation: Mapping[str, Any], where: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lib.data.pickles import load_annotations, lost_names_hint, require_pickle
+from lib.data.pickles import load_annotations, lost_names_hint, require_pickle, score_of
 from lib.errors import UserError
 from lib.files import check_writable, hold_lock, make_folder, sync_folder
 
@@ -239,9 +239,8 @@ def _write_arrays(folder: Path, data: dict[str, Any]) -> int:
         keypoint_type = begin(keypoints, 'keypoint', (row, *layout))
         score_type = begin(scores, 'keypoint_score', (row, layout[0]))
         for annotation in annotations:
-            keypoint, score = annotation['keypoint'], annotation.get('keypoint_score')
-            score = (keypoint != 0).any(axis=-1) if score is None else score
-            keypoint, score = keypoint.astype(keypoint_type, order='C'), score.astype(score_type, order='C')
+            keypoint = annotation['keypoint'].astype(keypoint_type, order='C')
+            score = score_of(annotation).astype(score_type, order='C')
             missing = ~(np.isfinite(keypoint).all(axis=-1) & np.isfinite(score))
             keypoint[missing], score[missing] = 0, 0
             num_missing += np.count_nonzero(missing)

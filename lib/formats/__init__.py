@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown, shown_text
 from lib.formats import (
@@ -28,7 +26,7 @@ from lib.formats import (
 )
 from lib.formats.by_frame import by_frame
 from lib.formats.clip import NOBODY, Clip, clip_by_name, to_annotation
-from lib.formats.content import Arrays, Pickled, read_content
+from lib.formats.content import Pickled, read_content
 from lib.formats.values import first_item
 
 log = logging.getLogger(__name__)
@@ -76,8 +74,6 @@ def read_keypoint_file(
     annotations, empty = [], []
     for file in files:
         content = read_content(file, SUPPORTED)
-        if isinstance(content, Pickled) and isinstance(content.data, np.ndarray):
-            content = Arrays({'keypoint': content.data})
         if isinstance(content, Pickled):
             return pyskl.read(content.data, file, layout)
         clip = _read_clip(content, file, layout)

@@ -217,9 +217,8 @@ def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
         if count == 1 or clip.is_certain:
             continue
         found = (part[..., 2] > 0).astype(np.float32)
-        most = (
-            np.minimum(found.sum(axis=1)[:, None], found.sum(axis=1)) / 2
-        )  # with more common joints, a person was detected twice
+        # With more common joints, a person was detected twice.
+        most = np.minimum(found.sum(axis=1)[:, None], found.sum(axis=1)) / 2
         for a, b in np.argwhere(np.triu(found @ found.T <= most, k=1)):
             if _are_halves(part[a], part[b]):
                 part[a] = np.where(part[a, :, 2:] > 0, part[a], part[b])

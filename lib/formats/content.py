@@ -16,7 +16,7 @@ from lib.files import read_arrays, require_file
 
 @dataclass(frozen=True)
 class Arrays:
-    """Content of a .npy or .npz file."""
+    """Content of a .npy or .npz file, or a pickled array."""
 
     by_name: dict[str, np.ndarray]
 
@@ -45,7 +45,7 @@ _OTHER_FILES = (
 
 
 def read_content(path: Path, supported: str) -> Any:
-    """JSON as Python values, other text as str, arrays as Arrays, a pickle as Pickled.
+    """JSON as Python values, other text as str, arrays as Arrays, other pickles as Pickled.
 
     supported: the formats, for messages. Raises UserError for any other file, with a conversion if its kind is known.
     """
@@ -53,7 +53,8 @@ def read_content(path: Path, supported: str) -> Any:
     with user_file(path), path.open('rb') as file:
         start = file.read(2**10).removeprefix(_BOM).lstrip(b' \t\r\n')
     if start[:1] == b'\x80' or path.suffix in ('.pkl', '.pickle'):
-        return Pickled(read_pickle(path))
+        data = read_pickle(path)
+        return Arrays({'keypoint': data}) if isinstance(data, np.ndarray) else Pickled(data)
     if start[:6] == b'\x93NUMPY':
         return Arrays({'keypoint': _read_npy(path)})
     kind = next((kind for offset, magic, kind in _OTHER_FILES if start[offset:].startswith(magic)), None)
@@ -115,10 +116,8 @@ def _parse(content: bytes, path: Path) -> Any:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        with user_file(path):
-            return np.load(
-                path, mmap_mode='r', allow_pickle=False
-            )  # mapped: a false size in the header allocates nothing
+        with user_file(path):  # mapped: a false size in the header allocates nothing
+            return np.load(path, mmap_mode='r', allow_pickle=False)
     except UserError:
         raise
     except Exception as error:  # a damaged header may raise anything

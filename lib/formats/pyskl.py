@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.pickles import check_annotations, check_content, listed_annotations, refuse_kinetics
+from lib.data.pickles import check_annotations, check_content, listed_annotations, refuse_kinetics, score_of
 from lib.data.skeletons import convert
 from lib.errors import UserError
 from lib.formats.clip import require_joints
-from lib.formats.posture import MOST_POSES, better_layouts
+from lib.formats.posture import better_layouts
 
 NAME, FILES = 'PYSKL', '.pkl'
 
@@ -47,8 +47,7 @@ def _require_posture(annotations: list[dict[str, Any]], path: Path) -> None:
         return
     some = annotations[:: max(1, len(annotations) // 50)]
     poses = [_with_score(a)[:, :: max(1, a['total_frames'] // 10)].reshape(-1, num_joints, 3) for a in some]
-    poses = np.concatenate(poses)
-    if better := better_layouts(poses[:: max(1, len(poses) // MOST_POSES)], layout):
+    if better := better_layouts(np.concatenate(poses), layout):
         raise UserError(
             f'{path} has {num_joints} joints like {layout}, but they form a body only in {" or ".join(better)}. Add '
             f'--layout {better[0]}, or convert the pickle: `python -m lib.tools.make_pickle {path} --layout '
@@ -57,9 +56,8 @@ def _require_posture(annotations: list[dict[str, Any]], path: Path) -> None:
 
 
 def _with_score(annotation: dict[str, Any]) -> np.ndarray:
-    keypoint, score = annotation['keypoint'], annotation.get('keypoint_score')
-    score = (keypoint != 0).any(axis=3) if score is None else score
-    return np.concatenate([keypoint, score[..., None].astype(keypoint.dtype)], axis=3)
+    keypoint = annotation['keypoint']
+    return np.concatenate([keypoint, score_of(annotation)[..., None].astype(keypoint.dtype)], axis=3)
 
 
 def _in_layout(annotation: dict[str, Any], layout: str, path: Path) -> dict[str, Any]:

@@ -43,10 +43,8 @@ from lib.models import load_config
 from lib.tools.checkpoints import build_model
 from lib.tools.running import add_set, hidden_messages, listed, log, make_parser, numbered, progress, run_tool, span
 
-SWAPPED_OUTSIDE, SWAPPED_INSIDE = (
-    0.25,
-    0.98,
-)  # minimum shares of joints outside the image, and inside the transposed one
+SWAPPED_OUTSIDE = 0.25  # minimum share of joints outside the image if img_shape is swapped
+SWAPPED_INSIDE = 0.98  # minimum share of joints inside the transposed image
 HIGHEST_SCORE = 1.5  # peaks of HRNet may exceed 1
 MOST_LINES, WIDTH = 3, 118  # of a printed finding
 

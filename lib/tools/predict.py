@@ -26,11 +26,12 @@ from easydict import EasyDict
 
 from lib.data.batches import make_clips
 from lib.data.heatmap import num_maps
-from lib.data.pickles import load_annotations
+from lib.data.pickles import load_annotations, score_of
 from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
 from lib.errors import UserError, shown_text
 from lib.files import make_folder, write_text
 from lib.formats import read_keypoint_file
+from lib.metrics import log_probability
 from lib.plots import save_figure, timeline_figure
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
 from lib.tools.running import (
@@ -218,10 +219,8 @@ def subjects_of(path: Path, annotation: dict[str, Any], max_persons: int, args: 
 
 def presence_of(annotation: dict[str, Any]) -> np.ndarray:
     """Sum of the scores of each person in each frame, (M, T), 0 if absent."""
-    keypoint, score = annotation['keypoint'], annotation.get('keypoint_score')
-    if score is None:
-        score = (keypoint != 0).any(axis=3)
-    found = np.isfinite(keypoint).all(axis=3) & np.isfinite(score) & (score > 0)
+    score = score_of(annotation)
+    found = np.isfinite(annotation['keypoint']).all(axis=3) & np.isfinite(score) & (score > 0)
     return np.where(found, score, 0).sum(axis=2, dtype=np.float64)
 
 
@@ -264,8 +263,7 @@ def predict_subjects(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> lis
             data = {'ann_file': str(ann_file), 'store_dir': None, 'benchmark': ['clips', 'clips']}
             config = EasyDict({**checkpoint.config, 'data': {**checkpoint.config.data, **data}})
             logits = checkpoint.predict(make_clips(config, 'val'))
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    probabilities = iter(odds / odds.sum(axis=1, keepdims=True))
+    probabilities = iter(np.exp(log_probability(logits)))
     return [[None if clip is None else next(probabilities) for clip in subject.clips] for subject in subjects]
 
 

@@ -201,9 +201,8 @@ def save_animation(views: list[View], title: str, seconds: float, path: Path) ->
     if path.suffix.lower() == '.mp4' and not FFMpegWriter.isAvailable():
         raise UserError(f'{path}: writing an MP4 needs ffmpeg, which is not installed. Install it, or name a .gif.')
     count = len(views[0].images)
-    rate = Fraction(
-        100, max(2, round(100 * seconds / count))
-    )  # GIF frames last whole hundredths of a second, at least two
+    # GIF frames last whole hundredths of a second, at least two.
+    rate = Fraction(100, max(2, round(100 * seconds / count)))
     writer = (FFMpegWriter if path.suffix.lower() == '.mp4' else PillowWriter)(fps=rate)
     columns = min(len(views), 4)
     rows = -(-len(views) // columns)

@@ -20,12 +20,12 @@ from easydict import EasyDict
 
 from lib.config import differences, read_config
 from lib.models import MODELS, load_config
+from lib.run import FREE_KEYS
 from lib.tools.benchmark import joints_of, make_step
 from lib.tools.checkpoints import build_model
 from lib.tools.running import add_set, log, make_parser, run_tool
 
 PUBLISHED = Path(__file__).parents[2] / 'configs' / 'action'
-PATHS = ('data.ann_file', 'data.store_dir', 'data.class_names')  # not part of a row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +118,7 @@ def published_lines(path: Path, config: EasyDict) -> list[str]:
 
 def changes(published: Mapping[str, dict], config: Mapping[str, dict]) -> dict[str, tuple[Any, Any]]:
     """Differing settings {'section.key': (published, here)}; of paths, only the name of the pickle is compared."""
-    found = {key: pair for key, pair in differences(published, config).items() if key not in PATHS}
+    found = {key: pair for key, pair in differences(published, config).items() if key not in FREE_KEYS}
     before, now = (Path(each['data']['ann_file']).name for each in (published, config))
     return ({'data.ann_file': (before, now)} if before != now else {}) | found
 
