@@ -1,4 +1,4 @@
-"""Command line of the training scripts: arguments, error messages and exit codes."""
+"""Command line: arguments of the training scripts, error messages and exit codes of scripts and tools."""
 
 import argparse
 import sys
@@ -54,24 +54,8 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Calls main(args) and returns the exit code.
-
-    A UserError prints one line and returns 2, a non-finite loss prints one line and returns 1. Any other exception is a
-    bug and keeps its traceback (exit code 1).
-    """
-    try:
-        with console.messages(), interrupt_at_once():
-            main(args)
-    except KeyboardInterrupt:  # Stopped is one
-        print(f'\nstopped. {_what_next(args)}', file=sys.stderr)
-        return STOPPED
-    except FloatingPointError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return FAILED
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return USER_ERROR
-    return DONE
+    """Calls the main function of a training script and returns the exit code, see `exit_code`."""
+    return exit_code(lambda: main(args), lambda: f'stopped. {_what_next(args)}')
 
 
 def _what_next(args: argparse.Namespace) -> str:
@@ -81,3 +65,20 @@ def _what_next(args: argparse.Namespace) -> str:
     if not latest:
         return 'Nothing was saved yet: the same command starts again.'
     return f'The same command resumes from {latest[-1]}.'
+
+
+def exit_code(main: Callable[[], int | None], when_stopped: Callable[[], str]) -> int:
+    """Calls main() with console output and returns the exit code: its result, or 0.
+
+    A UserError prints one line and returns 2, a FloatingPointError (results that are not finite or not equal) prints
+    one line and returns 1, a signal prints when_stopped() and returns 75. Other exceptions are bugs and propagate.
+    """
+    try:
+        with console.messages(), interrupt_at_once():
+            return main() or DONE
+    except KeyboardInterrupt:  # Stopped is one
+        print(f'\n{when_stopped()}', file=sys.stderr)
+        return STOPPED
+    except (UserError, FloatingPointError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return USER_ERROR if isinstance(error, UserError) else FAILED

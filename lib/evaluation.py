@@ -92,7 +92,7 @@ def report_evaluation(folder: str | Path, about: Mapping[str, Any], clips: Clips
     make_folder(folder)
     metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
     names, matrix = about['class_names'], confusion_matrix(logits, labels)
-    log.info(metrics_line(metrics))
+    log.info(f'Loss {metrics["loss"]:.4f} {accuracy_line(metrics)}')
     low, high = (100 * edge for edge in interval['top1'])
     log.info(f'95 % interval of Acc@1 {low:.2f} to {high:.2f} (bootstrap over {clips.num_clips:,} clips)')
     for line in confused_lines(matrix, names):
@@ -163,9 +163,7 @@ def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
     return metrics
 
 
-def metrics_line(metrics: Mapping[str, Any]) -> str:
-    """Formats the metrics of an evaluation as one line."""
-    return (
-        f'Loss {metrics["loss"]:.4f} Acc@1 {100 * metrics["top1"]:.2f} Acc@5 {100 * metrics["top5"]:.2f} '
-        f'MeanClass {100 * metrics["mean_class"]:.2f}'
-    )
+def accuracy_line(metrics: Mapping[str, Any]) -> str:
+    """Formats the accuracies of an evaluation as one line."""
+    top1, top5, mean_class = (100 * metrics[key] for key in ('top1', 'top5', 'mean_class'))
+    return f'Acc@1 {top1:.2f} Acc@5 {top5:.2f} MeanClass {mean_class:.2f}'

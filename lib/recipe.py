@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -91,6 +91,14 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', info, re.MULTILINE) is not None
+
+
+def refuse_bf16(device: str) -> NoReturn:
+    """Raises UserError for train.precision bf16 on a device of this name."""
+    raise UserError(
+        f'train.precision is bf16, but {device} does not support bfloat16 (GPUs from Ampere on and CPUs with '
+        'AVX512-BF16 or AMX do): set train.precision to fp32.'
+    )
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:

@@ -64,25 +64,15 @@ def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice
     return slice(start, stop) if start < stop else slice(0, 0)
 
 
-def _draw_joint(image: np.ndarray, point: np.ndarray, value: np.float32, sigma: float) -> None:
-    """Draws a joint at point (x,y) into image (H,W)."""
-    cols = _window(point[0], point[0], sigma, image.shape[1])
-    rows = _window(point[1], point[1], sigma, image.shape[0])
-    x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
-    distance2 = (x - np.float64(point[0])) ** 2 + (y - np.float64(point[1])) ** 2
-    _draw(image[rows, cols], value, distance2, sigma)
-
-
 def _draw_limb(
     image: np.ndarray, start: np.ndarray, end: np.ndarray, start_value: np.float32, end_value: np.float32, sigma: float
 ) -> None:
-    """Draws a limb from start (x,y) to end (x,y) into image (H,W)."""
+    """Draws a limb from start (x,y) to end (x,y) into image (H,W); a limb shorter than a pixel as its start joint."""
     value = min(start_value, end_value)
     if value < MIN_SCORE:
         return
     if np.sum((start - end) ** 2) < 1:
-        _draw_joint(image, start, start_value, sigma)
-        return
+        end, value = start, start_value
     left, top = np.minimum(start, end)
     right, bottom = np.maximum(start, end)
     cols = _window(left, right, sigma, image.shape[1])
@@ -90,10 +80,8 @@ def _draw_limb(
     x, y = np.arange(cols.start, cols.stop), np.arange(rows.start, rows.stop)[:, None]
     start, along = start.astype(np.float64), end.astype(np.float64) - start
     # Position of the nearest point on the segment, from 0 (start) to 1 (end).
-    share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / np.sum(along**2), 0, 1)
+    length2 = np.sum(along**2) or 1
+    share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / length2, 0, 1)
     distance2 = (x - start[0] - share * along[0]) ** 2 + (y - start[1] - share * along[1]) ** 2
-    _draw(image[rows, cols], value, distance2, sigma)
-
-
-def _draw(patch: np.ndarray, value: np.float32, distance2: np.ndarray, sigma: float) -> None:
+    patch = image[rows, cols]
     np.maximum(patch, value * np.exp(-distance2 / (2 * sigma**2)), out=patch, casting='same_kind')

@@ -80,7 +80,7 @@ class Clips:
             'clip_len': (clip_len >= 1, 'at least 1'),
             'batch_size': (batch_size >= 1, 'at least 1'),
             'max_persons': (max_persons >= 1, 'at least 1'),
-            'test_clips': (1 <= test_clips <= (test_clips if is_heatmap else 1), 'at least 1, and 1 for keypoints'),
+            'test_clips': (test_clips == 1 or (is_heatmap and test_clips > 1), 'at least 1, and 1 for keypoints'),
             'test_flip': (is_heatmap or not test_flip, f'false with data.input {input}'),
             'benchmark': (isinstance(benchmark, str) or len(benchmark) == 2, 'a name, or two split names [train, val]'),
         }

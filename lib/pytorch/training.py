@@ -25,7 +25,7 @@ from lib.plots import clip_image
 from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone
-from lib.recipe import Recipe, cpu_has_bf16
+from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16
 
 
 @dataclass(kw_only=True)
@@ -46,11 +46,7 @@ class TrainOptions(Recipe):
         if self.precision == 'bf16' and not (
             torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' else cpu_has_bf16()
         ):
-            name = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'
-            raise UserError(
-                f'train.precision is bf16, but {name} does not support bfloat16 (GPUs from Ampere on and CPUs with '
-                'AVX512-BF16 or AMX do): set train.precision to fp32.'
-            )
+            refuse_bf16(torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU')
 
 
 def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple[HeatmapRenderer | None, nn.Module]:

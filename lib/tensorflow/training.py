@@ -18,7 +18,7 @@ from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
 from lib.plots import clip_image
-from lib.recipe import Recipe, cpu_has_bf16, step_seed
+from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16, step_seed
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.heatmap import HeatmapRenderer
 
@@ -36,10 +36,7 @@ class TrainOptions(Recipe):
         if not gpus and not cpu_has_bf16():
             lacking = ['this CPU']
         if lacking:
-            raise UserError(
-                f'train.precision is bf16, but {lacking[0]} does not support bfloat16 (GPUs from Ampere on and CPUs '
-                'with AVX512-BF16 or AMX do): set train.precision to fp32.'
-            )
+            refuse_bf16(lacking[0])
 
 
 def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> tuple[HeatmapRenderer, keras.Model]:

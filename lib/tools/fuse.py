@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.errors import UserError, shown_text
-from lib.evaluation import read_predictions
+from lib.evaluation import accuracy_line, read_predictions
 from lib.metrics import classification_metrics, log_probability
 from lib.tools.running import log, make_parser, run_tool
 
@@ -62,7 +62,7 @@ def fuse(args: argparse.Namespace) -> None:
         rows.append((f'tuned {best:.2f} {1 - best:.2f}', fused(streams, (best, 1 - best))))
     log.info('%s clips of %s classes', f'{len(labels):,}', len(np.unique(labels)))
     for name, scores in rows:
-        log.info('%s  %s', f'{name:<{width}}', accuracy(scores, labels))
+        log.info('%s  %s', f'{name:<{width}}', accuracy_line(classification_metrics(scores, labels)))
 
 
 def read_aligned(files: Sequence[Path]) -> list[Stream]:
@@ -117,12 +117,6 @@ def best_weight(streams: Sequence[Stream]) -> float:
     one, other = (np.exp(log_probability(stream.logits)) for stream in streams)
     correct = [((share * one + (1 - share) * other).argmax(axis=1) == streams[0].labels).sum() for share in shares]
     return float(min(shares, key=lambda share: (-correct[round(share * STEPS)], abs(share - 0.5))))
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> str:
-    """Formats the accuracies of scores (N, K)."""
-    found = classification_metrics(scores, labels)
-    return f'Acc@1 {100 * found["top1"]:.2f} Acc@5 {100 * found["top5"]:.2f} MeanClass {100 * found["mean_class"]:.2f}'
 
 
 if __name__ == '__main__':

@@ -17,20 +17,17 @@ Frameworks are imported inside functions, so that --help is fast.
 import argparse
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from lib import console
-from lib.cli import DONE, FAILED, USER_ERROR
+from lib.cli import exit_code
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
 from lib.files import check_writable
 from lib.formats.clip import LARGEST_COORDINATE
-from lib.stop import STOPPED, interrupt_at_once
 
 log = logging.getLogger('lib.tools')
 
@@ -96,21 +93,9 @@ def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str
 def run_tool(
     main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
-    """Parses the command line, calls main(args) and returns the exit code.
-
-    The result of main, or 0. A UserError prints one line and returns 2, a signal returns 75, a FloatingPointError
-    (results that are not finite or not equal) prints one line and returns 1. Other exceptions are bugs and propagate.
-    """
+    """Parses the command line, calls main(args) and returns the exit code, see lib.cli.exit_code."""
     args = parser.parse_args(argv)
-    try:
-        with console.messages(), interrupt_at_once():
-            return main(args) or DONE
-    except KeyboardInterrupt:
-        print('\nstopped before the end.', file=sys.stderr)
-        return STOPPED
-    except (UserError, FloatingPointError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return USER_ERROR if isinstance(error, UserError) else FAILED
+    return exit_code(lambda: main(args), lambda: 'stopped before the end.')
 
 
 @contextlib.contextmanager

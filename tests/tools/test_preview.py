@@ -14,7 +14,7 @@ from lib.models import load_config
 from lib.plots import LEFT, RIGHT, channel_colours, colour_channels, new_figure
 from lib.tools import preview
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.oracle import joint_heatmaps, limb_heatmaps
+from tests.oracle import heatmaps
 
 AUGMENTED = ['augmentation.rotation=0.3', 'augmentation.joint_noise=0.01', 'augmentation.temporal_shift=3']
 TRAINED = 'S001C001P004R001A001'  # a clip of xsub_train
@@ -37,13 +37,13 @@ def views_of(path: Path, *overrides: str, clip: str | None = None, augmented: in
 def test_heatmaps_equal_the_oracle(path, kind):
     batch = Clips('val', ann_file=str(path), benchmark='xsub', clip_len=8, batch_size=1, seed=0)[0, 0]
     point, score = batch['keypoint'], batch['score']
-    oracle = [draw(point[0], score[0], img_shape=(56, 56)) for draw in (joint_heatmaps, limb_heatmaps)]
+    expected = heatmaps(point[0], score[0], kind='both', img_shape=(56, 56))
     drawn = preview.renderer(kind, {'kind': 'both'})(point, score)[0]
-    np.testing.assert_allclose(drawn, np.concatenate(oracle, axis=1), atol=1e-5)
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
     if kind == 'mbert':
-        skeleton, heatmaps = views_of(path, 'heatmap.kind=both')
+        skeleton, view = views_of(path, 'heatmap.kind=both')
         colours = channel_colours(skeleton.skeleton, 'both')
-        np.testing.assert_array_equal(heatmaps.images, colour_channels(drawn, colours))
+        np.testing.assert_array_equal(view.images, colour_channels(drawn, colours))
         np.testing.assert_array_equal(skeleton.keypoint, point[0])
 
 
@@ -57,7 +57,7 @@ def test_augmented_views_are_those_of_training(path, overrides):
             (b, names.index(TRAINED)) for b in range(len(train)) if TRAINED in (names := train.names(epoch, b))
         ]
         batch = {name: array[row] for name, array in train[epoch, b].items()}
-        volume = joint_heatmaps(batch['keypoint'], batch['score'], img_shape=(56, 56))
+        volume = heatmaps(batch['keypoint'], batch['score'], img_shape=(56, 56))
         wanted = colour_channels(volume, channel_colours(train.skeleton, 'joint'))
         np.testing.assert_allclose(view.images, wanted, atol=1e-5)
     assert np.abs(views[0].images - views[1].images).max() > 0.1
