@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from easydict import EasyDict
 
-from lib.config import Sections, bind, override, read_config
+from lib.config import bind, override, read_config
 from lib.data.augmentation import Augmentation
 from lib.data.clips import Clips
 from lib.errors import UserError, shown
@@ -95,7 +95,7 @@ def resolve_config(
     if script and own_script != script:
         raise UserError(f'{where} has script: {own_script}. Use train_action_{own_script}.py.')
     config = override({section: keys for section, keys in config.items() if section != 'script'}, overrides)
-    sections: Sections = MODELS[own_script].sections
+    sections = MODELS[own_script].sections
     model_input = config.get('data', {}).get('input', 'heatmap')
     if model_input in ('keypoint_2d', 'keypoint_3d'):
         if 'heatmap' in config:

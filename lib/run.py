@@ -16,7 +16,7 @@ from lib.data.classes import class_names
 from lib.data.clips import Clips
 from lib.errors import UserError, user_file
 from lib.files import check_writable, hold_lock, make_folder, replacing, require_file
-from lib.models import load_config, resolve_config
+from lib.models import MODELS, load_config, resolve_config
 from lib.stop import Stopped, StopSignal
 
 FORMAT = 2  # checkpoint format, to be increased when the meaning of the content changes
@@ -39,7 +39,6 @@ class Run:
     is_main: whether this process writes the files.
     """
 
-    SUFFIX: ClassVar[str]
     read: ClassVar[Callable[[Path], dict[str, Any]]]
     write: ClassVar[Callable[[BinaryIO, Mapping[str, Any]], None]]
 
@@ -91,18 +90,22 @@ class Run:
             run.source, run.saved = Path(resume), cls.read(Path(resume))
         if run.source:
             run._resume()
-        if run.epoch >= config.get('train', {}).get('epochs', run.epoch + 1) and not checkpoints:
+        if run.epoch >= config.train.epochs and not checkpoints:
             raise UserError(f'{resume} has completed all {run.epoch} epochs. Raise train.epochs to continue it.')
         run.class_names = names_of(run.saved, config)
         return run
 
     @property
+    def suffix(self) -> str:
+        return MODELS[self.config.script].suffix
+
+    @property
     def latest_path(self) -> Path:
-        return self.folder / f'latest_epoch{self.SUFFIX}'
+        return self.folder / f'latest_epoch{self.suffix}'
 
     @property
     def best_path(self) -> Path:
-        return self.folder / f'best_epoch{self.SUFFIX}'
+        return self.folder / f'best_epoch{self.suffix}'
 
     def begin(self, world: Any, steps: int) -> None:
         """Creates and locks the folder of a new run. Call it after all other checks. steps: steps per epoch.
@@ -133,7 +136,7 @@ class Run:
             self.step += 1
         self.num_correct += num_correct
         if self.writing and self.writing.done():
-            self.writing.result()  # raises the error of a failed save
+            self.wait()  # raises the error of a failed save
 
     def means(self) -> dict[str, float]:
         """{'loss', 'top1'} over the completed steps of the current epoch."""
@@ -225,23 +228,25 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         """The latest checkpoints in the folder, newest first."""
-        form = re.compile(rf'latest_epoch(?:\.(\d+))?{re.escape(self.SUFFIX)}')
+        form = re.compile(rf'latest_epoch(?:\.(\d+))?{re.escape(self.suffix)}')
         found = {path: form.fullmatch(path.name) for path in self.folder.glob('latest_epoch*') if path.is_file()}
         return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1] or 0))
 
     def _read_newest(self, checkpoints: list[Path]) -> None:
         """Reads the newest readable checkpoint. Raises UserError if there is none."""
+        errors = []
         for path in checkpoints:
             try:
                 self.source, self.saved = path, self.read(path)
             except UserError as error:
                 self.damaged.append(path)
-                self.messages.append(f'warning: {error}')
+                errors.append(error)
             else:
+                self.messages += [f'warning: {error}' for error in errors]
                 return
         raise UserError(
-            f'none of the checkpoints in {self.folder} can be read. {self.messages[0].removeprefix("warning: ")} To '
-            'start again, name another folder as --checkpoint.'
+            f'none of the checkpoints in {self.folder} can be read. {errors[0]} To start again, name another folder as '
+            '--checkpoint.'
         )
 
 

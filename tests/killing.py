@@ -33,6 +33,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from lib.models import MODELS
+
 ROOT = Path(__file__).parents[1]
 SECONDS_AT_MOST = 120  # timeout of a tiny run
 # One thread and no GPU, for bit-equal results.
@@ -292,7 +294,7 @@ def differences(script: ModuleType, one: str, other: str) -> list[str]:
     try:
         for path in sorted(other.glob('*_epoch*')):  # previous versions too, which may be of other steps
             script.checkpoint.read(path)
-        suffix = script.checkpoint.Run.SUFFIX
+        suffix = MODELS[script.SCRIPT].suffix
         for name in (f'latest_epoch{suffix}', f'best_epoch{suffix}'):
             a, b = (script.checkpoint.read(folder / name) for folder in (one, other))
             del a['config'], b['config']  # num_workers and save_every may differ

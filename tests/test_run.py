@@ -1,6 +1,7 @@
 """The progress and the saves of a run by itself; tests/test_resume.py and tests/test_kills.py train."""
 
 import threading
+import time
 from concurrent.futures import wait
 
 import pytest
@@ -13,8 +14,6 @@ from lib.run import Run
 class PlainRun(Run):
     """A run of a model without weights; `write` does what a test says."""
 
-    SUFFIX = '.bin'
-
     def learning_rates(self):
         return {'model': 1.0}
 
@@ -24,7 +23,7 @@ class PlainRun(Run):
 
 @pytest.fixture
 def run(tmp_path):
-    return PlainRun(tmp_path, EasyDict({'train': {'keep': 2}}))
+    return PlainRun(tmp_path, EasyDict({'script': 'mbert', 'train': {'keep': 2}}))
 
 
 class ShortClips:
@@ -75,6 +74,7 @@ def test_only_one_save_is_written_at_a_time(run):
         under_way.append(1)
         most.append(len(under_way))
         file.write(b'saved')
+        time.sleep(0.02)
         under_way.pop()
 
     run.write = write

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from lib.models import MODELS
 from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.tiny import assert_same_run, lines
@@ -39,7 +40,7 @@ def call(kind):
 
 @pytest.fixture
 def suffix(kind):
-    return tiny.SCRIPTS[kind].checkpoint.Run.SUFFIX
+    return MODELS[kind].suffix
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -13,7 +13,7 @@ from lib.data.clips import Clips
 
 
 def make_clips(config: EasyDict, split: str) -> Clips:
-    """Opens a split. Raises UserError if the data, the class names or the labels do not fit the config."""
+    """Opens a split. Raises UserError if the data or the labels do not fit the config."""
     size = config.heatmap.size if 'heatmap' in config else 0
     clips = Clips(split, Augmentation(**config.augmentation), size, **config.data)
     clips.check_labels(config.model.num_classes)
@@ -24,9 +24,10 @@ def prefetch(load: Callable[[int], Any], numbers: Sequence[int], num_workers: in
     """Yields load(number) for each number in order, computed ahead by threads (NumPy releases the GIL)."""
     with ThreadPoolExecutor(num_workers) as loader:
         ahead = deque(loader.submit(load, number) for number in numbers[: num_workers + 1])
-        for i in range(len(numbers)):
+        for i in range(num_workers + 1, len(numbers) + num_workers + 1):
             batch = ahead.popleft().result()
-            ahead.extend(loader.submit(load, number) for number in numbers[i + num_workers + 1 :][:1])
+            if i < len(numbers):
+                ahead.append(loader.submit(load, numbers[i]))
             yield batch
 
 

@@ -93,14 +93,15 @@ class Clips:
         self.augmentation.check_input(input)
 
         self.store = open_store(ann_file, store_dir)
-        self.split_name = f'{benchmark}_{split}' if isinstance(benchmark, str) else benchmark[not self.training]
+        self.split_name = f'{benchmark}_{split}' if isinstance(benchmark, str) else benchmark[0 if self.training else 1]
         if self.split_name not in self.store.splits:
             raise UserError(
                 f'{ann_file} has no split {self.split_name!r} (data.benchmark is {benchmark!r}). Its splits are '
                 f'{", ".join(self.store.splits)}. Set data.benchmark to a prefix such as xsub, or to two split names.'
             )
         self.indices = self.store.splits[self.split_name]
-        if len(self.indices) <= self.training:
+        self.min_clips = 2 if self.training else 1  # of a batch: batch norm needs two in training
+        if len(self.indices) < self.min_clips:
             raise UserError(f'{ann_file}: split {self.split_name} has only {len(self.indices)} clips.')
         self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton()
@@ -132,11 +133,6 @@ class Clips:
         return len(self.skeleton.joints)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(M, T, V) of a clip in a batch."""
-        return self.max_persons, self.clip_len, self.num_joints
-
-    @property
     def num_clips(self) -> int:
         """Number of clips in the split."""
         return len(self.indices)
@@ -146,12 +142,7 @@ class Clips:
         """The label of each clip of the split, (num_clips,) int64."""
         return self.store.label[self.indices]
 
-    @property
-    def clips_per_epoch(self) -> int:
-        """Clips per epoch: the whole split, but training drops a last batch of one clip."""
-        return min(self.num_clips, len(self) * self.batch_size)
-
-    @property
+    @cached_property
     def classes(self) -> np.ndarray:
         """Labels that occur in the split, sorted."""
         return np.unique(np.concatenate([np.unique(self.store.label[index]) for index in self._pieces()]))
@@ -192,7 +183,7 @@ class Clips:
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_clips, self.batch_size)
-        return whole + (rest > self.training)
+        return whole + (rest >= self.min_clips)
 
     @property
     def num_steps(self) -> int:
@@ -203,7 +194,7 @@ class Clips:
     @cached_property
     def batch_sizes(self) -> list[int]:
         """Number of clips in each batch of an epoch, over all processes."""
-        last = self.clips_per_epoch - (len(self) - 1) * self.batch_size
+        last = min(self.num_clips - (len(self) - 1) * self.batch_size, self.batch_size)
         if self.training:  # equal shares for all processes
             last -= last % self._world_size
         return [self.batch_size] * (len(self) - 1) + [last]

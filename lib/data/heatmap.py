@@ -5,6 +5,7 @@ A limb map uses the lower score of its two joints and the distance to the segmen
 of PYSKL (Duan et al., CVPR 2022, Apache-2.0).
 """
 
+import math
 from typing import Literal, get_args
 
 from lib.data.skeletons import skeleton_of
@@ -23,6 +24,11 @@ def check_maps(size: int, sigma: float, kind: str) -> None:
         'kind': (kind in get_args(Kind), f'one of {", ".join(get_args(Kind))}'),
     }
     check_values('heatmap', {'size': size, 'sigma': sigma, 'kind': kind}, rules)
+
+
+def window_width(size: int, sigma: float) -> int:
+    """Largest width of a joint's window in pixels. Rounding may add one if 6 sigma is nearly an integer."""
+    return min(math.floor(6 * sigma + 1e-3) + 2, size)
 
 
 def num_maps(kind: Kind, num_joints: int) -> int:

@@ -120,7 +120,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], p
 class Run(run.Run):
     """A run of a PyTorch model."""
 
-    SUFFIX = '.bin'
     read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

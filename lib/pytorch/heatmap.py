@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps
+from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps, window_width
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 
@@ -32,9 +32,8 @@ class HeatmapRenderer(nn.Module):
         self.size = size
         self.sigma = float(sigma)
         self.kind = kind
-        # K, the largest width of a joint's window in pixels. Rounding may add one if 6 sigma is nearly an integer.
-        reach = min(math.floor(6 * self.sigma + 1e-3) + 2, size)
-        row, col = torch.cartesian_prod(torch.arange(reach), torch.arange(reach)).float().unbind(1)
+        taps = torch.arange(window_width(size, self.sigma))  # K
+        row, col = torch.cartesian_prod(taps, taps).float().unbind(1)
         self.register_buffer('tap_row', row.contiguous(), persistent=False)
         self.register_buffer('tap_col', col.contiguous(), persistent=False)
         for num_joints, skeleton in PICKLE_SKELETONS.items():

@@ -45,10 +45,11 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
 
     missing = [name for name in own if name not in saved]
     misshapen = [name for name in own if name in saved and saved[name].shape != own[name].shape]
+    unfit = {*missing, *misshapen}
     layers = {name for name, module in model.named_modules() if not any(module.children())}
-    new_layers = layers & {_parent(name) for name in missing + misshapen}
-    same_layer = [name for name in own if _parent(name) in new_layers and name not in missing + misshapen]
-    skipped = {*missing, *misshapen, *same_layer}
+    new_layers = layers & {_parent(name) for name in unfit}
+    same_layer = [name for name in own if _parent(name) in new_layers and name not in unfit]
+    skipped = {*unfit, *same_layer}
     loaded = {name: saved[name] for name in own if name not in skipped}
     shapes = [f'{name} {tuple(saved[name].shape)} in the file, {tuple(own[name].shape)} here' for name in misshapen]
     unexpected = [name.removeprefix(prefix) for name in saved if name not in own]
@@ -84,8 +85,8 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> list[str]:
 def fit_length(temp_embed: Tensor, length: int) -> Tensor:
     """Truncates or linearly interpolates temporal embeddings: (1,T,1,D) -> (1,length,1,D).
 
-    Interpolation keeps the first and last embedding (align_corners). Without, several steps at either end would get the
-    same embedding.
+    Interpolation keeps the first and last embedding (align_corners); without it, several steps at either end would get
+    the same one.
     """
     if length <= temp_embed.shape[1]:
         return temp_embed[:, :length]

@@ -111,8 +111,9 @@ def recompute_blocks(model: nn.Module, script: str) -> None:
     """Enables activation checkpointing of the model's blocks. Raises UserError if lib/models.py lists none for it."""
     if MODELS[script].blocks is None:
         raise UserError(f'train.activation_checkpointing is not supported by {script}: set it to false.')
+    block = MODELS[script].load_blocks()
     for module in model.modules():
-        if isinstance(module, MODELS[script].load_blocks()):
+        if isinstance(module, block):
             module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
 
 

@@ -80,7 +80,6 @@ def assign(variables: Iterable[keras.Variable], saved: Mapping[str, np.ndarray],
 class Run(run.Run):
     """A run of a Keras model."""
 
-    SUFFIX = '.npz'
     read, write = staticmethod(read), staticmethod(write)
 
     def restore(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:

@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -94,14 +95,19 @@ class World:
         if not self.is_alone:
             check_same('workers', what, self._gather(number))
 
+    def wait_for_all(self) -> None:
+        """Barrier over all workers."""
+        if not self.is_alone:
+            self._gather(0)
+
     def _gather(self, number: int) -> list[int]:
         """Gathers a number from all workers."""
         numbers = self.distribute([{'number': np.array([number], np.int64)}] * len(self.local_replicas))
-        return tf.function(lambda value: self.strategy.gather(value, axis=0))(numbers['number']).numpy().tolist()
+        return self._gather_values(numbers['number']).numpy().tolist()
 
-    def wait_for_all(self) -> None:
-        """Barrier over all workers."""
-        self.check_same('barriers', 0)
+    @cached_property
+    def _gather_values(self) -> Callable[[Any], tf.Tensor]:
+        return tf.function(lambda value: self.strategy.gather(value, axis=0), autograph=False)
 
 
 def init() -> World:

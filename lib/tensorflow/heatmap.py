@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps
+from lib.data.heatmap import MIN_SCORE, Kind, check_maps, num_maps, window_width
 from lib.data.skeletons import skeleton_of
 from lib.errors import UserError
 
@@ -65,10 +65,8 @@ class HeatmapRenderer:
         Only the K * K pixels near each joint are computed and written, which is cheap compared with zeroing the volume
         and needs no temporary of its size.
         """
-        # K, the largest width of a joint's window in pixels. Rounding may add one if 6 sigma is nearly an integer.
-        reach = min(math.floor(6 * self.sigma + 1e-3) + 2, self.size)
         first, last = self._window(keypoint, keypoint)
-        pixel = first[..., None] + tf.range(reach)  # (N,M,T,V,2,K)
+        pixel = first[..., None] + tf.range(window_width(self.size, self.sigma))  # (N,M,T,V,2,K)
         gaussian = tf.exp((tf.cast(pixel, tf.float32) - keypoint[..., None]) ** 2 * (-0.5 / self.sigma**2))
         gaussian = tf.where(pixel <= last[..., None], gaussian, 0.0)
         score = tf.where(score >= MIN_SCORE, score, 0.0)[..., None, None]

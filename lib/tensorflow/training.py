@@ -175,7 +175,7 @@ def load_batches(
 
     def load_share(replica: int, b: int) -> dict[str, np.ndarray]:
         share = shares[replica][epoch, b]
-        weight = np.full(len(share['label']), 1 / max(clips.batch_sizes[b], 1), np.float32)
+        weight = np.full(len(share['label']), 1 / clips.batch_sizes[b], np.float32)
         seed = np.array(divmod(step_seed(options.seed, epoch, b, replica), 2**32), np.int64) & (2**31 - 1)
         return pad_batch(share | {'weight': weight}, share_size) | {'seed': seed}
 

@@ -352,7 +352,6 @@ class ViViT(keras.Model):
             )
 
     def _check_arguments(self) -> None:
-        values = vars(self) | {'tubelet_size': self.tubelet_size}
         rules = {
             'kind': (self.kind in get_args(Kind), f'one of {", ".join(get_args(Kind))}'),
             'activation': (self.activation in get_args(Activation), 'gelu or relu'),
@@ -364,7 +363,7 @@ class ViViT(keras.Model):
             **{key: ((size := getattr(self, key)) is None or size > 0, 'above 0') for key in SIZES},
             **{key: (0 <= getattr(self, key) < 1, 'at least 0 and below 1') for key in RATES},
         }
-        check_values('model', values, rules)
+        check_values('model', vars(self), rules)
         frames, height, width = self.tubelet_size
         has_width = self.head_dim is not None or self.dim_feat % self.num_heads == 0
         is_even = self.kind != 'factorised_dot' or self.num_heads % 2 == 0  # half of the heads per axis
@@ -376,13 +375,13 @@ class ViViT(keras.Model):
             ),
             'num_heads': (has_width, f'a divisor of model.dim_feat {self.dim_feat}, or model.head_dim set'),
         }
-        check_values('model', values, rules)
+        check_values('model', vars(self), rules)
         hidden_dim = int(self.dim_feat * self.mlp_ratio)
         rules = {
             'num_heads': (is_even, 'even with model.kind factorised_dot'),
             'mlp_ratio': (hidden_dim >= 1, f'at least 1 / model.dim_feat ({self.dim_feat})'),
         }
-        check_values('model', values, rules)
+        check_values('model', vars(self), rules)
 
     def _encoder(self, reaches: tuple[Reach, ...], drop_path_rates: list[float], shape: tuple, name: str) -> Encoder:
         options = BlockOptions(
