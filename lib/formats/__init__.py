@@ -27,6 +27,7 @@ from lib.formats import (
 from lib.formats.by_frame import by_frame
 from lib.formats.clip import NOBODY, Clip, clip_by_name, to_annotation
 from lib.formats.content import Pickled, read_content
+from lib.formats.frame_numbers import SAME_NUMBER
 from lib.formats.values import first_item
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
                 f'{file} holds {len(found.frames)} frames, but in a folder each file is one frame. '
                 'Move other files out of the folder.'
             )
+        if name in frames:
+            raise UserError(SAME_NUMBER.format(folder))
         if clip is None or not clip.source:
             clip = found
         (frames[name],) = found.frames.values()
