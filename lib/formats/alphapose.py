@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lib.errors import UserError, shown, shown_text
-from lib.formats.clip import Clip, Person, clip_by_name
+from lib.formats.clip import Clip, Person, number_frames
 from lib.formats.values import entries, first_item, has, identity, mapping, triples
 
 NAME, FILES = 'AlphaPose', 'JSON'
@@ -67,7 +67,7 @@ def _clip(source: str, poses: Iterable[_Pose], where: str, images: Iterable[str]
     for image, found, pose, place in poses:
         joints = triples(pose.get('keypoints'), f'{place}: keypoints')
         by_image.setdefault(image, []).append(Person(joints, max(found, key=lambda person: alone[person])))
-    return clip_by_name(source, by_image, where)
+    return number_frames(Clip(source, {}), by_image, where)
 
 
 def _identities(value: Any) -> list[str | None]:

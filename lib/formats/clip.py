@@ -6,7 +6,7 @@ M persons, P poses in all frames together, T frames, V joints, C coordinates.
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,10 +72,11 @@ class Clip:
         return max(self.frames) - min(self.frames) + 1
 
 
-def clip_by_name(source: str, by_name: Mapping[str, Sequence[Person]], where: str, **fields: Any) -> Clip:
-    """A clip of the persons in named images, numbered by their names. fields: of Clip."""
+def number_frames(clip: Clip, by_name: Mapping[str, Sequence[Person]], where: str) -> Clip:
+    """The clip with the persons of named images, numbered by their names."""
     numbers, note = frame_numbers(by_name, where)
-    return Clip(source, {numbers[name]: persons for name, persons in by_name.items()}, note=note, **fields)
+    frames = {numbers[name]: persons for name, persons in by_name.items()}
+    return replace(clip, frames=frames, note=note or clip.note)
 
 
 def to_annotation(

@@ -7,7 +7,7 @@ of other categories are skipped if there are some of a category named person. CO
 from typing import Any
 
 from lib.errors import UserError, shown
-from lib.formats.clip import Clip, Person, clip_by_name
+from lib.formats.clip import Clip, Person, number_frames
 from lib.formats.values import entries, has, identity, triples, whole_number
 
 NAME, FILES = 'COCO', 'JSON'
@@ -34,7 +34,8 @@ def read(content: Any, where: str) -> Clip:
         categories.append(annotation.get('category_id'))
     size = sizes.pop() if len(sizes) == 1 else (None, None)
     joint_names = _joint_names(content.get('categories'), categories)
-    return clip_by_name(NAME, persons, where, joint_names=joint_names, img_shape=size if all(size) else None)
+    clip = Clip(NAME, {}, joint_names=joint_names, img_shape=size if all(size) else None)
+    return number_frames(clip, persons, where)
 
 
 def _id(value: Any, where: str) -> int | str:
