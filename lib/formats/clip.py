@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.data.skeletons import COCO17, LAYOUTS, convert
+from lib.data.skeletons import COCO17, LAYOUTS, convert, convert_names
 from lib.errors import UserError, shown
 from lib.formats.frame_numbers import MOST_FRAMES, frame_numbers
-from lib.formats.posture import better_layouts
+from lib.formats.posture import require_posture
 from lib.formats.tracking import track
 
 LARGEST_COORDINATE = 10**5  # px
@@ -185,17 +185,12 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
                 f'{path} has {joints.shape[1]} joints with unknown names: {shown(list(clip.joint_names))}. Add '
                 '--layout if they are in the order of a known layout, or rename them (left_hip).'
             )
-        order = [names.index(name) if name in names else -1 for name in COCO17.joints]
-        padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
-        return 'joints by name', padded[:, order]
+        return 'joints by name', convert_names(joints, names, COCO17.joints)
     guessed = layout is None and clip.layout is None
     layout = layout or clip.layout or LAYOUT_BY_NUMBER.get(joints.shape[1])
     require_joints(joints.shape[1], layout, path)
-    if guessed and (better := better_layouts(joints, layout)):
-        raise UserError(
-            f'{path} has {joints.shape[1]} joints like {layout}, but they form a body only in {" or ".join(better)}. '
-            f'Add --layout {better[0]} (or --layout {layout} if it is correct).'
-        )
+    if guessed:
+        require_posture(joints, layout, path, 'Add --layout {better} (or --layout {layout} if it is correct).')
     return layout, convert(joints, layout, 'coco17')
 
 
