@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.data.skeletons import COCO17, LAYOUTS, convert, convert_names
-from lib.errors import UserError, shown
+from lib.errors import UserError, numbered, shown
 from lib.formats.frame_numbers import MOST_FRAMES, frame_numbers
 from lib.formats.posture import require_posture
 from lib.formats.tracking import track
@@ -98,16 +98,16 @@ def to_annotation(
         persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
     else:
         persons, left_out = _by_tracking(joints, frame, max_persons, clip)
-    first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
+    first = min(clip.frames)
     log.info(
-        '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
-        path, clip.source, layout, found, 'person' if found == 1 else 'persons', num_frames,
-        'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
+        '%s: %s (%s), %s, %s, the first one is %d%s',
+        path, clip.source, layout, numbered(len(persons) + left_out, 'person'), numbered(clip.num_frames, 'frame'),
+        first, clip.note and f'; {clip.note}',
     )  # fmt: skip
     annotation = {
         'frame_dir': path.resolve().name if path.is_dir() else path.stem,
         'label': clip.label,
-        'total_frames': num_frames,
+        'total_frames': clip.num_frames,
     }
     if clip.is_3d:
         annotation['keypoint'] = persons
