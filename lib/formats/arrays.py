@@ -13,6 +13,7 @@ from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import LARGEST_COORDINATE, LAYOUT_BY_NUMBER, Clip, Person
 from lib.formats.content import Arrays
+from lib.formats.mediapipe import NUM_LANDMARKS
 from lib.formats.posture import CLEARLY, fit, is_clearly_better
 from lib.formats.values import array, first_item, float32
 
@@ -43,9 +44,9 @@ def read(content: Any, where: str, layout: str | None) -> Clip:
     keypoint = float32(keypoint)
     if layout == 'ntu25' and size == 3:
         return Clip('array', _by_frame(keypoint), layout=layout, is_certain=True, is_3d=True)
-    if num_joints == 33 and size == 4:
+    if num_joints == NUM_LANDMARKS and size == 4:
         keypoint = keypoint[..., [0, 1, 3]]
-    elif num_joints == 33 and size == 3 and (keypoint[..., 2] < 0).any():  # z
+    elif num_joints == NUM_LANDMARKS and size == 3 and (keypoint[..., 2] < 0).any():  # z
         keypoint = keypoint[..., :2]
     if keypoint.shape[3] == 2:
         score = (keypoint != 0).any(axis=3) if score is None else score
@@ -69,9 +70,9 @@ def _keypoint_and_score(arrays: dict[str, np.ndarray | None], where: str) -> tup
         (keypoint,) = arrays.values()
     if keypoint is None:
         raise UserError(f'{where} must contain an array keypoint of numbers, {_AXES}; found {shown(list(arrays))}.')
-    if keypoint.ndim == 2 and keypoint.shape[1] == 33 * 4:
-        keypoint = keypoint.reshape(-1, 33, 4)
-    sizes = (2, 3, 4) if keypoint.ndim > 1 and keypoint.shape[-2] == 33 else (2, 3)
+    if keypoint.ndim == 2 and keypoint.shape[1] == NUM_LANDMARKS * 4:
+        keypoint = keypoint.reshape(-1, NUM_LANDMARKS, 4)
+    sizes = (2, 3, 4) if keypoint.ndim > 1 and keypoint.shape[-2] == NUM_LANDMARKS else (2, 3)
     is_numeric = keypoint.dtype.kind in 'iuf' and 0 not in keypoint.shape
     if not is_numeric or keypoint.ndim not in (3, 4) or keypoint.shape[-1] not in sizes:
         raise UserError(

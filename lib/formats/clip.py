@@ -205,12 +205,14 @@ def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
 
     Two poses in a frame are halves if they share a point and have no common joint at different places.
     """
+    if clip.is_certain:
+        return joints
     row = 0
     for number in sorted(clip.frames):
         count = len(clip.frames[number])
         part = joints[row : row + count]
         row += count
-        if count == 1 or clip.is_certain:
+        if count == 1:
             continue
         found = (part[..., 2] > 0).astype(np.float32)
         # With more common joints, a person was detected twice.

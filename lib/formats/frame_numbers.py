@@ -23,13 +23,13 @@ class Numbered(NamedTuple):
 
 
 def frame_numbers(names: Collection[str], where: str) -> Numbered:
-    """Frame numbers: the first group of digits that varies between names.
+    """Frame numbers of images with different names: the first group of digits that varies between names.
 
     If it is not a frame number (a date and time, a fraction, numbers at large irregular steps, a number that recurs,
     varying text before it), frames are counted from 0 in the order of the names. Raises UserError for frames of several
     videos.
     """
-    names = list(dict.fromkeys(names))
+    names = list(names)
     if len(names) == 1:
         digits = re.findall(r'\d{1,9}', _stem(names[0]))
         return Numbered({names[0]: int(digits[-1]) if digits else 0})
