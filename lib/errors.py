@@ -45,3 +45,8 @@ def shown(value: object) -> str:
 def shown_text(text: str) -> str:
     """Formats a name for a message: without quotes unless it is long or not printable."""
     return text if len(text) <= 100 and text.isprintable() else shown(text)
+
+
+def numbered(count: int, noun: str) -> str:
+    """'1 clip', '2,000 clips'."""
+    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'

@@ -1,5 +1,6 @@
 """Skeletons of PYSKL pickles and MotionBERT, joint orders of pose estimators, and conversion between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -134,12 +135,17 @@ def skeleton_of(num_joints: int) -> Skeleton:
 
 
 def convert(joints: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Converts joints (..., V, C) from one of LAYOUTS to another by their names.
+    """Converts joints (..., V, C) from one of LAYOUTS to another; see convert_names."""
+    return convert_names(joints, LAYOUTS[source], LAYOUTS[target])
+
+
+def convert_names(joints: np.ndarray, source: Sequence[str], target: Sequence[str]) -> np.ndarray:
+    """Converts joints (..., V, C) from one order of joint names to another.
 
     Joints missing from the source become zeros: pass x, y and score together, so that their score is 0.
     """
-    converted = np.zeros((*joints.shape[:-2], len(LAYOUTS[target]), joints.shape[-1]), joints.dtype)
-    shared = [name for name in LAYOUTS[target] if name in LAYOUTS[source]]
-    at, of = ([LAYOUTS[layout].index(name) for name in shared] for layout in (target, source))
+    converted = np.zeros((*joints.shape[:-2], len(target), joints.shape[-1]), joints.dtype)
+    shared = [name for name in target if name in source]
+    at, of = ([names.index(name) for name in shared] for names in (target, source))
     converted[..., at, :] = joints[..., of, :]
     return converted

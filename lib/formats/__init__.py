@@ -5,7 +5,6 @@ To support another source, add such a module to FORMATS and a test.
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from lib.formats import (
     ultralytics,
 )
 from lib.formats.by_frame import by_frame
-from lib.formats.clip import NOBODY, Clip, clip_by_name, to_annotation
+from lib.formats.clip import NOBODY, Clip, number_frames, to_annotation
 from lib.formats.content import Pickled, read_content
+from lib.formats.frame_numbers import SAME_NUMBER
 from lib.formats.values import first_item
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def _read_clip(content: Any, path: Path, layout: str | None) -> Clip | None:
     names, results = by_frame(content) or ([], None)
     clip = _recognised(results, path, layout)
     if clip and list(clip.frames) == list(range(len(names))):
-        numbered = clip_by_name('', {name: clip.frames[i] for i, name in enumerate(names)}, str(path))
-        return replace(clip, frames=numbered.frames, note=numbered.note or clip.note)
+        return number_frames(clip, dict(zip(names, clip.frames.values(), strict=True)), str(path))
     return None
 
 
@@ -106,7 +105,7 @@ def _unsupported(content: Any, path: Path) -> UserError:
     _, item = first_item(content)
     if item is None or item == {}:
         return UserError(NOBODY.format(path))
-    found = f'the keys {shown(list(item))}' if isinstance(item, dict) else f'{shown(item)}'
+    found = f'the keys {shown(list(item))}' if isinstance(item, dict) else shown(item)
     return UserError(f'{path} is in no supported format: found {found}. Supported: {SUPPORTED}.')
 
 
@@ -131,13 +130,11 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
     """The clip in a folder with one file per frame. Unrecognised files without a digit in their names are skipped."""
-    frames, clip, others = {}, None, []
+    frames, clip, others = {}, Clip('', {}), []
     for file in files:
         name = file.name.removesuffix(file.suffix).removesuffix('_keypoints')
-        if file.stat().st_size == 0 and file.suffix == '.txt':  # no persons
-            frames[name] = []
-            continue
-        content = read_content(file, SUPPORTED)
+        is_empty = file.suffix == '.txt' and file.stat().st_size == 0
+        content = [] if is_empty else read_content(file, SUPPORTED)
         found = Clip('', {0: []}) if content in ([], {}) else _read_clip(content, file, layout)
         if found is None and not any(map(str.isdigit, name)):  # such as classes.txt
             others.append((file, _unsupported(content, file)))
@@ -149,14 +146,13 @@ def _read_frames(files: list[Path], folder: Path, layout: str | None) -> Clip:
                 f'{file} holds {len(found.frames)} frames, but in a folder each file is one frame. '
                 'Move other files out of the folder.'
             )
-        if clip is None or not clip.source:
+        if name in frames:
+            raise UserError(SAME_NUMBER.format(folder))
+        if not clip.source:
             clip = found
         (frames[name],) = found.frames.values()
     if others and not frames:
         raise others[0][1]
     for file, _ in others:
         log.warning('%s is not a frame and is skipped', file)
-    numbered = clip_by_name('', frames, str(folder))
-    if clip is None:
-        raise UserError(NOBODY.format(folder))
-    return replace(clip, frames=numbered.frames, note=numbered.note or clip.note)
+    return number_frames(clip, frames, str(folder))

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lib.errors import UserError, shown, shown_text
-from lib.formats.clip import Clip, Person, clip_by_name
-from lib.formats.values import entries, first_item, has, identity, mapping, triples
+from lib.errors import shown_text
+from lib.formats.clip import Clip, Person, number_frames
+from lib.formats.values import entries, first_item, has, identity, mapping, name_or_number, triples
 
 NAME, FILES = 'AlphaPose', 'JSON'
 _Pose = tuple[str, Any, dict[str, Any], str]  # image, person, entry, place
@@ -40,10 +40,8 @@ def read(content: Any, where: str) -> Clip:
 
 def _results(content: list[Any], where: str) -> Iterator[_Pose]:
     for place, entry in entries(content, where, 'entry'):
-        image = entry.get('image_id')
-        if isinstance(image, bool) or not isinstance(image, int | str):
-            raise UserError(f'{place}: image_id must be a name or a number, found {shown(image)}.')
-        yield str(image), entry.get('idx', entry.get('track_id')), entry, f'{place} (image {shown_text(str(image))})'
+        image = str(name_or_number(entry.get('image_id'), f'{place}: image_id'))
+        yield image, entry.get('idx', entry.get('track_id')), entry, f'{place} (image {shown_text(image)})'
 
 
 def _by_image(content: dict[str, Any], where: str) -> Iterator[_Pose]:
@@ -67,7 +65,7 @@ def _clip(source: str, poses: Iterable[_Pose], where: str, images: Iterable[str]
     for image, found, pose, place in poses:
         joints = triples(pose.get('keypoints'), f'{place}: keypoints')
         by_image.setdefault(image, []).append(Person(joints, max(found, key=lambda person: alone[person])))
-    return clip_by_name(source, by_image, where)
+    return number_frames(Clip(source, {}), by_image, where)
 
 
 def _identities(value: Any) -> list[str | None]:

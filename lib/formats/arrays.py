@@ -13,7 +13,8 @@ from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import LARGEST_COORDINATE, LAYOUT_BY_NUMBER, Clip, Person
 from lib.formats.content import Arrays
-from lib.formats.posture import A_BODY, CLEARLY, fit
+from lib.formats.mediapipe import NUM_LANDMARKS
+from lib.formats.posture import CLEARLY, fit, is_clearly_better
 from lib.formats.values import array, first_item, float32
 
 NAME, FILES = 'arrays', '.npy and .npz'
@@ -43,9 +44,9 @@ def read(content: Any, where: str, layout: str | None) -> Clip:
     keypoint = float32(keypoint)
     if layout == 'ntu25' and size == 3:
         return Clip('array', _by_frame(keypoint), layout=layout, is_certain=True, is_3d=True)
-    if num_joints == 33 and size == 4:
+    if num_joints == NUM_LANDMARKS and size == 4:
         keypoint = keypoint[..., [0, 1, 3]]
-    elif num_joints == 33 and size == 3 and (keypoint[..., 2] < 0).any():  # z
+    elif num_joints == NUM_LANDMARKS and size == 3 and (keypoint[..., 2] < 0).any():  # z
         keypoint = keypoint[..., :2]
     if keypoint.shape[3] == 2:
         score = (keypoint != 0).any(axis=3) if score is None else score
@@ -69,9 +70,9 @@ def _keypoint_and_score(arrays: dict[str, np.ndarray | None], where: str) -> tup
         (keypoint,) = arrays.values()
     if keypoint is None:
         raise UserError(f'{where} must contain an array keypoint of numbers, {_AXES}; found {shown(list(arrays))}.')
-    if keypoint.ndim == 2 and keypoint.shape[1] == 33 * 4:
-        keypoint = keypoint.reshape(-1, 33, 4)
-    sizes = (2, 3, 4) if keypoint.ndim > 1 and keypoint.shape[-2] == 33 else (2, 3)
+    if keypoint.ndim == 2 and keypoint.shape[1] == NUM_LANDMARKS * 4:
+        keypoint = keypoint.reshape(-1, NUM_LANDMARKS, 4)
+    sizes = (2, 3, 4) if keypoint.ndim > 1 and keypoint.shape[-2] == NUM_LANDMARKS else (2, 3)
     is_numeric = keypoint.dtype.kind in 'iuf' and 0 not in keypoint.shape
     if not is_numeric or keypoint.ndim not in (3, 4) or keypoint.shape[-1] not in sizes:
         raise UserError(
@@ -106,20 +107,20 @@ def _img_shape(arrays: dict[str, np.ndarray], where: str) -> tuple[int, int] | N
 def _require_axes(keypoint: np.ndarray, where: str, layout: str | None) -> None:
     """Raises UserError if the axes of (M, T, V, C) are probably in another order."""
     persons, frames, num_joints, size = keypoint.shape
-    reason = None
+    points, reason = _points(keypoint), None
     if persons > frames:
         reason = f'more persons ({persons}) than frames ({frames})'
     elif num_joints < 15:
         reason = f'{num_joints} joints'
     elif size == 2 and persons > 1 and _has_scores_as_person(keypoint):
         reason = 'a person has only numbers between 0 and 1, like scores'
-    elif _are_joints_and_frames_swapped(keypoint, layout):
+    elif _are_joints_and_frames_swapped(points, layout):
         reason = 'points are nearer to each other within a joint than within a frame'
-    elif persons > 1 and frames <= MOST_PERSONS and _are_persons_and_frames_swapped(keypoint):
+    elif persons > 1 and frames <= MOST_PERSONS and _are_persons_and_frames_swapped(points):
         reason = 'poses are nearer to each other within a frame than within a person'
     elif size == 2 and persons in (2, 3) and frames > 1 and layout != 'ntu25':
-        given, other = _worst_fit(keypoint, layout), _worst_fit(keypoint.transpose(3, 1, 2, 0), layout)
-        if other[0] > given[0] + CLEARLY and other[1] > max(given[1], A_BODY):
+        swapped = _points(keypoint.transpose(3, 1, 2, 0))
+        if is_clearly_better(_worst_fit(swapped, layout), _worst_fit(points, layout)):
             reason = 'the joints form bodies only if the first axis is x and y'
     if reason:
         raise UserError(
@@ -133,18 +134,17 @@ def _has_scores_as_person(keypoint: np.ndarray) -> bool:
     return bool(largest.max() > 2 and ((largest > 0) & (largest <= 1)).any())
 
 
-def _are_joints_and_frames_swapped(keypoint: np.ndarray, layout: str | None) -> bool:
+def _are_joints_and_frames_swapped(points: np.ndarray, layout: str | None) -> bool:
     """Whether steps along time are too large and the joints do not form clearly better bodies than the frames."""
-    over_time, over_joints = (_step(_points(keypoint), axis) for axis in (1, 2))
+    over_time, over_joints = (_step(points, axis) for axis in (1, 2))
     if not over_time > JUMPY * over_joints > 0:
         return False
-    given, other = _worst_fit(keypoint, layout), _worst_fit(keypoint.swapaxes(1, 2), layout)
+    given, other = _worst_fit(points, layout), _worst_fit(points.swapaxes(1, 2), layout)
     return given[0] < other[0] + CLEARLY
 
 
-def _are_persons_and_frames_swapped(keypoint: np.ndarray) -> bool:
+def _are_persons_and_frames_swapped(points: np.ndarray) -> bool:
     """Whether poses differ more over time than between persons, in position and, for fast persons, in posture."""
-    points = _points(keypoint)
     middle = (np.fmin.reduce(points, axis=2, keepdims=True) + np.fmax.reduce(points, axis=2, keepdims=True)) / 2
     return all(_step(part, 1) > JUMPY * _step(part, 0) > 0 for part in (points, points - middle))
 
@@ -161,11 +161,10 @@ def _step(points: np.ndarray, axis: int) -> float:
     return float(steps[np.isfinite(steps)].mean()) if np.isfinite(steps).any() else 0.0
 
 
-def _worst_fit(keypoint: np.ndarray, layout: str | None) -> tuple[float, float]:
-    """The worst fit of the persons (M, T, V, C) that are found; see posture.fit. Zeros for other numbers of joints."""
-    layout = layout or LAYOUT_BY_NUMBER.get(keypoint.shape[2])
-    if layout is None or len(LAYOUTS[layout]) != keypoint.shape[2]:
+def _worst_fit(points: np.ndarray, layout: str | None) -> tuple[float, float]:
+    """The worst fit of the persons (M, T, V, 2) that are found; see posture.fit. Zeros for other numbers of joints."""
+    layout = layout or LAYOUT_BY_NUMBER.get(points.shape[2])
+    if layout is None or len(LAYOUTS[layout]) != points.shape[2]:
         return 0, 0
-    points = _points(keypoint)
     joints = np.concatenate([points, np.isfinite(points).all(axis=-1, keepdims=True)], axis=-1)
     return min(filter(None, (fit(person, layout) for person in joints)), default=(0, 0))

@@ -6,17 +6,17 @@ M persons, P poses in all frames together, T frames, V joints, C coordinates.
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.data.skeletons import COCO17, LAYOUTS, convert
-from lib.errors import UserError, shown
+from lib.data.skeletons import COCO17, LAYOUTS, convert, convert_names
+from lib.errors import UserError, numbered, shown
 from lib.formats.frame_numbers import MOST_FRAMES, frame_numbers
-from lib.formats.posture import better_layouts
+from lib.formats.posture import require_posture
 from lib.formats.tracking import track
 
 LARGEST_COORDINATE = 10**5  # px
@@ -72,10 +72,11 @@ class Clip:
         return max(self.frames) - min(self.frames) + 1
 
 
-def clip_by_name(source: str, by_name: Mapping[str, Sequence[Person]], where: str, **fields: Any) -> Clip:
-    """A clip of the persons in named images, numbered by their names. fields: of Clip."""
+def number_frames(clip: Clip, by_name: Mapping[str, Sequence[Person]], where: str) -> Clip:
+    """The clip with the persons of named images, numbered by their names."""
     numbers, note = frame_numbers(by_name, where)
-    return Clip(source, {numbers[name]: persons for name, persons in by_name.items()}, note=note, **fields)
+    frames = {numbers[name]: persons for name, persons in by_name.items()}
+    return replace(clip, frames=frames, note=note or clip.note)
 
 
 def to_annotation(
@@ -97,16 +98,16 @@ def to_annotation(
         persons, left_out = _by_identity(joints, frame, identity, max_persons, clip)
     else:
         persons, left_out = _by_tracking(joints, frame, max_persons, clip)
-    first, found, num_frames = min(clip.frames), len(persons) + left_out, clip.num_frames
+    first = min(clip.frames)
     log.info(
-        '%s: %s (%s), %d %s, %d %s, the first one is %d%s',
-        path, clip.source, layout, found, 'person' if found == 1 else 'persons', num_frames,
-        'frame' if num_frames == 1 else 'frames', first, clip.note and f'; {clip.note}',
+        '%s: %s (%s), %s, %s, the first one is %d%s',
+        path, clip.source, layout, numbered(len(persons) + left_out, 'person'), numbered(clip.num_frames, 'frame'),
+        first, clip.note and f'; {clip.note}',
     )  # fmt: skip
     annotation = {
         'frame_dir': path.resolve().name if path.is_dir() else path.stem,
         'label': clip.label,
-        'total_frames': num_frames,
+        'total_frames': clip.num_frames,
     }
     if clip.is_3d:
         annotation['keypoint'] = persons
@@ -184,17 +185,12 @@ def _in_coco(joints: np.ndarray, clip: Clip, layout: str | None, path: Path) -> 
                 f'{path} has {joints.shape[1]} joints with unknown names: {shown(list(clip.joint_names))}. Add '
                 '--layout if they are in the order of a known layout, or rename them (left_hip).'
             )
-        order = [names.index(name) if name in names else -1 for name in COCO17.joints]
-        padded = np.concatenate([joints, np.zeros_like(joints[:, :1])], axis=1)
-        return 'joints by name', padded[:, order]
+        return 'joints by name', convert_names(joints, names, COCO17.joints)
     guessed = layout is None and clip.layout is None
     layout = layout or clip.layout or LAYOUT_BY_NUMBER.get(joints.shape[1])
     require_joints(joints.shape[1], layout, path)
-    if guessed and (better := better_layouts(joints, layout)):
-        raise UserError(
-            f'{path} has {joints.shape[1]} joints like {layout}, but they form a body only in {" or ".join(better)}. '
-            f'Add --layout {better[0]} (or --layout {layout} if it is correct).'
-        )
+    if guessed:
+        require_posture(joints, layout, path, 'Add --layout {better} (or --layout {layout} if it is correct).')
     return layout, convert(joints, layout, 'coco17')
 
 
@@ -209,12 +205,14 @@ def _joined(joints: np.ndarray, clip: Clip) -> np.ndarray:
 
     Two poses in a frame are halves if they share a point and have no common joint at different places.
     """
+    if clip.is_certain:
+        return joints
     row = 0
     for number in sorted(clip.frames):
         count = len(clip.frames[number])
         part = joints[row : row + count]
         row += count
-        if count == 1 or clip.is_certain:
+        if count == 1:
             continue
         found = (part[..., 2] > 0).astype(np.float32)
         # With more common joints, a person was detected twice.

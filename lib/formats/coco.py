@@ -4,11 +4,12 @@ The third number of a joint is 0 (not labelled), 1 (hidden) or 2 (visible); 1 an
 of other categories are skipped if there are some of a category named person. COCO's results are read by alphapose.py.
 """
 
+from collections import Counter
+from collections.abc import Hashable
 from typing import Any
 
-from lib.errors import UserError, shown
-from lib.formats.clip import Clip, Person, clip_by_name
-from lib.formats.values import entries, has, identity, triples, whole_number
+from lib.formats.clip import Clip, Person, number_frames
+from lib.formats.values import entries, has, identity, name_or_number, triples, whole_number
 
 NAME, FILES = 'COCO', 'JSON'
 
@@ -18,29 +19,25 @@ def recognises(content: Any) -> bool:
 
 
 def read(content: Any, where: str) -> Clip:
-    names, sizes, categories = {}, set(), []
+    names, sizes = {}, set()
     for place, image in entries(content['images'], where, 'image'):
-        number = _id(image.get('id'), f'{place}: id')
+        number = name_or_number(image.get('id'), f'{place}: id')
         names[number] = str(image.get('file_name') or number)
         sizes.add((whole_number(image, 'height'), whole_number(image, 'width')))
     persons: dict[str, list[Person]] = {name: [] for name in names.values()}
     annotated = [(place, a) for place, a in entries(content['annotations'], where, 'annotation') if a.get('keypoints')]
-    person_ids = _person_ids(content.get('categories'))
-    of_persons = [(place, a) for place, a in annotated if a.get('category_id') in person_ids]
-    for place, annotation in of_persons or annotated:
-        image = _id(annotation.get('image_id'), f'{place}: image_id')
+    categories = content.get('categories')
+    categories = [c for c in categories if has(c, 'id')] if isinstance(categories, list) else []
+    person_ids = [category['id'] for category in categories if str(category.get('name')).strip().lower() == 'person']
+    annotated = [(place, a) for place, a in annotated if a.get('category_id') in person_ids] or annotated
+    for place, annotation in annotated:
+        image = name_or_number(annotation.get('image_id'), f'{place}: image_id')
         joints = triples(annotation['keypoints'], f'{place}: keypoints')
         persons.setdefault(names.get(image, str(image)), []).append(Person(joints, identity(_track(annotation))))
-        categories.append(annotation.get('category_id'))
     size = sizes.pop() if len(sizes) == 1 else (None, None)
-    joint_names = _joint_names(content.get('categories'), categories)
-    return clip_by_name(NAME, persons, where, joint_names=joint_names, img_shape=size if all(size) else None)
-
-
-def _id(value: Any, where: str) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f'{where} must be a number or a name, found {shown(value)}.')
-    return value
+    joint_names = _joint_names(categories, [annotation.get('category_id') for _, annotation in annotated])
+    clip = Clip(NAME, {}, joint_names=joint_names, img_shape=size if all(size) else None)
+    return number_frames(clip, persons, where)
 
 
 def _track(annotation: dict[str, Any]) -> Any:
@@ -52,16 +49,11 @@ def _track(annotation: dict[str, Any]) -> Any:
     return None
 
 
-def _person_ids(categories: Any) -> list[Any]:
-    """Ids of the categories named person."""
-    named = [c for c in categories if has(c, 'id', 'name')] if isinstance(categories, list) else []
-    return [category['id'] for category in named if str(category['name']).strip().lower() == 'person']
-
-
-def _joint_names(categories: Any, used: list[Any]) -> list[Any] | None:
-    """Joint names of the most frequent category."""
-    number = used and max(used, key=used.count)
-    for category in categories if isinstance(categories, list) else []:
-        if has(category, 'id', 'keypoints') and category['id'] == number and isinstance(category['keypoints'], list):
-            return category['keypoints']
+def _joint_names(categories: list[dict[str, Any]], used: list[Any]) -> list[Any] | None:
+    """Joint names of the category with the most frequent of the ids used."""
+    counts = Counter(number for number in used if isinstance(number, Hashable))
+    for number, _ in counts.most_common(1):
+        for category in categories:
+            if category['id'] == number and isinstance(category.get('keypoints'), list):
+                return category['keypoints']
     return None

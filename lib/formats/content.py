@@ -29,6 +29,7 @@ class Pickled:
 
 
 _BOM = b'\xef\xbb\xbf'
+_UTF16_BOMS = b'\xff\xfe', b'\xfe\xff'
 _SEPARATORS = re.compile(r'[ \t\r\n,]*')  # between JSON values
 _VIDEO = 'a video: extract its keypoints with `python -m lib.tools.extract_keypoints VIDEO --out clip.pkl`'
 _IMAGE = 'an image: extract its keypoints with a pose estimator'
@@ -51,7 +52,10 @@ def read_content(path: Path, supported: str) -> Any:
     """
     require_file(path)
     with user_file(path), path.open('rb') as file:
-        start = file.read(2**10).removeprefix(_BOM).lstrip(b' \t\r\n')
+        start = file.read(2**10)
+    if start[:2] in _UTF16_BOMS:
+        start = start.decode('utf-16', 'replace').encode()
+    start = start.removeprefix(_BOM).lstrip(b' \t\r\n')
     if start[:1] == b'\x80' or path.suffix in ('.pkl', '.pickle'):
         data = read_pickle(path)
         return Arrays({'keypoint': data}) if isinstance(data, np.ndarray) else Pickled(data)
@@ -78,7 +82,7 @@ def read_text(path: Path) -> str:
     with user_file(path):
         content = path.read_bytes().removeprefix(_BOM)
     try:
-        return content.decode('utf-16' if content[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8')
+        return content.decode('utf-16' if content[:2] in _UTF16_BOMS else 'utf-8')
     except UnicodeDecodeError:
         return '\0'
 

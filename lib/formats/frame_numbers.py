@@ -10,6 +10,7 @@ from lib.errors import UserError, shown_text
 
 LARGEST_STEP = 12  # between frame numbers at irregular steps; time stamps in milliseconds have larger ones
 MOST_FRAMES = 108_000  # an hour at 30 frames a second
+SAME_NUMBER = '{} has two frames of the same number, written differently. Remove one of them.'
 _DATE_AND_TIME = re.compile(r'(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d\D{0,2}([01]\d|2[0-3])([0-5]\d){2}(?!\d)')
 _ROBOFLOW = re.compile(r'[._](jpe?g|png|bmp|webp)\.rf\.\w+')  # a hash in the names of exported images
 
@@ -22,13 +23,13 @@ class Numbered(NamedTuple):
 
 
 def frame_numbers(names: Collection[str], where: str) -> Numbered:
-    """Frame numbers: the first group of digits that varies between names.
+    """Frame numbers of images with different names: the first group of digits that varies between names.
 
     If it is not a frame number (a date and time, a fraction, numbers at large irregular steps, a number that recurs,
     varying text before it), frames are counted from 0 in the order of the names. Raises UserError for frames of several
     videos.
     """
-    names = list(dict.fromkeys(names))
+    names = list(names)
     if len(names) == 1:
         digits = re.findall(r'\d{1,9}', _stem(names[0]))
         return Numbered({names[0]: int(digits[-1]) if digits else 0})
@@ -42,7 +43,7 @@ def frame_numbers(names: Collection[str], where: str) -> Numbered:
             numbers = [int(token) for token in column]
             steps = np.diff(sorted(numbers))
             if len(set(column)) == len(names) > len(set(numbers)):
-                raise UserError(f'{where} has two frames of the same number, written differently. Remove one of them.')
+                raise UserError(SAME_NUMBER.format(where))
             is_plain = len(set(numbers)) == len(names) and steps.sum() < MOST_FRAMES
             if is_plain and (steps.min() <= LARGEST_STEP or not ((steps % steps.min()).any() or is_fraction)):
                 return Numbered(dict(zip(names, numbers, strict=True)))
@@ -64,13 +65,13 @@ def _are_times(names: Collection[str]) -> bool:
 
 def _refuse_several_videos(names: Collection[str], where: str) -> None:
     """Raises UserError if frames are numbered after different words."""
-    videos: dict[str, set[str]] = {}  # numbers after each word in each folder
+    videos: dict[str, set[str | None]] = {}  # numbers after each word in each folder
     for name in names:
         folder, _, last = _stem(name).replace('\\', '/').rpartition('/')
-        match = re.fullmatch(r'(.*?)(\d+)\D*', last) or re.fullmatch(r'(.*)()', last)
+        match = re.fullmatch(r'(.*?)(?:(\d+)\D*)?', last, re.DOTALL)
         words = ''.join(filter(str.isalpha, match[1]))
         videos.setdefault(f'{folder}/{words}' if folder else words, set()).add(match[2])
-    numbered = [numbers for numbers in videos.values() if numbers != {''}]
+    numbered = [numbers for numbers in videos.values() if numbers != {None}]
     counted = any(len(numbers) > 1 for numbers in numbered)
     if len(videos) > 1 and (counted or (len(numbered) > 1 and set.intersection(*numbered))):
         raise UserError(

@@ -42,18 +42,24 @@ def convert_kinetics(index: Path, kpfiles: Path, box_thr: float, out: Path) -> s
         old.unlink()
     counts: Counter[str] = Counter()
     for number, (raw_file, file) in enumerate(tqdm(files.items(), unit='file', leave=False, disable=None)):
-        keypoints = read_pickle(file) if file else {}
+        if file is None:
+            continue
+        keypoints = read_pickle(file)
         if not isinstance(keypoints, dict):
             raise UserError(f'{file} is not a kpfile, a dict by frame_dir, but a {type(keypoints).__name__}.')
         clips, split = [], defaultdict(list)
-        for annotation in by_file[raw_file] if file else ():
+        for annotation in by_file[raw_file]:
             name = annotation['frame_dir']
-            clip = decompress(annotation, keypoints[name], box_thr, str(file)) if name in keypoints else None
-            counts['without' if name not in keypoints else 'empty'] += clip is None
-            if clip:
-                clips.append(clip)
-                for split_name in splits_of[name]:
-                    split[split_name].append(name)
+            if name not in keypoints:
+                counts['without'] += 1
+                continue
+            clip = decompress(annotation, keypoints[name], box_thr, str(file))
+            if clip is None:
+                counts['empty'] += 1
+                continue
+            clips.append(clip)
+            for split_name in splits_of[name]:
+                split[split_name].append(name)
         if clips:
             counts['clips'] += len(clips)
             counts['files'] += 1

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
 from lib.formats.frame_numbers import frame_numbers
-from lib.formats.mediapipe import of_landmarks
+from lib.formats.mediapipe import NUM_LANDMARKS, of_landmarks
 from lib.formats.values import float32, identity
 
 NAME, FILES = 'MediaPipe', 'CSV'
@@ -32,12 +31,11 @@ _COLUMNS = {
     'joint': ('landmarkid', 'landmark', 'landmarkindex', 'landmarkname', 'joint', 'jointid', 'keypoint', 'id', 'name'),
     'score': ('visibility', 'v', 'score', 'presence', 'confidence'),
 }
-_NUM_JOINTS = len(LAYOUTS['blazepose33'])
 
 
 def recognises(content: Any) -> bool:
     try:
-        return isinstance(content, str) and _columns(next(_rows(content), [])) is not None
+        return isinstance(content, str) and _columns(next(_rows(content.split('\n', 1)[0]), [])) is not None
     except csv.Error:
         return False
 
@@ -50,6 +48,7 @@ def read(text: str, where: str) -> Clip:
     columns, joints = _columns(header)
     listed = list(joints) or [row[columns['joint']] for row in rows if len(row) > columns['joint']]
     order, count, names = _joint_order(listed, where)
+    key = next((key for key in ('frame', 'image', 'time') if key in columns), None)
     values: dict[tuple[Any, str], np.ndarray] = {}
     frame, seen = 0, set()  # for tables without frame numbers
     for i, row in enumerate(rows, 2):
@@ -58,8 +57,10 @@ def read(text: str, where: str) -> Clip:
         if len(row) < len(header):
             raise UserError(f'{where}: line {i} has {len(row)} cells, the first line {len(header)}.')
         person = row[columns['person']].strip() if 'person' in columns else ''
-        if key := next((key for key in ('frame', 'image', 'time') if key in columns), None):
-            frame = row[columns[key]].strip() if key == 'image' else _number(row[columns[key]], f'{where}: line {i}')
+        if key == 'image':
+            frame = row[columns[key]].strip()
+        elif key:
+            frame = _number(row[columns[key]], f'{where}: line {i}')
         else:
             joint = person, '' if joints else row[columns['joint']]
             frame, seen = (frame + 1, {joint}) if joint in seen else (frame, seen | {joint})
@@ -70,9 +71,9 @@ def read(text: str, where: str) -> Clip:
                 _number(cell, f'{where}: line {i}') for cell in (row[cells['x']], row[cells['y']], score)
             ]
     times, note = list(dict.fromkeys(frame for frame, _ in values)), ''
-    if 'image' in columns and 'frame' not in columns:
+    if key == 'image':
         number, note = frame_numbers(times, where)
-    elif ('frame' in columns or 'time' not in columns) and all(float(t).is_integer() and 0 <= t < 10**9 for t in times):
+    elif key != 'time' and all(float(t).is_integer() and 0 <= t < 10**9 for t in times):
         number = {t: int(t) for t in times}
     else:
         number, note = {t: i for i, t in enumerate(sorted(times))}, 'frames in the order of their times'
@@ -111,11 +112,12 @@ def _joint_order(joints: list[str], where: str) -> tuple[dict[str, int], int, li
     keys = list(dict.fromkeys(joint.strip().lower() for joint in joints))
     if not keys or not all(key.isdecimal() and len(key) < 10 for key in keys):
         return {key: i for i, key in enumerate(keys)}, len(keys), [key.rsplit('.', 1)[-1] for key in keys]
-    first, last = int(max(map(int, keys)) >= _NUM_JOINTS and '0' not in keys), max(map(int, keys))  # from 0, or from 1
+    last = max(map(int, keys))
+    first = int(last >= NUM_LANDMARKS and '0' not in keys)  # joints are counted from 0 or from 1
     count = last - first + 1
-    if count > _NUM_JOINTS:
+    if count > NUM_LANDMARKS:
         raise UserError(f"{where} has joint {last}; MediaPipe's joints are 0 to 32.")
-    return {key: int(key) - first for key in keys}, count if count <= 17 else _NUM_JOINTS, None
+    return {key: int(key) - first for key in keys}, count if count <= 17 else NUM_LANDMARKS, None
 
 
 def _number(cell: str, where: str) -> float:

@@ -16,6 +16,7 @@ from lib.formats.clip import Clip, Person
 from lib.formats.values import entries, first_item, float32, has, sequence
 
 NAME, FILES = 'MediaPipe', 'JSON'
+NUM_LANDMARKS = len(LAYOUTS['blazepose33'])
 _SCORES = 'visibility', 'score', 'presence'
 
 
@@ -45,9 +46,8 @@ def _landmarks(landmarks: Any, where: str) -> tuple[np.ndarray, list[str] | None
         names.append(str(point.get('name', '')))
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in rows[-1]):
             raise UserError(f'{place} must have x and y, found {shown(point)}.')
-    with np.errstate(over='ignore'):
-        joints = np.array([[_real(value) for value in row] for row in rows])
-    return float32(joints), names if all(names) else None
+    joints = float32(np.array([[_real(value) for value in row] for row in rows]))
+    return joints, names if all(names) else None
 
 
 def _real(value: float) -> float:
@@ -60,5 +60,5 @@ def _real(value: float) -> float:
 def of_landmarks(frames: dict[int, list[Person]], names: list[str] | None, note: str = '') -> Clip:
     """A clip in MediaPipe's layout if it has 33 joints."""
     counts = {len(person.joints) for persons in frames.values() for person in persons}
-    is_blazepose = counts == {len(LAYOUTS['blazepose33'])}
-    return Clip(NAME, frames, layout='blazepose33' if is_blazepose else None, joint_names=names, note=note)
+    layout = 'blazepose33' if counts == {NUM_LANDMARKS} else None
+    return Clip(NAME, frames, layout=layout, joint_names=names, note=note)

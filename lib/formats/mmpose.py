@@ -13,7 +13,7 @@ import numpy as np
 
 from lib.errors import UserError, shown
 from lib.formats.clip import Clip, Person
-from lib.formats.values import entries, first_item, has, identity, numbers, sequence, triples, whole_number
+from lib.formats.values import entries, first_item, has, identity, numbers, sequence, whole_number
 
 NAME, FILES = 'MMPose', 'JSON'
 
@@ -64,17 +64,15 @@ def _numbered(content: Any, where: str) -> dict[int, list[Person]]:
 def _persons(instances: Any, where: str) -> list[Person]:
     persons = []
     for place, instance in entries(instances, where, 'person'):
-        points = numbers(instance.get('keypoints'), f'{place}: keypoints')
-        if 'keypoint_scores' not in instance and points.ndim == 2 and points.shape[1] == 3:
-            joints = triples(instance['keypoints'], f'{place}: keypoints')
-        else:
+        joints = numbers(instance.get('keypoints'), f'{place}: keypoints')
+        if 'keypoint_scores' in instance or joints.shape[1:] != (3,):
             score = numbers(instance.get('keypoint_scores'), f'{place}: keypoint_scores')
-            if points.ndim != 2 or points.shape[1] != 2 or score.shape != points.shape[:1]:
+            if joints.shape[1:] != (2,) or score.shape != joints.shape[:1]:
                 raise UserError(
                     f'{place}: keypoints must be [x, y] of each joint and keypoint_scores one number per joint, found '
-                    f'shapes {points.shape} and {score.shape}.'
+                    f'shapes {joints.shape} and {score.shape}.'
                 )
-            joints = np.concatenate([points, score[:, None]], axis=1)
+            joints = np.concatenate([joints, score[:, None]], axis=1)
         persons.append(Person(joints, identity(instance.get('track_id'))))
     return persons
 

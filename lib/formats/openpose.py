@@ -6,7 +6,7 @@ AlphaPose writes this form (--format open), or its predecessor's (cmu), as one f
 from typing import Any
 
 from lib.errors import UserError, shown, shown_text
-from lib.formats.clip import Clip, Person, clip_by_name
+from lib.formats.clip import Clip, Person, number_frames
 from lib.formats.values import entries, identity, triples
 
 NAME, FILES = 'OpenPose', 'JSON, one file per frame'
@@ -21,7 +21,7 @@ def read(content: Any, where: str) -> Clip:
     if _is_frame(content):
         return Clip(NAME, {0: _people(content, where)})
     by_image = {name: _people(frame, f'{where}: image {shown_text(name)}') for name, frame in content.items()}
-    return clip_by_name(f'{NAME} by AlphaPose', by_image, where)
+    return number_frames(Clip(f'{NAME} by AlphaPose', {}), by_image, where)
 
 
 def _is_frame(content: Any) -> bool:

@@ -1,14 +1,16 @@
 """Checks whether joints form a body in a layout, for layouts guessed from the number of joints."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from lib.data.skeletons import COCO17, LAYOUTS, convert
+from lib.errors import UserError
 
 CLEARLY = 0.1  # margin between two fits; in 450 clips of real motion the right layout wins by .14 to .55
-A_BODY = 0.58  # minimum fit of a body, ignoring direction: real bodies have .65 to .8, random joints .3 to .5
-MOST_POSES = 500  # evenly spaced
+_A_BODY = 0.58  # minimum fit of a body, ignoring direction: real bodies have .65 to .8, random joints .3 to .5
+_MOST_POSES = 500  # evenly spaced
 _NOSE, _HIPS, _ANKLES = [0], [11, 12], [15, 16]
 _LEFT, _RIGHT = ((5, 7), (7, 9), (11, 13), (13, 15)), ((6, 8), (8, 10), (12, 14), (14, 16))
 
@@ -20,7 +22,7 @@ def fit(joints: np.ndarray, layout: str) -> tuple[float, float] | None:
     length ratio of left and right limbs; and the shortness of limbs, since a wrong order connects distant joints. The
     second number is the mean of the last two, which do not depend on the direction of up.
     """
-    joints = joints[:: max(1, len(joints) // MOST_POSES)].astype(np.float64)
+    joints = joints[:: max(1, len(joints) // _MOST_POSES)].astype(np.float64)
     joints = np.where(joints[..., 2:] > 0, joints, np.nan)
     points = convert(joints, layout, 'coco17')
     if layout == 'ntu25':
@@ -45,15 +47,26 @@ def _lengths(points: np.ndarray, limbs: Sequence[tuple[int, int]]) -> np.ndarray
     return np.linalg.norm(points[:, start] - points[:, end], axis=-1)
 
 
-def better_layouts(joints: np.ndarray, layout: str) -> list[str]:
-    """Layouts with as many joints that fit poses (P, V, 3) clearly better than `layout`, the best first.
+def is_clearly_better(other: tuple[float, float], given: tuple[float, float]) -> bool:
+    """Whether a fit is that of a body and clearly better than another one.
 
     A poor fit alone is no evidence: people fall and lie down.
+    """
+    return other[0] > given[0] + CLEARLY and other[1] > max(given[1], _A_BODY)
+
+
+def require_posture(joints: np.ndarray, layout: str, path: Path, remedy: str) -> None:
+    """Raises UserError if another layout with as many joints fits poses (P, V, 3) clearly better.
+
+    remedy: what to do, with {better} for that layout, {layout} and {path}.
     """
     others = [name for name, names in LAYOUTS.items() if len(names) == len(LAYOUTS[layout]) and name != layout]
     given = fit(joints, layout)
     fits = {name: found for name in others if given and (found := fit(joints, name))}
-    better = [
-        name for name, found in fits.items() if found[0] > given[0] + CLEARLY and found[1] > max(given[1], A_BODY)
-    ]
-    return sorted(better, key=fits.get, reverse=True)
+    better = [name for name, found in fits.items() if is_clearly_better(found, given)]
+    if better:
+        better.sort(key=fits.get, reverse=True)
+        raise UserError(
+            f'{path} has {joints.shape[1]} joints like {layout}, but they form a body only in {" or ".join(better)}. '
+            + remedy.format(better=better[0], layout=layout, path=path)
+        )

@@ -9,7 +9,7 @@ from lib.data.pickles import check_annotations, check_content, listed_annotation
 from lib.data.skeletons import convert
 from lib.errors import UserError
 from lib.formats.clip import require_joints
-from lib.formats.posture import better_layouts
+from lib.formats.posture import require_posture
 
 NAME, FILES = 'PYSKL', '.pkl'
 
@@ -47,12 +47,11 @@ def _require_posture(annotations: list[dict[str, Any]], path: Path) -> None:
         return
     some = annotations[:: max(1, len(annotations) // 50)]
     poses = [_with_score(a)[:, :: max(1, a['total_frames'] // 10)].reshape(-1, num_joints, 3) for a in some]
-    if better := better_layouts(np.concatenate(poses), layout):
-        raise UserError(
-            f'{path} has {num_joints} joints like {layout}, but they form a body only in {" or ".join(better)}. Add '
-            f'--layout {better[0]}, or convert the pickle: `python -m lib.tools.make_pickle {path} --layout '
-            f'{better[0]} --out NEW.pkl`.'
-        )
+    remedy = (
+        'Add --layout {better}, or convert the pickle: '
+        '`python -m lib.tools.make_pickle {path} --layout {better} --out NEW.pkl`.'
+    )
+    require_posture(np.concatenate(poses), layout, path, remedy)
 
 
 def _with_score(annotation: dict[str, Any]) -> np.ndarray:

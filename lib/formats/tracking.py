@@ -57,7 +57,7 @@ def track(frames: Sequence[tuple[np.ndarray, np.ndarray]], max_persons: int = 10
         alive = gap <= LONGEST_GAP
         pose, speed, known, gap, person = (array[alive] for array in (pose, speed, known, gap, person))
 
-        distance = pose_distance(pose, known, keypoint, found)
+        distance = _pose_distance(pose, known, keypoint, found)
         rows, columns = _nearest_first(distance, FARTHEST + GROWTH * (gap - 1))
         moved = _median_shift(pose[rows], known[rows], keypoint[columns], found[columns])
         speed[rows] += (1 - MOMENTUM) * moved / gap[rows, None, None]
@@ -93,7 +93,7 @@ def track(frames: Sequence[tuple[np.ndarray, np.ndarray]], max_persons: int = 10
     return tracks
 
 
-def pose_distance(a: np.ndarray, a_found: np.ndarray, b: np.ndarray, b_found: np.ndarray) -> np.ndarray:
+def _pose_distance(a: np.ndarray, a_found: np.ndarray, b: np.ndarray, b_found: np.ndarray) -> np.ndarray:
     """Distances (A, B) of poses a (A, V, 2) from poses b (B, V, 2), relative to the diagonal of the larger body.
 
     a_found (A, V), b_found (B, V): whether a joint is present. Infinite without common joints.
@@ -117,7 +117,7 @@ def _once_each(keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Indices of the poses in a frame, in ascending order, without empty poses and the worse of two near-duplicates."""
     kept = []
     found = score > 0
-    same = pose_distance(keypoint, found, keypoint, found) < SAME_DETECTION
+    same = _pose_distance(keypoint, found, keypoint, found) < SAME_DETECTION
     for i in np.argsort(-score.sum(axis=1), kind='stable'):
         if found[i].any() and not same[i, kept].any():
             kept.append(int(i))

@@ -76,12 +76,12 @@ def _lines(text: str, where: str) -> list[Person]:
         if not words or len(words) in _BOX:
             continue
         values = np.array(words[_BEFORE:], np.float32)
-        fits = [(count, size) for count in _COUNTS for size in (3, 2) if 0 <= len(values) - count * size <= 2]
-        if not fits:
+        fits = ((count, size) for count in _COUNTS for size in (3, 2) if 0 <= len(values) - count * size <= 2)
+        count, size = next(fits, (0, 0))
+        if not count:
             raise UserError(
                 f'{where}: line {i} has {len(words)} numbers; expected class, box and the joints of a known layout.'
             )
-        count, size = fits[0]
         joints = values[: count * size].reshape(count, size)
         if size == 2:
             joints = np.concatenate([joints, np.ones((count, 1), np.float32)], axis=1)

@@ -45,6 +45,12 @@ def entries(value: Any, where: str, noun: str) -> Iterator[tuple[str, dict[str, 
         yield place, mapping(item, place)
 
 
+def name_or_number(value: Any, where: str) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f'{where} must be a name or a number, found {shown(value)}.')
+    return value
+
+
 def array(value: Any) -> np.ndarray | None:
     """Nested lists of numbers as float64, null as NaN; None if they are ragged or hold anything else."""
     leaves = value

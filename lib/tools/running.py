@@ -26,6 +26,7 @@ from tqdm import tqdm
 from lib.cli import exit_code
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
+from lib.errors import numbered as numbered
 from lib.files import check_writable
 from lib.formats.clip import LARGEST_COORDINATE
 
@@ -108,11 +109,6 @@ def hidden_messages(name: str, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def numbered(count: int, noun: str) -> str:
-    """'1 clip', '2,000 clips'."""
-    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

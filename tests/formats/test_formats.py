@@ -391,6 +391,7 @@ def test_errors_in_folders_are_reported(duo, tmp_path):
     for name, message in (
         (None, '.json'),
         ('x_2_keypoints.json', 'same number'),
+        ('x_000000000002.json', 'same number'),
         ('other_000000000009_keypoints.json', 'several videos'),
         ('camera.json', 'camera'),
     ):

@@ -313,6 +313,15 @@ def test_variants_are_read_accurately(name, tmp_path):
     assert (found['label'] == 4) is (name == 'kinetics-skeleton')
 
 
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])  # a > in PowerShell writes UTF-16
+def test_text_with_a_byte_order_mark_is_read(encoding, tmp_path):
+    for name in ('ultralytics a line each', 'mmpose video', 'mediapipe csv of images'):
+        content, expected, arguments, _ = VARIANTS[name]
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / 'x').write_text(text, encoding)
+        assert read_keypoint_file(tmp_path / 'x', **arguments)[0]['keypoint'].shape == expected[..., :2].shape
+
+
 SPELLINGS = {
     'LHip': lambda side, part: side[:1].upper() + part.title(),
     'lhip': lambda side, part: side[:1] + part,
@@ -456,6 +465,7 @@ NUMBERED = {  # names: numbers, or part of the message
     'v_1.jpg v_2.jpg w_1.jpg': 'several videos',
     'v_1 v_2 camera': 'several videos',
     '1.jpg 01.jpg': 'same number',
+    'a\nb x': [0, 1],
 }
 
 
@@ -464,10 +474,10 @@ def test_frame_numbers(names):
     expected = NUMBERED[names]
     if isinstance(expected, str):
         with pytest.raises(UserError, match=f'here .*{expected}'):
-            frame_numbers(names.split(), 'here')
+            frame_numbers(names.split(' '), 'here')
     else:
-        numbers, note = frame_numbers(names.split(), 'here')
-        assert [numbers[name] for name in names.split()] == expected
+        numbers, note = frame_numbers(names.split(' '), 'here')
+        assert [numbers[name] for name in names.split(' ')] == expected
         assert ('counted as frames of one video' in note) is (sorted(expected) == list(range(len(expected))))
 
 
