@@ -29,11 +29,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.data.heatmap import num_maps
+from lib.cli import add_set
+from lib.data.augmentation import Augmentation
+from lib.data.clips import Clips
+from lib.data.heatmap import MIN_SCORE, num_maps
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.models import MODELS, load_config
-from lib.tools.running import add_set, log, make_parser, progress, run_tool
+from lib.tools.running import log, make_parser, progress, run_tool
 
 if TYPE_CHECKING:
     import torch
@@ -180,9 +183,6 @@ def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 def data(batch: int, rounds: int) -> dict[str, Any]:
     """Batches of augmented training clips against plain ones, on one core."""
-    from lib.data.augmentation import Augmentation
-    from lib.data.clips import Clips
-
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
@@ -312,8 +312,6 @@ def straightforward_maps(
     keypoint: (N,M,T,V,2), score: (N,M,T,V). See lib.data.heatmap.
     """
     import torch
-
-    from lib.data.heatmap import MIN_SCORE
 
     pixel, centre = torch.arange(size, device=keypoint.device), keypoint[..., None]  # (N,M,T,V,2,1)
     inside = (pixel >= (centre - 3 * sigma).trunc()) & (pixel <= (centre + 3 * sigma).trunc())

@@ -11,9 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lib.cli import add_set
 from lib.evaluation import WRITTEN, evaluate_weights
 from lib.tools.checkpoints import open_checkpoint
-from lib.tools.running import add_checkpoint, add_out, add_set, check_new, make_parser, run_tool
+from lib.tools.running import add_checkpoint, add_out, check_new, make_parser, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:

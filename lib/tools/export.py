@@ -27,16 +27,16 @@ from typing import Any
 
 import numpy as np
 
+from lib.cli import add_set
 from lib.config import plain
 from lib.data.batches import make_clips
 from lib.data.clips import Clips
 from lib.data.heatmap import MIN_SCORE
-from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.files import make_folder, replacing
 from lib.run import FORMAT
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
-from lib.tools.running import add_checkpoint, add_set, check_new, log, make_parser, run_tool
+from lib.tools.running import add_checkpoint, check_new, log, make_parser, run_tool
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest one
 BATCH_SIZES = (1, 2, 5)  # of the comparison
@@ -123,7 +123,7 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
         'output': {'logits': {'shape': ['N', len(names)], 'type': 'float32'}},
         'meaning': meaning(checkpoint.config, example),
         'example': example and example.name,
-        'joints': joint_names(checkpoint.config, shapes['keypoint'][-2]),
+        'joints': list(clips.skeleton.joints),
         'class_names': names,
         'config': plain(checkpoint.config),
     }
@@ -170,12 +170,6 @@ def meaning(config: Mapping[str, Any], example: Path | None) -> str:
         )
     last = 'x and y between -1 and 1, score' if config.data.input == 'keypoint_2d' else 'x, y, z'
     return f'keypoint (N,M,T,V,3): {axes}; {last}. {prepared}'
-
-
-def joint_names(config: Mapping[str, Any], num_joints: int) -> list[str] | None:
-    """The names of the V = num_joints joints in their order, None for an unknown skeleton."""
-    skeleton = H36M17 if config.data.input == 'keypoint_2d' else PICKLE_SKELETONS.get(num_joints)
-    return skeleton and list(skeleton.joints)
 
 
 def write_onnx(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batches: list[Batch]) -> float:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from easydict import EasyDict
 
+from lib.cli import add_set
 from lib.data.batches import make_clips
 from lib.data.heatmap import num_maps
 from lib.data.pickles import load_annotations, score_of
@@ -38,7 +39,6 @@ from lib.tools.running import (
     add_checkpoint,
     add_out,
     add_reading,
-    add_set,
     check_new,
     hidden_messages,
     img_shape_of,

@@ -18,12 +18,13 @@ from typing import Any
 
 from easydict import EasyDict
 
+from lib.cli import add_set
 from lib.config import differences, read_config
 from lib.models import MODELS, load_config
 from lib.run import FREE_KEYS
 from lib.tools.benchmark import joints_of, make_step
 from lib.tools.checkpoints import build_model
-from lib.tools.running import add_set, log, make_parser, run_tool
+from lib.tools.running import log, make_parser, run_tool
 
 PUBLISHED = Path(__file__).parents[2] / 'configs' / 'action'
 
