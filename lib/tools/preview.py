@@ -174,15 +174,8 @@ def make_views(config: EasyDict, draw: Draw, clip: int, augmented: int) -> list[
 
 def renderer(script: str, heatmap: Mapping[str, Any]) -> Draw:
     """The renderer of the model's framework."""
-    if MODELS[script].framework == 'tensorflow':
-        from lib.tensorflow.heatmap import HeatmapRenderer
-
-        render = HeatmapRenderer(**heatmap)
-        return lambda keypoint, score: np.moveaxis(render(keypoint, score).numpy(), -1, 2)
-    from lib.pytorch.heatmap import HeatmapRenderer
-    from lib.pytorch.training import draw
-
-    return partial(draw, HeatmapRenderer(**heatmap), 'cpu')
+    training = MODELS[script].training
+    return partial(training.draw, training.HeatmapRenderer(**heatmap))
 
 
 def save_still(views: list[View], title: str, path: Path) -> None:
