@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import tempfile
@@ -32,7 +31,8 @@ from easydict import EasyDict
 from lib.cli import add_set
 from lib.data.augmentation import Augmentation
 from lib.data.clips import Clips
-from lib.data.heatmap import MIN_SCORE, num_maps
+from lib.data.heatmap import MIN_SCORE, joints_with
+from lib.data.pickles import save_annotations
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.models import MODELS, load_config
@@ -212,7 +212,7 @@ def write_pickle(path: Path, num_clips: int) -> None:
         annotations.append(annotation | arrays)
     names = [annotation['frame_dir'] for annotation in annotations]
     split = {'xsub_train': names[: num_clips * 7 // 10], 'xsub_val': names[num_clips * 7 // 10 :]}
-    path.write_bytes(pickle.dumps({'split': split, 'annotations': annotations}))
+    save_annotations(path, split, annotations)
 
 
 def train(config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
@@ -274,8 +274,7 @@ def joints_of(config: EasyDict) -> int:
     """Joints per person in a batch: those of the first skeleton that has as many maps as the model."""
     if config.data.input != 'heatmap':
         return config.model.num_joints
-    fitting = [v for v in PICKLE_SKELETONS if num_maps(config.heatmap.kind, v) == config.model.num_joints]
-    return [*fitting, *PICKLE_SKELETONS][0]
+    return [*joints_with(config.heatmap.kind, config.model.num_joints), *PICKLE_SKELETONS][0]
 
 
 def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_reference: bool) -> Step:

@@ -11,7 +11,6 @@ if they are heatmaps of 2D keypoints, OUT_example.py (SavedModel: example.py) pr
 """
 
 import argparse
-import importlib
 import io
 import json
 import math
@@ -36,7 +35,7 @@ from lib.errors import UserError
 from lib.files import make_folder, replacing
 from lib.run import FORMAT
 from lib.tools.checkpoints import Checkpoint, open_checkpoint
-from lib.tools.running import add_checkpoint, check_new, log, make_parser, run_tool
+from lib.tools.running import add_checkpoint, check_new, log, make_parser, require_package, run_tool
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest one
 BATCH_SIZES = (1, 2, 5)  # of the comparison
@@ -61,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(args: argparse.Namespace) -> None:
     check_new(args.out)
     if args.out.suffix == '.onnx':
-        require_onnx()
+        for name in ONNX_PACKAGES:
+            require_package(name, f'pip install {" ".join(ONNX_PACKAGES)}', 'Or export a .pt2 file.')
     is_graph = args.out.suffix not in SUFFIXES
     if is_graph:
         check_new(example_path(args.out))
@@ -77,18 +77,6 @@ def export(args: argparse.Namespace) -> None:
     log.info('%s values, %s MB', f'{count:,}', f'{size / 1e6:,.1f}')
     for line in lines:
         log.info('%s', line)
-
-
-def require_onnx() -> None:
-    """Raises UserError, with the command that installs it, if a package is missing."""
-    for name in ONNX_PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            raise UserError(
-                f'ONNX export needs {name}, which is not installed: pip install {" ".join(ONNX_PACKAGES)}. Or export a '
-                '.pt2 file.'
-            ) from None
 
 
 def export_weights(checkpoint: Checkpoint, out: Path) -> list[str]:

@@ -16,6 +16,7 @@ Frameworks are imported inside functions, so that --help is fast.
 
 import argparse
 import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -76,6 +77,16 @@ def check_new(out: Path, *names: str) -> None:
     if there:
         raise UserError(f'{there[0]} exists and is not overwritten. Choose another output, or remove it.')
     check_writable(out if names else out.parent, 'Choose another output.')
+
+
+def require_package(name: str, command: str, hint: str = '') -> Any:
+    """The imported package. Raises UserError, with the command that installs it, if it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if 'libGL' in str(error):
+            hint = 'On a server without a display: apt install libgl1.'
+        raise UserError(f'{name} cannot be imported ({error}): {command}. {hint}'.rstrip()) from None
 
 
 def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str = '', unit: str = 'clip') -> tqdm:
