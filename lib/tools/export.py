@@ -32,9 +32,10 @@ from lib.data.batches import make_clips
 from lib.data.clips import Clips
 from lib.data.heatmap import MIN_SCORE
 from lib.errors import UserError
+from lib.evaluation import Checkpoint
 from lib.files import make_folder, replacing
 from lib.run import FORMAT
-from lib.tools.checkpoints import Checkpoint, open_checkpoint
+from lib.tools.checkpoints import open_checkpoint
 from lib.tools.running import add_checkpoint, check_new, log, make_parser, require_package, run_tool
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest one

@@ -29,12 +29,13 @@ from lib.data.heatmap import joints_with
 from lib.data.pickles import require_form, save_annotations, score_of
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
+from lib.evaluation import Checkpoint
 from lib.files import make_folder, write_text
 from lib.formats import SUPPORTED, pyskl, read_keypoint_file
 from lib.formats.content import Pickled, read_content
 from lib.metrics import log_probability
 from lib.plots import save_figure, timeline_figure
-from lib.tools.checkpoints import Checkpoint, open_checkpoint
+from lib.tools.checkpoints import open_checkpoint
 from lib.tools.running import (
     add_checkpoint,
     add_out,
@@ -262,7 +263,8 @@ def predict_subjects(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> lis
             save_annotations(ann_file, split, annotations)
             data = {'ann_file': str(ann_file), 'store_dir': None, 'benchmark': ['clips', 'clips']}
             config = EasyDict({**checkpoint.config, 'data': {**checkpoint.config.data, **data}})
-            logits = checkpoint.predict(make_clips(config, 'val'))
+            windows = make_clips(config, 'val')
+            logits = checkpoint.predict(*checkpoint.model(windows.num_joints), windows)
     probabilities = iter(np.exp(log_probability(logits)))
     return [[None if clip is None else next(probabilities) for clip in subject.clips] for subject in subjects]
 
