@@ -45,7 +45,7 @@ def train(args: argparse.Namespace) -> None:
 
     with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
         log.start(train_clips, val_clips, training.describe(model), world, messages)
-        training.log_heatmaps(log, render, val_clips, world)
+        training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
             model.train()
             results = []  # per step, on the device

@@ -37,9 +37,7 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
         metavar='STEPS',
         help='steps between reports (default: %(default)s)',
     )
-    parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='overrides a config key'
-    )
+    add_set(parser)
     args = parser.parse_args(argv)
     if args.print_freq < 1:
         parser.error('--print_freq must be at least 1')
@@ -51,6 +49,13 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
     if not args.evaluate:
         args.config = args.config or default_config
     return args
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Adds --set, a list of overrides `set`."""
+    parser.add_argument(
+        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='override a config key; repeatable'
+    )
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -4,7 +4,10 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from lib.data.clips import Clips
 from lib.errors import UserError
 from lib.files import check_writable, make_folder, read_arrays, replacing, require_file, write_text
 from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
-from lib.models import MODELS
+from lib.models import MODELS, load_config
 from lib.plots import confusion_figure, save_figure
 from lib.run import evaluation_config, names_of
 
@@ -42,6 +45,48 @@ def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint and the config to evaluate it with.
+
+    epoch: number of completed epochs; None in other projects' checkpoints. config_file: the file of the config if it
+    is not the checkpoint's own.
+    """
+
+    path: Path
+    config: EasyDict
+    epoch: int | None
+    weights: Mapping[str, Any]
+    class_names: list[str]
+    config_file: str | None = None
+
+    @property
+    def script(self) -> str:
+        """Name of the model."""
+        return self.config.script
+
+    @property
+    def training(self) -> ModuleType:
+        """lib.pytorch.training or lib.tensorflow.training."""
+        return MODELS[self.script].training
+
+    @cached_property
+    def world(self) -> Any:
+        """The devices and processes that predict."""
+        return self.training.distributed.init()
+
+    def model(self, num_joints: int) -> tuple[Any, Any]:
+        """Renderer (None for keypoint inputs) and model with the weights, for evaluation.
+
+        num_joints: joints per person in a batch. Raises UserError, naming the keys, if they do not fit the model.
+        """
+        return self.training.load_model(self.config, num_joints, self.weights, self.path, self.world)
+
+    def predict(self, render: Any, model: Any, clips: Clips) -> np.ndarray:
+        """Scores (N, K) float32 of all clips. render, model: see `model`."""
+        return self.training.classify(render, model, self.config, clips, self.world)
+
+
 def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     """Evaluates the checkpoint `args.evaluate`, a file or a run folder (see evaluate_weights).
 
@@ -50,36 +95,41 @@ def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     """
     model = MODELS[script]
     path = find_checkpoint(Path(args.evaluate), [model.suffix])
-    check_writable(Path(args.checkpoint or path.parent), 'Name another folder as --checkpoint.')
+    folder = Path(args.checkpoint or path.parent)
+    check_writable(folder, 'Name another folder as --checkpoint.')
     saved = model.training.checkpoint.load(path, script)
-    config_file = args.config if saved['config'] is not None else args.config or model.default_config
-    config = evaluation_config(path, saved['config'], args.set, config_file, script)
-    about = {'checkpoint': str(path), 'script': script, 'epoch': saved['epoch'], 'class_names': names_of(saved, config)}
     if saved['config'] is None:
-        about['config'] = config_file
-    evaluate_weights(about, saved['model'], config, args.checkpoint or path.parent)
+        config_file = args.config or model.default_config
+        config = load_config(config_file, args.set, script)
+    else:
+        config_file = None
+        config = evaluation_config(path, saved['config'], args.set, args.config)
+    names = names_of(saved, config)
+    evaluate_weights(Checkpoint(path, config, saved['epoch'], saved['model'], names, config_file), folder)
 
 
-def evaluate_weights(
-    about: Mapping[str, Any], weights: Mapping[str, Any], config: EasyDict, folder: str | Path
-) -> None:
-    """Classifies the validation clips of a config and writes a report to `folder` (see report_evaluation).
-
-    about: {'checkpoint': path of the weights, 'script', 'epoch', 'class_names', and 'config' if read from a file}.
-    """
-    training = MODELS[config.script].training
-    world = training.distributed.init()
-    clips, path = make_clips(config, 'val'), Path(about['checkpoint'])
-    render, model = training.load_model(config, clips.num_joints, weights, path, world)
-    origin = f'config {about["config"]}' if 'config' in about else f'epoch {about["epoch"]}'
-    log_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{path}, {origin}'})
-    scores = training.classify(render, model, config, clips, world)
+def evaluate_weights(checkpoint: Checkpoint, folder: Path) -> None:
+    """Classifies the validation clips of a checkpoint's config and writes a report, see report_evaluation."""
+    world = checkpoint.world  # initialised before the clips are read
+    clips = make_clips(checkpoint.config, 'val')
+    render, model = checkpoint.model(clips.num_joints)
+    about = {
+        'checkpoint': str(checkpoint.path),
+        'script': checkpoint.script,
+        'epoch': checkpoint.epoch,
+        'class_names': checkpoint.class_names,
+    }
+    origin = f'epoch {checkpoint.epoch}'
+    if checkpoint.config_file:
+        about['config'], origin = checkpoint.config_file, f'config {checkpoint.config_file}'
+    log_facts({'data': clips.description, 'val': clips.split_description, 'checkpoint': f'{checkpoint.path}, {origin}'})
+    scores = checkpoint.predict(render, model, clips)
     if world.is_main:
-        about = {**about, 'parameters': training.count_parameters(model)}
+        about['parameters'], _ = checkpoint.training.count_parameters(model)
         report_evaluation(folder, about, clips, scores)
 
 
-def report_evaluation(folder: str | Path, about: Mapping[str, Any], clips: Clips, logits: np.ndarray) -> None:
+def report_evaluation(folder: Path, about: Mapping[str, Any], clips: Clips, logits: np.ndarray) -> None:
     """Prints metrics and the ten most confused pairs of classes, and writes to `folder`:
 
     evaluation.json       `about` (see evaluate_weights), metrics and their 95 % intervals
@@ -88,7 +138,7 @@ def report_evaluation(folder: str | Path, about: Mapping[str, Any], clips: Clips
 
     Raises UserError if a file cannot be written.
     """
-    folder, labels = Path(folder), clips.labels
+    labels = clips.labels
     make_folder(folder)
     metrics, interval = classification_metrics(logits, labels), bootstrap_intervals(logits, labels)
     names, matrix = about['class_names'], confusion_matrix(logits, labels)

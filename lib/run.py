@@ -22,7 +22,8 @@ from lib.stop import Stopped, StopSignal
 FORMAT = 2  # checkpoint format, to be increased when the meaning of the content changes
 # Keys that may change when a run is resumed: paths and class names.
 FREE_KEYS = ('data.ann_file', 'data.store_dir', 'data.class_names')
-# Keys that may change for an evaluation: data, test-time options, speed.
+# Keys that may change for an evaluation: data, test-time options, speed. Those of `train` only complete the message: of
+# this section, _fixed refuses only partial_train.
 EVALUATION_KEYS = (
     *FREE_KEYS, 'data.benchmark', 'data.batch_size', 'data.test_clips', 'data.test_flip',
     'train.precision', 'train.compile', 'train.num_workers',
@@ -297,23 +298,16 @@ def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, di
 
 
 def evaluation_config(
-    path: str | Path,
-    saved: Mapping[str, Any] | None,
-    overrides: Sequence[str],
-    config_file: str | None = None,
-    script: str | None = None,
+    path: Path, saved: Mapping[str, Any], overrides: Sequence[str], config_file: str | None = None
 ) -> EasyDict:
     """Returns the config to evaluate a checkpoint with: `saved`, the checkpoint's own, with `overrides` (--set).
 
-    config_file: must agree with the checkpoint's config. For other projects' checkpoints `saved` is None, and the
-    config is read from this file, which must be for the model `script`. Raises UserError if the model or a training
-    option differs.
+    config_file: a config that must agree with it. Raises UserError if the model, the data or train.partial_train
+    differs.
     """
-    if saved is None:
-        return load_config(config_file, overrides, script)
     own = resolve_config(saved, (), str(path))
     config = resolve_config(saved, overrides, str(path))
-    for other in (config, load_config(config_file, overrides, script)) if config_file else (config,):
+    for other in (config, load_config(config_file, overrides, own.script)) if config_file else (config,):
         if fixed := _fixed(differences(own, other), EVALUATION_KEYS):
             raise UserError(
                 f'{path} was trained with other values of {", ".join(fixed)} and is evaluated with its own config. '

@@ -8,7 +8,7 @@ of PYSKL (Duan et al., CVPR 2022, Apache-2.0).
 import math
 from typing import Literal, get_args
 
-from lib.data.skeletons import skeleton_of
+from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
 from lib.errors import check_values
 
 Kind = Literal['joint', 'limb', 'both']  # kinds of maps in a volume
@@ -36,3 +36,8 @@ def num_maps(kind: Kind, num_joints: int) -> int:
     joints = 0 if kind == 'limb' else num_joints
     limbs = 0 if kind == 'joint' else len(skeleton_of(num_joints).limbs)
     return joints + limbs
+
+
+def joints_with(kind: Kind, maps: int) -> list[int]:
+    """Numbers of joints of the skeletons that have `maps` maps per frame."""
+    return [v for v in PICKLE_SKELETONS if num_maps(kind, v) == maps]

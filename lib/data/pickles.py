@@ -1,4 +1,4 @@
-"""Safe reading and validation of PYSKL pickles: no code in them is run.
+"""Safe reading, validation and writing of PYSKL pickles: no code in them is run.
 
 The format (PYSKL's tools/data/README.md), M persons, T frames, V joints, C coordinates:
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from lib.data.skeletons import COCO17
 from lib.errors import UserError, shown, shown_text, user_file
+from lib.files import make_folder, replacing
 
 LINKS = (
     'https://download.openmmlab.com/mmaction/pyskl/data/nturgbd/ntu60_hrnet.pkl',
@@ -38,6 +39,13 @@ def load_annotations(path: str | os.PathLike) -> dict[str, Any]:
     Raises UserError if the file is missing or is not a valid PYSKL pickle.
     """
     return check_content(read_pickle(path), Path(path))
+
+
+def save_annotations(path: Path, split: Mapping[str, Sequence[str]], annotations: Sequence[dict[str, Any]]) -> None:
+    """Writes or replaces a PYSKL pickle, and creates its folder. Raises UserError if that fails."""
+    make_folder(path.parent)
+    with replacing(path) as file:
+        pickle.dump({'split': split, 'annotations': annotations}, file, protocol=4)
 
 
 def read_pickle(path: str | os.PathLike) -> Any:

@@ -5,7 +5,6 @@ ascending frame numbers of S skeletons, and box_score (S,). A kpfile is a pickle
 with x, y and score.
 """
 
-import pickle
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lib.data.pickles import check_annotation, is_kinetics, read_pickle
+from lib.data.pickles import check_annotation, is_kinetics, read_pickle, save_annotations
 from lib.errors import UserError, shown, shown_text
-from lib.files import make_folder, replacing
+from lib.files import make_folder
 
 MOST_PERSONS = 10
 INDEX_KEYS = ('raw_file', 'frame_inds', 'box_score', 'valid')
@@ -63,8 +62,7 @@ def convert_kinetics(index: Path, kpfiles: Path, box_thr: float, out: Path) -> s
         if clips:
             counts['clips'] += len(clips)
             counts['files'] += 1
-            with replacing(partial / f'{number:05d}_{file.stem}.pkl') as opened:
-                pickle.dump({'split': dict(split), 'annotations': clips}, opened, protocol=4)
+            save_annotations(partial / f'{number:05d}_{file.stem}.pkl', dict(split), clips)
     if not counts['clips']:
         raise UserError(f'{index}: no skeleton has a box score of at least {box_thr:g}. Lower --box_thr.')
     partial.rename(out)

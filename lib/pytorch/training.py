@@ -224,18 +224,19 @@ def predict(
 
 def describe(model: nn.Module) -> str:
     """Class and number of parameters, for the log."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f'{type(model).__name__}, {count_parameters(model):,} parameters, {trained:,} trainable'
+    total, trained = count_parameters(model)
+    return f'{type(model).__name__}, {total:,} parameters, {trained:,} trainable'
 
 
-def log_heatmaps(log: Log, render: HeatmapRenderer | None, clips: Clips, world: distributed.World) -> None:
+def log_heatmaps(log: Log, render: HeatmapRenderer | None, clips: Clips) -> None:
     """Logs an image of the first clip's heatmaps, if the model uses heatmaps."""
     if render is not None:
-        log.image(*clip_image(clips, render.kind, partial(draw, render, world.device)))
+        log.image(*clip_image(clips, render.kind, partial(draw, render)))
 
 
-def draw(render: HeatmapRenderer, device: torch.device, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Renders a NumPy batch to a NumPy volume (N,T,V,H,W)."""
+def draw(render: HeatmapRenderer, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Renders a NumPy batch to a NumPy volume (N,T,C,H,W)."""
+    device = render.tap_row.device
     return render(torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)).cpu().numpy()
 
 
@@ -265,5 +266,7 @@ def classify(
     return scores_of(predict(forward, model, clips.for_rank(world.rank, world.size), options, world), clips)
 
 
-def count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers of parameters and of trained parameters."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

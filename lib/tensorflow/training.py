@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,17 @@ def predict(
 
 def describe(model: keras.Model) -> str:
     """Class and number of parameters, for the log."""
-    return f'{type(model).__name__}, {model.count_params():,} parameters'
+    return f'{type(model).__name__}, {count_parameters(model)[0]:,} parameters'
 
 
 def log_heatmaps(log: Log, render: HeatmapRenderer, clips: Clips) -> None:
     """Logs an image of the first clip's heatmaps."""
-    log.image(*clip_image(clips, render.kind, lambda *clip: np.moveaxis(render(*clip).numpy(), -1, 2)))
+    log.image(*clip_image(clips, render.kind, partial(draw, render)))
+
+
+def draw(render: HeatmapRenderer, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Renders a NumPy batch to a NumPy volume (N,T,C,H,W)."""
+    return np.moveaxis(render(keypoint, score).numpy(), -1, 2)
 
 
 def load_model(
@@ -247,5 +253,6 @@ def classify(
     return scores_of(predict(make_predict_step(render, model, options, world), clips, options, world), clips)
 
 
-def count_parameters(model: keras.Model) -> int:
-    return model.count_params()
+def count_parameters(model: keras.Model) -> tuple[int, int]:
+    """Numbers of parameters and of trained parameters."""
+    return model.count_params(), sum(math.prod(variable.shape) for variable in model.trainable_variables)

@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import tempfile
@@ -29,11 +28,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.data.heatmap import num_maps
+from lib.cli import add_set
+from lib.data.augmentation import Augmentation
+from lib.data.clips import Clips
+from lib.data.heatmap import MIN_SCORE, joints_with
+from lib.data.pickles import save_annotations
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
 from lib.models import MODELS, load_config
-from lib.tools.running import add_set, log, make_parser, progress, run_tool
+from lib.tools.running import log, make_parser, progress, run_tool
 
 if TYPE_CHECKING:
     import torch
@@ -180,9 +183,6 @@ def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 def data(batch: int, rounds: int) -> dict[str, Any]:
     """Batches of augmented training clips against plain ones, on one core."""
-    from lib.data.augmentation import Augmentation
-    from lib.data.clips import Clips
-
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +212,7 @@ def write_pickle(path: Path, num_clips: int) -> None:
         annotations.append(annotation | arrays)
     names = [annotation['frame_dir'] for annotation in annotations]
     split = {'xsub_train': names[: num_clips * 7 // 10], 'xsub_val': names[num_clips * 7 // 10 :]}
-    path.write_bytes(pickle.dumps({'split': split, 'annotations': annotations}))
+    save_annotations(path, split, annotations)
 
 
 def train(config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
@@ -274,8 +274,7 @@ def joints_of(config: EasyDict) -> int:
     """Joints per person in a batch: those of the first skeleton that has as many maps as the model."""
     if config.data.input != 'heatmap':
         return config.model.num_joints
-    fitting = [v for v in PICKLE_SKELETONS if num_maps(config.heatmap.kind, v) == config.model.num_joints]
-    return [*fitting, *PICKLE_SKELETONS][0]
+    return [*joints_with(config.heatmap.kind, config.model.num_joints), *PICKLE_SKELETONS][0]
 
 
 def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_reference: bool) -> Step:
@@ -312,8 +311,6 @@ def straightforward_maps(
     keypoint: (N,M,T,V,2), score: (N,M,T,V). See lib.data.heatmap.
     """
     import torch
-
-    from lib.data.heatmap import MIN_SCORE
 
     pixel, centre = torch.arange(size, device=keypoint.device), keypoint[..., None]  # (N,M,T,V,2,1)
     inside = (pixel >= (centre - 3 * sigma).trunc()) & (pixel <= (centre + 3 * sigma).trunc())

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.cli import DONE, FAILED
+from lib.cli import DONE, FAILED, add_set
 from lib.data.batches import make_clips
 from lib.data.pickles import (
     check_annotation,
@@ -41,7 +41,7 @@ from lib.data.store import pickles_of
 from lib.errors import UserError, shown_text
 from lib.models import load_config
 from lib.tools.checkpoints import build_model
-from lib.tools.running import add_set, hidden_messages, listed, log, make_parser, numbered, progress, run_tool, span
+from lib.tools.running import hidden_messages, listed, log, make_parser, numbered, progress, run_tool
 
 SWAPPED_OUTSIDE = 0.25  # minimum share of joints outside the image if img_shape is swapped
 SWAPPED_INSIDE = 0.98  # minimum share of joints inside the transposed image
@@ -197,8 +197,8 @@ def measure(annotation: dict[str, Any]) -> Clip:
     coordinates = np.where(missing, 0, coordinates)
     img_shape, outside, transposed = None, 0, 0
     if len(coordinates) == 2:
-        (height, width), (x, y) = annotation['img_shape'], coordinates
-        img_shape = int(height), int(width)
+        img_shape, (x, y) = annotation['img_shape'], coordinates
+        height, width = img_shape
         is_outside = ~missing & ((x < 0) | (x > width) | (y < 0) | (y > height))
         outside = int(is_outside.sum())
         transposed = int((is_outside & (x >= 0) & (x <= height) & (y >= 0) & (y <= width)).sum())
@@ -206,7 +206,7 @@ def measure(annotation: dict[str, Any]) -> Clip:
         height = coordinates[1].sum(axis=(0, 1)) / (~missing).sum(axis=(0, 1))
     return Clip(
         name=annotation['frame_dir'],
-        label=int(annotation['label']),
+        label=annotation['label'],
         shape=keypoint.shape,
         img_shape=img_shape,
         missing=int(missing.sum()),
@@ -387,7 +387,9 @@ def facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield 'layout', f'{skeleton}, {"x, y, z in metres" if dataset.is_3d else "x, y in pixels"}'
     persons, frames = Counter(clip.shape[0] for clip in clips), [clip.shape[1] for clip in clips]
     yield 'persons', ', '.join(f'{count} in {number:,} clips' for count, number in sorted(persons.items())[:6])
-    yield 'frames', f'{span(min(frames), max(frames))}, median {np.median(frames):g}'
+    shortest, longest = min(frames), max(frames)
+    span = f'{shortest}' if shortest == longest else f'{shortest}-{longest}'
+    yield 'frames', f'{span}, median {np.median(frames):g}'
     if not dataset.is_3d:
         shapes = Counter(clip.img_shape for clip in clips).most_common(4)
         yield 'images', listed([f'{h} x {w} in {number:,} clips' for (h, w), number in shapes])

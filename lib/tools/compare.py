@@ -33,7 +33,8 @@ def compare(args: argparse.Namespace) -> None:
     rows = [row(*run) for run in zip(names, args.runs, configs, strict=True)]
     log.info(table(COLUMNS, rows))
     if differing := sorted({key for config in configs for key in differences(configs[0], config)} - {'script'}):
-        values = [(key, *(value(config, key) for config in configs)) for key in differing]
+        flat_configs = [flat(config) for config in configs]
+        values = [(key, *(cell(config.get(key, '')) for config in flat_configs)) for key in differing]
         log.info('\n' + table(('setting', *names), values))
 
 
@@ -80,10 +81,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
 
 
-def value(config: dict[str, dict], key: str) -> str:
-    """The value of 'section.key' as a cell, empty if the config lacks the key."""
-    found = flat(config).get(key, '')
-    return found if isinstance(found, str) else shown(found)
+def cell(value: Any) -> str:
+    """The value of a setting as a cell."""
+    return value if isinstance(value, str) else shown(value)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

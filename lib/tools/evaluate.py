@@ -11,9 +11,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lib.cli import add_set
 from lib.evaluation import WRITTEN, evaluate_weights
+from lib.files import check_writable
 from lib.tools.checkpoints import open_checkpoint
-from lib.tools.running import add_checkpoint, add_out, add_set, check_new, make_parser, run_tool
+from lib.tools.running import add_checkpoint, add_out, check_new, make_parser, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,14 +30,9 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.out:
         check_new(args.out, *WRITTEN)
     checkpoint = open_checkpoint(args.checkpoint, args.set)
-    about = {
-        'checkpoint': str(checkpoint.path),
-        'script': checkpoint.script,
-        'epoch': checkpoint.epoch,
-        'class_names': checkpoint.class_names,
-    }
     folder = args.out or checkpoint.path.parent
-    evaluate_weights(about, checkpoint.weights, checkpoint.config, folder)
+    check_writable(folder, 'Name another folder as --out.')
+    evaluate_weights(checkpoint, folder)
 
 
 if __name__ == '__main__':

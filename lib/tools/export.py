@@ -11,7 +11,6 @@ if they are heatmaps of 2D keypoints, OUT_example.py (SavedModel: example.py) pr
 """
 
 import argparse
-import importlib
 import io
 import json
 import math
@@ -27,16 +26,17 @@ from typing import Any
 
 import numpy as np
 
+from lib.cli import add_set
 from lib.config import plain
 from lib.data.batches import make_clips
 from lib.data.clips import Clips
 from lib.data.heatmap import MIN_SCORE
-from lib.data.skeletons import H36M17, PICKLE_SKELETONS
 from lib.errors import UserError
+from lib.evaluation import Checkpoint
 from lib.files import make_folder, replacing
 from lib.run import FORMAT
-from lib.tools.checkpoints import Checkpoint, open_checkpoint
-from lib.tools.running import add_checkpoint, add_set, check_new, log, make_parser, run_tool
+from lib.tools.checkpoints import open_checkpoint
+from lib.tools.running import add_checkpoint, check_new, log, make_parser, require_package, run_tool
 
 TOLERANCE = 1e-4  # of the logits, relative to the largest one
 BATCH_SIZES = (1, 2, 5)  # of the comparison
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(args: argparse.Namespace) -> None:
     check_new(args.out)
     if args.out.suffix == '.onnx':
-        require_onnx()
+        for name in ONNX_PACKAGES:
+            require_package(name, f'pip install {" ".join(ONNX_PACKAGES)}', 'Or export a .pt2 file.')
     is_graph = args.out.suffix not in SUFFIXES
     if is_graph:
         check_new(example_path(args.out))
@@ -77,18 +78,6 @@ def export(args: argparse.Namespace) -> None:
     log.info('%s values, %s MB', f'{count:,}', f'{size / 1e6:,.1f}')
     for line in lines:
         log.info('%s', line)
-
-
-def require_onnx() -> None:
-    """Raises UserError, with the command that installs it, if a package is missing."""
-    for name in ONNX_PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            raise UserError(
-                f'ONNX export needs {name}, which is not installed: pip install {" ".join(ONNX_PACKAGES)}. Or export a '
-                '.pt2 file.'
-            ) from None
 
 
 def export_weights(checkpoint: Checkpoint, out: Path) -> list[str]:
@@ -123,7 +112,7 @@ def export_graph(checkpoint: Checkpoint, out: Path) -> list[str]:
         'output': {'logits': {'shape': ['N', len(names)], 'type': 'float32'}},
         'meaning': meaning(checkpoint.config, example),
         'example': example and example.name,
-        'joints': joint_names(checkpoint.config, shapes['keypoint'][-2]),
+        'joints': list(clips.skeleton.joints),
         'class_names': names,
         'config': plain(checkpoint.config),
     }
@@ -170,12 +159,6 @@ def meaning(config: Mapping[str, Any], example: Path | None) -> str:
         )
     last = 'x and y between -1 and 1, score' if config.data.input == 'keypoint_2d' else 'x, y, z'
     return f'keypoint (N,M,T,V,3): {axes}; {last}. {prepared}'
-
-
-def joint_names(config: Mapping[str, Any], num_joints: int) -> list[str] | None:
-    """The names of the V = num_joints joints in their order, None for an unknown skeleton."""
-    skeleton = H36M17 if config.data.input == 'keypoint_2d' else PICKLE_SKELETONS.get(num_joints)
-    return skeleton and list(skeleton.joints)
 
 
 def write_onnx(checkpoint: Checkpoint, out: Path, about: Mapping[str, Any], batches: list[Batch]) -> float:

@@ -11,10 +11,8 @@ rtmlib downloads the weights on first use. If that fails, the error names two fi
 
 import argparse
 import contextlib
-import importlib
 import io
 import math
-import pickle
 import shlex
 import sys
 import warnings
@@ -25,14 +23,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lib.data.pickles import save_annotations
 from lib.errors import UserError, shown_text
-from lib.files import make_folder, replacing, require_file
+from lib.files import require_file
 from lib.formats.frame_numbers import MOST_FRAMES
 from lib.formats.tracking import track
-from lib.tools.make_pickle import FLOAT16_KEEPS
-from lib.tools.running import add_out, check_new, listed, log, make_parser, numbered, progress, run_tool
+from lib.tools.make_pickle import compact
+from lib.tools.running import (
+    add_out,
+    check_new,
+    listed,
+    log,
+    make_parser,
+    numbered,
+    progress,
+    require_package,
+    run_tool,
+)
 
 SPLIT = 'all'
+INSTALL = 'pip install rtmlib av'
 MODES = ('performance', 'balanced', 'lightweight')  # of rtmlib
 CUDA = 'CUDAExecutionProvider'
 
@@ -53,18 +63,9 @@ class Video(NamedTuple):
     rate: float
 
 
-def require_package(name: str) -> Any:
-    """The imported package. Raises UserError if it is missing or cannot be loaded."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        hint = ' On a server without a display: apt install libgl1.' if 'libGL' in str(error) else ''
-        raise UserError(f'{name} cannot be imported ({error}): pip install rtmlib av.{hint}') from None
-
-
 def open_video(path: Path) -> Video:
     """Decodes the first picture. Raises UserError if there is none."""
-    av = require_package('av')
+    av = require_package('av', INSTALL)
     require_file(path)
     try:
         with av.open(str(path)) as container:
@@ -116,7 +117,7 @@ def resample(frames: Iterable[Any], fps: float, path: Path) -> Iterator[tuple[An
 
 def _decode(path: Path) -> Iterator[Any]:
     """The av.VideoFrames of a file; if it is damaged, those before the damage, with a warning."""
-    av, count = require_package('av'), 0
+    av, count = require_package('av', INSTALL), 0
     with av.open(str(path)) as container:
         try:
             for frame in container.decode(container.streams.video[0]):
@@ -128,7 +129,7 @@ def _decode(path: Path) -> Iterator[Any]:
 
 def load_estimator(mode: str, weights: Sequence[Path] | None, device: str) -> Estimator:
     """YOLOX and RTMPose, by default those of rtmlib's mode. weights: their ONNX files, of any input size."""
-    rtmlib, onnxruntime = require_package('rtmlib'), require_package('onnxruntime')
+    rtmlib, onnxruntime = (require_package(name, INSTALL) for name in ('rtmlib', 'onnxruntime'))
     if device == 'cuda':
         onnxruntime.preload_dlls()  # of the CUDA packages that PyTorch installs
     preset = rtmlib.Body.MODE[mode]
@@ -198,15 +199,16 @@ def extract(video: Video, estimate: Estimator, fps: float | None) -> dict[str, A
     log.info('%s: %s of %d x %d%s, %s', name, numbered(len(frames), 'frame'), shape[1], shape[0], rate, found)
     if not counts:
         return None
-    return {
+    annotation = {
         'frame_dir': video.path.stem,
         'label': 0,
         'total_frames': len(frames),
         'img_shape': shape,
         'original_shape': shape,
-        'keypoint': tracks.keypoint.astype(np.float16 if max(shape) <= FLOAT16_KEEPS else np.float32),
-        'keypoint_score': tracks.score.astype(np.float16),
+        'keypoint': tracks.keypoint,
+        'keypoint_score': tracks.score,
     }
+    return compact(annotation)
 
 
 def extract_videos(args: argparse.Namespace) -> None:
@@ -224,10 +226,7 @@ def extract_videos(args: argparse.Namespace) -> None:
     annotations = [annotation for video in videos if (annotation := extract(video, estimate, args.fps))]
     if not annotations:
         raise UserError(f'no person was found in {listed(list(map(str, args.videos)))}; nothing was written.')
-    make_folder(args.out.parent)
-    with replacing(args.out) as file:
-        split = {SPLIT: [annotation['frame_dir'] for annotation in annotations]}
-        pickle.dump({'split': split, 'annotations': annotations}, file, protocol=4)
+    save_annotations(args.out, {SPLIT: [annotation['frame_dir'] for annotation in annotations]}, annotations)
     log.info('%s: %s in the split %s, all with label 0', args.out, numbered(len(annotations), 'clip'), SPLIT)
     log.info('Next: python -m lib.tools.predict CHECKPOINT %s', shlex.quote(str(args.out)))
 

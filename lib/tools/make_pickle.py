@@ -11,7 +11,6 @@ SOURCE is a folder with a keypoint file or folder per clip, LABELS a CSV table w
 import argparse
 import csv
 import logging
-import pickle
 import re
 import shlex
 import sys
@@ -23,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.data.classes import read_class_names
-from lib.data.pickles import read_pickle, require_form
+from lib.data.pickles import read_pickle, require_form, save_annotations
 from lib.data.skeletons import COCO17
 from lib.errors import UserError, shown, shown_text, user_file
-from lib.files import make_folder, replacing, require_file, write_text
+from lib.files import make_folder, require_file, write_text
 from lib.formats import ntu_skeleton, pyskl, read_keypoint_file
 from lib.formats.clip import to_annotation
 from lib.formats.content import read_text
@@ -111,11 +110,10 @@ def make(args: argparse.Namespace) -> None:
             data = from_pickle(args.source, args.layout)
         else:
             raise UserError(f'{args.source}: add a table of labels, or --layout to reorder the joints of a pickle.')
-    make_folder(out.parent)
     if data.class_names:
+        make_folder(out.parent)
         write_text(classes_file, ''.join(f'{name}\n' for name in data.class_names))
-    with replacing(out) as file:
-        pickle.dump({'split': data.split, 'annotations': data.annotations}, file, protocol=4)
+    save_annotations(out, data.split, data.annotations)
     for line in summary(out, data):
         log.info('%s', line)
     for command in next_commands(out, data, classes_file if data.class_names else None):

@@ -11,7 +11,6 @@ predictions.json and timelines. --set data.class_names=FILE names the classes.
 import argparse
 import json
 import logging
-import pickle
 import re
 import sys
 import tempfile
@@ -24,21 +23,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from easydict import EasyDict
 
+from lib.cli import add_set
 from lib.data.batches import make_clips
-from lib.data.heatmap import num_maps
-from lib.data.pickles import load_annotations, score_of
-from lib.data.skeletons import LAYOUTS, PICKLE_SKELETONS
+from lib.data.heatmap import joints_with
+from lib.data.pickles import require_form, save_annotations, score_of
+from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
+from lib.evaluation import Checkpoint
 from lib.files import make_folder, write_text
-from lib.formats import read_keypoint_file
+from lib.formats import SUPPORTED, pyskl, read_keypoint_file
+from lib.formats.content import Pickled, read_content
 from lib.metrics import log_probability
 from lib.plots import save_figure, timeline_figure
-from lib.tools.checkpoints import Checkpoint, open_checkpoint
+from lib.tools.checkpoints import open_checkpoint
 from lib.tools.running import (
     add_checkpoint,
     add_out,
     add_reading,
-    add_set,
     check_new,
     hidden_messages,
     img_shape_of,
@@ -143,14 +144,14 @@ def read_input(
     path: Path, layout: str | None, img_shape: tuple[int, int] | None, split: str | None
 ) -> list[dict[str, Any]]:
     """The annotations in a file, or in a split of a pickle. Raises UserError naming the file."""
-    annotations = read_keypoint_file(path, layout, img_shape, MOST_PERSONS)
     if split is None:
-        return annotations
-    if not is_from_pickle(annotations[0]):
+        return read_keypoint_file(path, layout, img_shape, MOST_PERSONS)
+    content = None if path.is_dir() else read_content(path, SUPPORTED)
+    if not isinstance(content, Pickled):
         raise UserError(f'{path} is not a PYSKL pickle and has no splits: omit --split.')
-    splits = load_annotations(path)['split']
+    splits, _ = require_form(content.data, path)
     names = set(splits.get(split, ()))
-    annotations = [annotation for annotation in annotations if annotation['frame_dir'] in names]
+    annotations = [clip for clip in pyskl.read(content.data, path, layout) if clip['frame_dir'] in names]
     if not annotations:
         known = ', '.join(map(shown_text, splits))
         raise UserError(f'{path} has no clips in split {shown_text(split)}; its splits are {known or "none"}.')
@@ -165,7 +166,7 @@ def check_fits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) -
     """Raises UserError, naming both files, if the model was trained on other keypoints."""
     config, (num_joints, size) = checkpoint.config, annotation['keypoint'].shape[2:]
     if config.data.input == 'heatmap':
-        needed = [v for v in PICKLE_SKELETONS if num_maps(config.heatmap.kind, v) == config.model.num_joints]
+        needed = joints_with(config.heatmap.kind, config.model.num_joints)
         fits, wanted = num_joints in needed, 'heatmaps'
     else:
         needed, wanted = ([17], '2D keypoints') if config.data.input == 'keypoint_2d' else ([25], '3D keypoints')
@@ -259,10 +260,11 @@ def predict_subjects(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> lis
         with tempfile.TemporaryDirectory() as folder, hidden_messages('lib.data.store', logging.INFO):
             ann_file = Path(folder) / 'clips.pkl'
             split = {'clips': [annotation['frame_dir'] for annotation in annotations]}
-            ann_file.write_bytes(pickle.dumps({'split': split, 'annotations': annotations}, protocol=4))
+            save_annotations(ann_file, split, annotations)
             data = {'ann_file': str(ann_file), 'store_dir': None, 'benchmark': ['clips', 'clips']}
             config = EasyDict({**checkpoint.config, 'data': {**checkpoint.config.data, **data}})
-            logits = checkpoint.predict(make_clips(config, 'val'))
+            windows = make_clips(config, 'val')
+            logits = checkpoint.predict(*checkpoint.model(windows.num_joints), windows)
     probabilities = iter(np.exp(log_probability(logits)))
     return [[None if clip is None else next(probabilities) for clip in subject.clips] for subject in subjects]
 

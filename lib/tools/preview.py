@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from easydict import EasyDict
 
+from lib.cli import add_set
 from lib.data.augmentation import Augmentation
 from lib.data.classes import NTU120, class_names
 from lib.data.clips import Clips
@@ -29,7 +30,7 @@ from lib.errors import UserError, shown_text
 from lib.files import make_folder, replacing
 from lib.models import MODELS, load_config
 from lib.plots import GRID, INK, channel_colours, colour_channels, new_figure, save_figure, side_colour
-from lib.tools.running import add_out, add_set, check_new, listed, log, make_parser, numbered, progress, run_tool
+from lib.tools.running import add_out, check_new, listed, log, make_parser, numbered, progress, run_tool
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,15 +174,8 @@ def make_views(config: EasyDict, draw: Draw, clip: int, augmented: int) -> list[
 
 def renderer(script: str, heatmap: Mapping[str, Any]) -> Draw:
     """The renderer of the model's framework."""
-    if MODELS[script].framework == 'tensorflow':
-        from lib.tensorflow.heatmap import HeatmapRenderer
-
-        render = HeatmapRenderer(**heatmap)
-        return lambda keypoint, score: np.moveaxis(render(keypoint, score).numpy(), -1, 2)
-    from lib.pytorch.heatmap import HeatmapRenderer
-    from lib.pytorch.training import draw
-
-    return partial(draw, HeatmapRenderer(**heatmap), 'cpu')
+    training = MODELS[script].training
+    return partial(training.draw, training.HeatmapRenderer(**heatmap))
 
 
 def save_still(views: list[View], title: str, path: Path) -> None:

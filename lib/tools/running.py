@@ -3,7 +3,7 @@
     def main(argv: Sequence[str] | None = None) -> int:
         parser = make_parser(__doc__, 'example')
         add_set(parser)
-        add_out(parser, 'FILE')
+        add_out(parser, 'FILE', text='new file')
         return run_tool(example, parser, argv)
 
     def example(args: argparse.Namespace) -> None:
@@ -16,6 +16,7 @@ Frameworks are imported inside functions, so that --help is fast.
 
 import argparse
 import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,13 +49,6 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='folder of a run, or a checkpoint file')
 
 
-def add_set(parser: argparse.ArgumentParser) -> None:
-    """Adds --set, a list of overrides `set`."""
-    parser.add_argument(
-        '--set', action='append', default=[], metavar='SECTION.KEY=VALUE', help='change a config key; repeatable'
-    )
-
-
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Adds --layout and --img_shape, options of lib.formats.read_keypoint_file."""
     parser.add_argument('--layout', choices=LAYOUTS, help='order of the joints (default: by their number)')
@@ -70,9 +64,9 @@ def img_shape_of(args: argparse.Namespace) -> tuple[int, int] | None:
     return args.img_shape and tuple(args.img_shape)
 
 
-def add_out(parser: argparse.ArgumentParser, kind: str, *, text: str = '', required: bool = False) -> None:
-    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. The tool calls check_new first."""
-    parser.add_argument('--out', type=Path, metavar=kind, required=required, help=text or f'new {kind.lower()}')
+def add_out(parser: argparse.ArgumentParser, kind: str, *, text: str, required: bool = False) -> None:
+    """Adds --out, a Path `out` or None. kind: 'FILE' or 'FOLDER'. text: the help. The tool calls check_new first."""
+    parser.add_argument('--out', type=Path, metavar=kind, required=required, help=text)
 
 
 def check_new(out: Path, *names: str) -> None:
@@ -84,6 +78,16 @@ def check_new(out: Path, *names: str) -> None:
     if there:
         raise UserError(f'{there[0]} exists and is not overwritten. Choose another output, or remove it.')
     check_writable(out if names else out.parent, 'Choose another output.')
+
+
+def require_package(name: str, command: str, hint: str = '') -> Any:
+    """The imported package. Raises UserError, with the command that installs it, if it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if 'libGL' in str(error):
+            hint = 'On a server without a display: apt install libgl1.'
+        raise UserError(f'{name} cannot be imported ({error}): {command}. {hint}'.rstrip()) from None
 
 
 def progress(items: Iterable[Any] | None, *, total: int | None = None, desc: str = '', unit: str = 'clip') -> tqdm:
@@ -114,8 +118,3 @@ def hidden_messages(name: str, level: int) -> Iterator[None]:
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names, with an ellipsis if there are more."""
     return ', '.join(map(shown_text, names[:most])) + (', ...' if len(names) > most else '')
-
-
-def span(first: int, last: int) -> str:
-    """'4-7', or '4' if both are 4."""
-    return f'{first}' if first == last else f'{first}-{last}'

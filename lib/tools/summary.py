@@ -18,12 +18,13 @@ from typing import Any
 
 from easydict import EasyDict
 
+from lib.cli import add_set
 from lib.config import differences, read_config
-from lib.models import MODELS, load_config
+from lib.models import MODELS, load_config, resolve_config
 from lib.run import FREE_KEYS
 from lib.tools.benchmark import joints_of, make_step
 from lib.tools.checkpoints import build_model
-from lib.tools.running import add_set, log, make_parser, run_tool
+from lib.tools.running import log, make_parser, run_tool
 
 PUBLISHED = Path(__file__).parents[2] / 'configs' / 'action'
 
@@ -65,8 +66,7 @@ def pytorch_cost(config: EasyDict) -> tuple[int, int, int]:
         inputs = torch.zeros(*shape, 3) if render is None else render(torch.zeros(*shape, 2), torch.zeros(shape))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(inputs)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return MODELS[config.script].training.count_parameters(model), trained, counter.get_total_flops() // 2
+    return *MODELS[config.script].training.count_parameters(model), counter.get_total_flops() // 2
 
 
 def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:
@@ -81,7 +81,7 @@ def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:
     forward = tf.function(lambda volume: model(volume, training=False), autograph=False).get_concrete_function(volume)
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
     flops = profiler.profile(forward.graph, options=options.build()).total_float_ops
-    return model.count_params(), sum(variable.numpy().size for variable in model.trainable_variables), flops // 2
+    return *MODELS[config.script].training.count_parameters(model), flops // 2
 
 
 COSTS = {'pytorch': pytorch_cost, 'tensorflow': tensorflow_cost}
@@ -101,10 +101,13 @@ def published_lines(path: Path, config: EasyDict) -> list[str]:
     """Lines on the published row nearest to a config and the settings in which they differ."""
     rows = {}  # {file: (line on the published result, config)}
     for file in sorted(PUBLISHED.glob('*.yaml')):
-        if read_config(file)['script'] == config.script:
+        content = read_config(file)
+        if content['script'] != config.script:
+            continue
+        row = resolve_config(content, (), str(file))
+        if row.data.input == config.data.input:
             published = re.search(r'^# (Published: .*)', file.read_text(), re.MULTILINE)
-            rows[file] = published[1] if published else 'not published', load_config(file)
-    rows = {file: row for file, row in rows.items() if row[1].data.input == config.data.input}
+            rows[file] = published[1] if published else 'not published', row
     nearest = path.resolve()
     if nearest not in rows:
         nearest = min(rows, key=lambda file: len(changes(rows[file][1], config)))

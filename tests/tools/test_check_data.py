@@ -193,7 +193,6 @@ def test_mismatches_of_dataset_and_config_are_found(good, check, what):
     code, text, screen = check(good, config)
     assert re.search(message, text), screen
     assert code == ('FAULT' in message)
-    assert check(good)[0] == 0
 
 
 @pytest.mark.parametrize('what', ['an empty split', 'names in lower case', 'no splits'])
@@ -281,5 +280,4 @@ def test_a_folder_is_one_dataset(good, tmp_path, capsys):
 def test_real_motion_has_no_faults(motion, capsys, name):
     assert check_data.main([str(motion(f'{name}.pkl'))]) == 0
     screen = capsys.readouterr().out
-    assert '?' not in screen
     assert len(screen.splitlines()) <= 45

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.pytorch import distributed
+from lib.pytorch import distributed, training
 from lib.tools import evaluate
 from tests import tiny
 from tests.processes import torchrun
@@ -59,6 +59,14 @@ def test_only_the_main_process_writes(trained_once, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, 'init', lambda: distributed.World(1, 1, torch.device('cpu')))
     assert evaluate.main([str(run), '--out', str(tmp_path)]) == 0
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_clips_are_classified(trained_once, capsys, monkeypatch):
+    run = trained_once('vanilla') / 'run'
+    monkeypatch.setattr(training, 'classify', lambda *arguments: pytest.fail('clips are classified'))
+    monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write anywhere
+    assert evaluate.main([str(run)]) == 2
+    assert f'{run} is read-only. Name another folder as --out.' in capsys.readouterr().err
 
 
 def test_a_folder_without_checkpoints_is_refused_by_the_scripts_too(tmp_path, capsys):

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 import rtmlib
 from hypothesis import given
@@ -261,7 +262,7 @@ def test_unusable_weights_are_named(weights, tmp_path, capsys):
         ((detector, halpe), 'halpe26.onnx'),
     ):
         assert wrong in refused(capsys, video, '--out', tmp_path / 'out.pkl', '--weights', *pair)
-    if 'CUDAExecutionProvider' not in extract_keypoints.require_package('onnxruntime').get_available_providers():
+    if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
         assert 'onnxruntime-gpu' in refused(capsys, video, '--out', tmp_path / 'out.pkl', '--device', 'cuda', *weights)
     assert not (tmp_path / 'out.pkl').exists()
 

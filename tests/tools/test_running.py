@@ -58,7 +58,7 @@ def test_existing_output_is_refused_by_name(tmp_path, capsys):
         check_new(args.out, 'a.json', 'plot*.png')
 
     parser = make_parser('A tool.', 'example')
-    add_out(parser, 'FILE')
+    add_out(parser, 'FILE', text='new file')
     (tmp_path / 'plot1.png').touch()
     for work, out, code in (
         (into_file, tmp_path / 'plot1.png', 2),

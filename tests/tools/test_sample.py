@@ -10,6 +10,7 @@ import pytest
 from lib.data.classes import NTU60
 from lib.data.pickles import load_annotations
 from lib.data.skeletons import NTU25
+from lib.tools.sample import __main__ as tool
 from lib.tools.sample import dataset as sample
 
 PERSONS = (1, 2, 3, 6, 7, 8)  # three in each cross-subject split
@@ -64,6 +65,13 @@ def test_clips_are_a_function_of_the_seed():
     first, again, other = (pickle.dumps(sample.make_sample(seed, PERSONS[:1])) for seed in (3, 3, 4))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize('seed', [-1, 2**16])
+def test_a_seed_out_of_range_is_refused_in_one_line(tmp_path, capsys, seed):
+    assert tool.main(['--out', str(tmp_path / 'out'), '--seed', str(seed)]) == 2
+    assert capsys.readouterr().err == f'error: --seed {seed}: give 0 to 65535.\n'
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('action', sample.ACTIONS, ids=lambda action: action.number)

@@ -3,8 +3,8 @@
     python -m lib.tools.sample --out data/action --files data/action/sample_files
 
 Articulated figures of 40 persons perform 14 actions of NTU60 in front of three cameras, with the errors of a pose
-estimator and of a Kinect. Writes sample_hrnet.pkl and sample_3danno.pkl, and with --files some clips as users have
-theirs: JSON files of MMPose and labels.csv. Existing files are replaced.
+estimator and of a Kinect. Writes sample_hrnet.pkl and sample_3danno.pkl; with --files, also some clips as keypoint
+files (MMPose's JSON) with a table labels.csv. Existing files are replaced.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib.errors import UserError
 from lib.tools.running import log, make_parser, run_tool
 from lib.tools.sample.dataset import write_files, write_sample
 
@@ -22,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--files', type=Path, metavar='FOLDER', help='folder for JSON files of some clips, and labels.csv'
     )
-    parser.add_argument(
-        '--seed', type=int, choices=range(2**16), default=0, metavar='SEED', help='(default: %(default)s)'
-    )
+    parser.add_argument('--seed', type=int, default=0, help='of the random numbers, 0 to 65535 (default: %(default)s)')
     return run_tool(generate, parser, argv)
 
 
 def generate(args: argparse.Namespace) -> None:
+    if not 0 <= args.seed < 2**16:
+        raise UserError(f'--seed {args.seed}: give 0 to 65535.')
     written = write_sample(args.out, args.seed)
     for path, content in written.items():
         labels = {annotation['label'] for annotation in content['annotations']}

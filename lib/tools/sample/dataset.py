@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.classes import NTU60
-from lib.files import make_folder, replacing, write_text
+from lib.data.pickles import save_annotations
+from lib.files import make_folder, write_text
 from lib.tools.sample.actions import (
     ACTIONS,
     Action,
@@ -210,8 +210,7 @@ def write_sample(out: Path, seed: int = 0, persons: Iterable[int] = PERSONS) -> 
     make_folder(out)
     written = {}
     for name, content in zip(('sample_hrnet.pkl', 'sample_3danno.pkl'), make_sample(seed, persons), strict=True):
-        with replacing(out / name) as file:
-            pickle.dump(content, file, protocol=4)
+        save_annotations(out / name, **content)
         written[out / name] = content
     return written
 
