@@ -12,7 +12,7 @@ import sys
 
 from lib import cli
 from lib.data.batches import make_clips
-from lib.evaluation import evaluate_checkpoint, validation_metrics
+from lib.evaluation import evaluate_checkpoint, scores_of, validation_metrics
 from lib.log import Log
 from lib.models import load_config
 from lib.pytorch import checkpoint, distributed, training
@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     forward = training.make_forward(render, model, options, world)  # (keypoint, score) -> logits
     run.begin(world, len(train_clips))
 
-    with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
+    with StopSignal() as stop, Log(run, args.print_freq) as log:
         log.start(train_clips, val_clips, training.describe(model), world, messages)
         training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
@@ -68,8 +68,9 @@ def train(args: argparse.Namespace) -> None:
                         run.save()
 
             logits = training.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
-            run.finish_epoch(validation_metrics(logits, val_clips))
-            log.epoch(logits, val_clips)
+            scores = scores_of(logits, val_clips)
+            run.finish_epoch(validation_metrics(scores, val_clips.labels))
+            log.epoch(scores, val_clips.labels)
         run.wait()
         log.end()
 

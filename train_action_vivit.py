@@ -12,7 +12,7 @@ import sys
 
 from lib import cli
 from lib.data.batches import make_clips
-from lib.evaluation import evaluate_checkpoint, validation_metrics
+from lib.evaluation import evaluate_checkpoint, scores_of, validation_metrics
 from lib.log import Log
 from lib.models import load_config
 from lib.stop import StopSignal
@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> None:
     predict_step = training.make_predict_step(render, model, options, world)
     run.begin(world, len(train_clips))
 
-    with StopSignal() as stop, Log(run, options.epochs, args.print_freq) as log:
+    with StopSignal() as stop, Log(run, args.print_freq) as log:
         log.start(train_clips, val_clips, training.describe(model), world, messages)
         training.log_heatmaps(log, render, val_clips)
         while run.epoch < options.epochs:
@@ -65,8 +65,9 @@ def train(args: argparse.Namespace) -> None:
                         run.save()
 
             logits = training.predict(predict_step, val_clips, options, world, lambda: run.exit_if(stop, world))
-            run.finish_epoch(validation_metrics(logits, val_clips))
-            log.epoch(logits, val_clips)
+            scores = scores_of(logits, val_clips)
+            run.finish_epoch(validation_metrics(scores, val_clips.labels))
+            log.epoch(scores, val_clips.labels)
         run.wait()
         log.end()
 

@@ -195,7 +195,7 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
-    """Averages the logits (N, views, K) of a split over the views: scores (N, K), see mean_over_views.
+    """Averages the probabilities over the views of a split: logits (N, views, K) -> scores (N, K), see mean_over_views.
 
     Raises FloatingPointError, naming the first clip, if any is not finite.
     """
@@ -206,9 +206,9 @@ def scores_of(logits: np.ndarray, clips: Clips) -> np.ndarray:
     return mean_over_views(logits)
 
 
-def validation_metrics(logits: np.ndarray, clips: Clips) -> dict[str, float]:
-    """{'loss', 'top1', 'top5', 'mean_class'} of logits (N, views, K) of a split."""
-    metrics = classification_metrics(scores_of(logits, clips), clips.labels)
+def validation_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{'loss', 'top1', 'top5', 'mean_class'} of scores (N, K) and labels (N,)."""
+    metrics = classification_metrics(scores, labels)
     del metrics['per_class']
     return metrics
 

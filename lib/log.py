@@ -19,7 +19,7 @@ from lib.console import log_facts
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
-from lib.metrics import confusion_matrix, mean_over_views
+from lib.metrics import confusion_matrix
 from lib.plots import confusion_figure
 from lib.run import Run
 
@@ -32,11 +32,11 @@ class Log:
     metrics.jsonl has one line per epoch and no timing, so that equal runs write equal files. It is rewritten from the
     history in the checkpoint, so the two always agree. Timing goes to timing.jsonl.
 
-    epochs: total number of epochs. print_freq: steps between two reports.
+    print_freq: steps between two reports.
     """
 
-    def __init__(self, run: Run, epochs: int, print_freq: int) -> None:
-        self.run, self.epochs, self.print_freq = run, epochs, print_freq
+    def __init__(self, run: Run, print_freq: int) -> None:
+        self.run, self.print_freq, self.epochs = run, print_freq, run.config.train.epochs
         self._bar: tqdm | None = None
         self._clips, self._seconds, self._waited = 0, math.nan, 0.0  # of the current epoch, in this process
         if not run.is_main:
@@ -119,10 +119,10 @@ class Log:
             log.info(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
             self._world = None
 
-    def epoch(self, logits: np.ndarray, val_clips: Clips) -> None:
+    def epoch(self, scores: np.ndarray, labels: np.ndarray) -> None:
         """Logs the last completed epoch. Its speed covers the steps of this process only.
 
-        logits: (N, views, K) of the validation clips, for the confusion matrix of a new best epoch.
+        scores (N, K) and labels (N,) of the validation clips: for the confusion matrix of a new best epoch.
         """
         if self._bar:
             self._bar.close()
@@ -135,8 +135,7 @@ class Log:
                 self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
         self._board.add_scalar('best/top1', best['top1'], line['epoch'])
         if best['epoch'] == line['epoch']:
-            matrix = confusion_matrix(mean_over_views(logits), val_clips.labels)
-            figure = confusion_figure(matrix, self.run.class_names)
+            figure = confusion_figure(confusion_matrix(scores, labels), self.run.class_names)
             self._board.add_figure('best/confusion_matrix', figure, line['epoch'])
         speed = ''
         if self._clips:

@@ -22,6 +22,7 @@ class Recipe:
     epochs: int
     lr_schedule: Literal['step', 'cosine'] = 'step'
     lr_decay: float = 1.0
+    lr_end: float = 0.0
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
     max_grad_norm: float | None = None
@@ -38,6 +39,7 @@ class Recipe:
         rules = {
             'epochs': (self.epochs >= 1, 'at least 1'),
             'lr_decay': (self.lr_decay > 0, 'above 0'),
+            'lr_end': (0 <= self.lr_end <= 1, 'between 0 and 1'),
             'warmup_epochs': (0 <= self.warmup_epochs < self.epochs, f'0 or more, and below the {self.epochs} epochs'),
             'label_smoothing': (0 <= self.label_smoothing < 1, 'at least 0 and below 1'),
             'max_grad_norm': (self.max_grad_norm is None or self.max_grad_norm > 0, 'above 0, or null'),
@@ -80,7 +82,7 @@ class Recipe:
             return (epoch + (step + 1) / steps) / self.warmup_epochs
         if self.lr_schedule == 'cosine':
             done = (epoch + step / steps - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-            return (1 + math.cos(math.pi * done)) / 2
+            return self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * done)) / 2
         return self.lr_decay ** (epoch - self.warmup_epochs)
 
 

@@ -17,7 +17,7 @@ def test_a_clip_image_shows_the_first_view_in_the_colours_of_the_sides_of_the_bo
     path = write_pickle(make_annotations([20, 30, 40] * 4))
     options = {'ann_file': str(path), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 3, 'seed': 0}
     clips = Clips('val', **options, test_clips=2, test_flip=True)
-    name, picture = plots.clip_image(clips, kind, partial(draw, HeatmapRenderer(kind=kind), 'cpu'), frames=3)
+    name, picture = plots.clip_image(clips, kind, partial(draw, HeatmapRenderer(kind=kind)), frames=3)
     assert clips.names(0, 0)[0] in name
     batch = clips[0, 0]
     volume = heatmaps(batch['keypoint'][0, 0], batch['score'][0, 0], kind=kind, img_shape=(56, 56))

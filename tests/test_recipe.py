@@ -28,6 +28,11 @@ def test_cosine_falls_from_the_full_rate_towards_zero():
     assert values == sorted(values, reverse=True)
 
 
+def test_cosine_ends_at_lr_end():
+    recipe = Recipe(epochs=100, lr_schedule='cosine', lr_end=0.1)
+    assert [recipe.lr_factor(epoch, 0, 1) for epoch in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+
+
 @pytest.mark.parametrize(
     'changes',
     [{'epochs': 0}, {'lr_decay': 0.0}, {'warmup_epochs': 5}, {'label_smoothing': 1.0}, {'max_grad_norm': 0.0}],

@@ -97,7 +97,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
     path, out = exported
     checkpoint = open_checkpoint(path)
     clips = make_clips(checkpoint.config, 'val')
-    expected = checkpoint.predict(clips)
+    expected = checkpoint.predict(*checkpoint.model(clips.num_joints), clips)
     graph, about = load(out)
     logits = []
     for b in range(len(clips)):  # of 8 clips and 2
@@ -127,7 +127,8 @@ def test_the_example_equals_the_model_without_this_project(exported, tmp_path):
         return
     checkpoint = open_checkpoint(path)
     clips = make_clips(checkpoint.config, 'val')
-    expected, names = checkpoint.predict(clips), [name for b in range(len(clips)) for name in clips.names(0, b)]
+    expected = checkpoint.predict(*checkpoint.model(clips.num_joints), clips)
+    names = [name for b in range(len(clips)) for name in clips.names(0, b)]
     data = load_annotations(checkpoint.config.data.ann_file)
     annotations = {annotation['frame_dir']: annotation for annotation in data['annotations']}
     functions = runpy.run_path(str(example))
