@@ -25,6 +25,7 @@ from lib.plots import clip_image
 from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone
+from lib.pytorch.pretraining import MotionPretraining
 from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16
 
 
@@ -95,7 +96,10 @@ def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weig
 
 
 class RenderAndClassify(nn.Module):
-    """Renders heatmaps and classifies them, or classifies keypoints: (keypoint, score) -> logits (N, K) float32."""
+    """Renders heatmaps and classifies them, or classifies keypoints: (keypoint, score) -> logits (N, K) float32.
+
+    In pretraining the output is errors (N, 2), see MotionPretraining.
+    """
 
     def __init__(self, render: HeatmapRenderer | None, model: nn.Module, precision: str) -> None:
         super().__init__()
@@ -104,7 +108,9 @@ class RenderAndClassify(nn.Module):
 
     def forward(self, keypoint: Tensor, score: Tensor | None = None) -> Tensor:
         with torch.autocast(keypoint.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.model(keypoint if self.render is None else self.render(keypoint, score, self.dtype)).float()
+            x = keypoint if self.render is None else self.render(keypoint, score, self.dtype)
+            is_pretraining = isinstance(self.model, MotionPretraining)  # its targets are keypoints, whatever the input
+            return (self.model(x, keypoint, score) if is_pretraining else self.model(x)).float()
 
 
 def recompute_blocks(model: nn.Module, script: str) -> None:
@@ -148,12 +154,15 @@ def train_step(
     options: TrainOptions,
     size: int,
     seed: int,
+    criterion: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Trains on this process's share of a batch; returns [mean loss, correct clips] on the device.
 
     size: clips in a full share, which is split into `options.accumulation_steps` micro-batches. A short share is split
-    into fewer, so that none is too small for batch norm. seed: for dropout.
+    into fewer, so that none is too small for batch norm. seed: for dropout. criterion: (forward, label, options,
+    **inputs) -> mean loss and number of correct clips; None: `classification_loss`.
     """
+    criterion = criterion or classification_loss
     torch.manual_seed(seed)
     optimizer.zero_grad()
     num_clips = len(batch['label'])
@@ -166,17 +175,25 @@ def train_step(
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)  # no recompilation for a short batch
         is_last = i == len(parts) - 1  # gradients are synchronised only once
         with contextlib.nullcontext() if is_last else getattr(forward, 'no_sync', contextlib.nullcontext)():
-            logits = forward(**part)
-            loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+            loss, num_correct = criterion(forward, label, options, **part)
             loss = loss * (len(label) / num_clips)
             loss.backward()
-        results += torch.stack([loss.detach(), (logits.detach().argmax(1) == label).sum()])
+        results += torch.stack([loss.detach(), num_correct])
     if options.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(
             [p for group in optimizer.param_groups for p in group['params']], options.max_grad_norm
         )
     optimizer.step()
     return results
+
+
+def classification_loss(
+    forward: nn.Module, label: Tensor, options: TrainOptions, **inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of a batch and the number of correct clips."""
+    logits = forward(**inputs)
+    loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+    return loss, (logits.detach().argmax(1) == label).sum()
 
 
 def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
