@@ -80,13 +80,13 @@ def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, w
 
 
 def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:
-    """Section `optimizer`: AdamW on all trainable parameters, with learning rates for backbone and head."""
+    """Section `optimizer`: AdamW on all trainable parameters, with rates for backbone and head (or decoder)."""
     values = {'lr_backbone': lr_backbone, 'lr_head': lr_head, 'weight_decay': weight_decay}
     check_values('optimizer', values, {key: (value >= 0, '0 or more') for key, value in values.items()})
     backbone, head = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (head if name.startswith('head.') else backbone).append(parameter)
+            (head if name.startswith(('head.', 'decoder_', 'mask_token')) else backbone).append(parameter)
     groups = [
         {'name': name, 'params': parameters, 'lr': lr, 'initial_lr': lr}
         for name, parameters, lr in (('backbone', backbone, lr_backbone), ('head', head, lr_head))
