@@ -107,7 +107,8 @@ class RenderAndClassify(nn.Module):
         self.dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
 
     def forward(self, keypoint: Tensor, score: Tensor | None = None) -> Tensor:
-        with torch.autocast(keypoint.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        is_bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(keypoint.device.type, torch.bfloat16) if is_bf16 else contextlib.nullcontext():
             x = keypoint if self.render is None else self.render(keypoint, score, self.dtype)
             is_pretraining = isinstance(self.model, MotionPretraining)  # its targets are keypoints, whatever the input
             return (self.model(x, keypoint, score) if is_pretraining else self.model(x)).float()
