@@ -72,12 +72,13 @@ class Augmentation:
 
     def check_input(self, input: Input, preparation: Preparation = 'motionbert') -> None:
         """Raises UserError if a key without effect on this input differs from its default."""
-        kind, other = (preparation, ' and data.preparation mamp') if preparation == 'mamp' else (input, '')
+        kind = preparation if preparation == 'mamp' else input
+        setting = f'data.input {input}' + f' and data.preparation {preparation}' * (input == 'keypoint_3d')
         for key in fields(self):
             value, default = getattr(self, key.name), key.default
             changed = list(value) != list(default) if isinstance(default, tuple) else value != default
             if changed and kind not in key.metadata['inputs']:
-                raise UserError(f'augmentation.{key.name} has no effect with data.input {input}{other}. Omit it.')
+                raise UserError(f'augmentation.{key.name} has no effect with {setting}. Omit it.')
 
     def shift_frames(self, frames: np.ndarray, random: ClipRandom) -> np.ndarray:
         """The sampled frames (N, T), shifted in time."""

@@ -90,7 +90,10 @@ class Clips:
         is_heatmap = input == 'heatmap'
         rules = {
             'input': (input in get_args(Input), f'one of {", ".join(get_args(Input))}'),
-            'preparation': (preparation == 'motionbert' or input == 'keypoint_3d', f'motionbert with data.input {input}'),
+            'preparation': (
+                preparation == 'motionbert' or input == 'keypoint_3d',
+                f'motionbert with data.input {input}',
+            ),
             'clip_len': (clip_len >= 1, 'at least 1'),
             'batch_size': (batch_size >= 1, 'at least 1'),
             'max_persons': (max_persons >= 1, 'at least 1'),

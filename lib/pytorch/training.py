@@ -95,7 +95,8 @@ def make_optimizer(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = 'head' if name.startswith('head.') else 'backbone'
-            parameters.setdefault((part, layer_decay ** above[name]), []).append(parameter)
+            scale = 1.0 if part == 'head' else layer_decay ** above[name]
+            parameters.setdefault((part, scale), []).append(parameter)
     groups = []
     for part, scale in sorted(parameters):  # the largest rate of the backbone last: that one is logged
         lr = scale * (lr_head if part == 'head' else lr_backbone)
