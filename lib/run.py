@@ -303,8 +303,8 @@ def evaluation_config(
 ) -> EasyDict:
     """Returns the config to evaluate a checkpoint with: `saved`, the checkpoint's own, with `overrides` (--set).
 
-    config_file: a config that must agree with it. Raises UserError if the model, the data or train.partial_train
-    differs.
+    config_file: a config that must agree with it. Raises UserError if the model, the data, train.partial_train or
+    optimizer.layer_decay differs.
     """
     own = resolve_config(saved, (), str(path))
     config = resolve_config(saved, overrides, str(path))
@@ -318,9 +318,9 @@ def evaluation_config(
 
 
 def _fixed(changed: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
-    """The changed keys that define the model or the data."""
+    """The changed keys that define the model, the data or the optimizer's parameter groups."""
     fixed = [key for key in changed if key.split('.')[0] not in ('optimizer', 'train') and key not in free]
-    return fixed + [key for key in changed if key == 'train.partial_train']
+    return fixed + [key for key in changed if key in ('train.partial_train', 'optimizer.layer_decay')]
 
 
 def check_same(who: str, what: str, numbers: Sequence[int]) -> None:

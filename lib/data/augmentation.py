@@ -9,14 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lib.data.geometry import AffineMap, extent, jitter, random_crop_box, rotate, short_edge_shape
-from lib.data.keypoints import MOVES_2D, MOVES_3D, random_move
+from lib.data.keypoints import MOVES_2D, MOVES_3D, crop_in_time, random_move, rotate_3d
 from lib.data.sampling import ClipRandom, shifted_frames
 from lib.errors import UserError, check_values
 
 Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']  # values of data.input
+Preparation = Literal['motionbert', 'mamp']  # values of data.preparation
 
 
-def _key(default: Any, *inputs: Input) -> Any:
+def _key(default: Any, *inputs: Input | Preparation) -> Any:
     return field(default=default, metadata={'inputs': inputs})
 
 
@@ -34,6 +35,9 @@ class Augmentation:
     With data.input keypoint_2d or keypoint_3d
         random_move: whether to rotate, scale and shift, changing linearly over the clip.
         scale_range: size of the crop window relative to the persons' box (keypoint_2d only).
+    With data.preparation mamp
+        time_crop: range of the share of frames that are kept.
+        rotation: largest angle in rad, either way, about each axis.
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -41,16 +45,18 @@ class Augmentation:
     crop_area: tuple[float, float] = _key((0.56, 1.0), 'heatmap')
     crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), 'heatmap')
     flip_ratio: float = _key(0.5, 'heatmap')
-    rotation: float = _key(0.0, 'heatmap')
+    rotation: float = _key(0.0, 'heatmap', 'mamp')
     joint_noise: float = _key(0.0, 'heatmap')
     temporal_shift: int = _key(0, 'heatmap')
     view_angle: float = _key(30.0, 'heatmap')
     random_move: bool = _key(True, 'keypoint_2d', 'keypoint_3d')
     scale_range: tuple[float, float] = _key((1.0, 3.0), 'keypoint_2d')
+    time_crop: tuple[float, float] = _key((0.5, 1.0), 'mamp')
 
     def __post_init__(self) -> None:
         (area_low, area_high), (ratio_low, ratio_high) = self.crop_area, self.crop_ratio
         scale_low, scale_high = self.scale_range
+        time_low, time_high = self.time_crop
         rules = {
             'crop_area': (0 < area_low <= area_high <= 1, 'two rising shares of the area, at most 1'),
             'crop_ratio': (0 < ratio_low <= ratio_high, 'two rising positive ratios'),
@@ -60,16 +66,19 @@ class Augmentation:
             'temporal_shift': (self.temporal_shift >= 0, '0 or more'),
             'view_angle': (self.view_angle >= 0, '0 or more'),
             'scale_range': (0 < scale_low <= scale_high, 'two rising positive lengths'),
+            'time_crop': (0 < time_low <= time_high <= 1, 'two rising shares of the frames, at most 1'),
         }
         check_values('augmentation', vars(self), rules)
 
-    def check_input(self, input: Input) -> None:
+    def check_input(self, input: Input, preparation: Preparation = 'motionbert') -> None:
         """Raises UserError if a key without effect on this input differs from its default."""
+        kind = preparation if preparation == 'mamp' else input
+        setting = f'data.input {input}' + f' and data.preparation {preparation}' * (input == 'keypoint_3d')
         for key in fields(self):
             value, default = getattr(self, key.name), key.default
             changed = list(value) != list(default) if isinstance(default, tuple) else value != default
-            if changed and input not in key.metadata['inputs']:
-                raise UserError(f'augmentation.{key.name} has no effect with data.input {input}. Omit it.')
+            if changed and kind not in key.metadata['inputs']:
+                raise UserError(f'augmentation.{key.name} has no effect with {setting}. Omit it.')
 
     def shift_frames(self, frames: np.ndarray, random: ClipRandom) -> np.ndarray:
         """The sampled frames (N, T), shifted in time."""
@@ -105,3 +114,12 @@ class Augmentation:
         """Random window size of each clip relative to the persons' box, (N,)."""
         low, high = self.scale_range
         return low + (high - low) * random.uniform()
+
+    def crop_frames(self, total_frames: np.ndarray, random: ClipRandom) -> tuple[np.ndarray, np.ndarray]:
+        """Random part of each clip of total_frames (N,): first frame and number of frames, (N,) int each."""
+        low, high = self.time_crop
+        return crop_in_time(total_frames, low + (high - low) * random.uniform(), random.uniform())
+
+    def rotate_keypoints(self, keypoint: np.ndarray, random: ClipRandom) -> np.ndarray:
+        """Rotates the clips (N, M, T, V, 3) about the origin, each by one angle per axis."""
+        return rotate_3d(keypoint, self.rotation * (2 * random.uniform(3) - 1)) if self.rotation else keypoint

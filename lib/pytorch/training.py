@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,20 +80,42 @@ def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, w
         )
 
 
-def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:
-    """Section `optimizer`: AdamW on all trainable parameters, with rates for backbone and head (or decoder)."""
+def make_optimizer(
+    model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float, layer_decay: float = 1.0
+) -> torch.optim.AdamW:
+    """Section `optimizer`: AdamW on all trainable parameters, with learning rates for backbone and head (or decoder).
+
+    layer_decay: factor on the learning rate for each layer above a parameter, see layers_above; 1: none.
+    """
     values = {'lr_backbone': lr_backbone, 'lr_head': lr_head, 'weight_decay': weight_decay}
-    check_values('optimizer', values, {key: (value >= 0, '0 or more') for key, value in values.items()})
-    backbone, head = [], []
+    rules = {key: (value >= 0, '0 or more') for key, value in values.items()}
+    rules['layer_decay'] = (0 < layer_decay <= 1, 'above 0 and at most 1')
+    check_values('optimizer', values | {'layer_decay': layer_decay}, rules)
+    above = layers_above(name for name, _ in model.named_parameters())
+    parameters = {}  # of each group, (part of the model, factor on its rate)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (head if name.startswith(('head.', 'decoder_', 'mask_token')) else backbone).append(parameter)
-    groups = [
-        {'name': name, 'params': parameters, 'lr': lr, 'initial_lr': lr}
-        for name, parameters, lr in (('backbone', backbone, lr_backbone), ('head', head, lr_head))
-        if parameters
-    ]
+            part = 'head' if name.startswith(('head.', 'decoder_', 'mask_token')) else 'backbone'
+            scale = 1.0 if part == 'head' else layer_decay ** above[name]
+            parameters.setdefault((part, scale), []).append(parameter)
+    groups = []
+    for part, scale in sorted(parameters):  # the largest rate of the backbone last: that one is logged
+        lr = scale * (lr_head if part == 'head' else lr_backbone)
+        groups.append({'name': part, 'params': parameters[part, scale], 'lr': lr, 'initial_lr': lr})
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
+def layers_above(names: Iterable[str]) -> dict[str, int]:
+    """Exponent of the layer decay for each parameter, as in MAMP (after BEiT).
+
+    depth - i for block i of `depth` (`blocks.i`, or `blocks_st.i`, `blocks_ts.i` and `ts_attn.i` of DSTformer),
+    depth + 1 for the embeddings, 0 for what follows the blocks.
+    """
+    blocks = {name: re.search(r'\b(?:blocks|blocks_st|blocks_ts|ts_attn)\.(\d+)\.', name) for name in names}
+    depth = max((int(block[1]) + 1 for block in blocks.values() if block), default=0)
+    return {
+        name: depth - int(block[1]) if block else depth + 1 if '_embed' in name else 0 for name, block in blocks.items()
+    }
 
 
 class RenderAndClassify(nn.Module):

@@ -19,7 +19,7 @@ import train_action_mbert
 import train_action_vanilla
 from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
-from lib.models import load_config
+from lib.models import MODELS, load_config
 from lib.pytorch import checkpoint, training
 from lib.pytorch.distributed import World
 from tests import tiny
@@ -90,6 +90,63 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(full_size_pickles
         assert torch.equal(p, before[name]) != p.requires_grad, name
     logits = training.predict(forward, model, val_clips, options, ALONE)
     assert logits.shape == (1, 1, config.model.num_classes)
+
+
+def decayed(script: str, depth: int, **rates):
+    """Model and optimizer with layer decay 0.5, learning rates 1 (backbone) and 3 (head)."""
+    sizes = {'num_joints': 5, 'dim_in': 3, 'dim_feat': 16, 'depth': depth, 'num_heads': 2}
+    own = {'mbert': {'dim_rep': 16, 'maxlen': 8}, 'vanilla': {'num_frames': 8}}[script]
+    model = MODELS[script].load_classifier()(**sizes, **own)
+    rates = {'lr_backbone': 1.0, 'lr_head': 3.0, 'weight_decay': 0.0, 'layer_decay': 0.5} | rates
+    return model, training.make_optimizer(model, **rates)
+
+
+DECAYED = {
+    'mbert': {
+        'backbone.joints_embed.weight': 4, 'backbone.pos_embed': 4, 'backbone.temp_embed': 4,
+        'backbone.blocks_st.0.attn_s.qkv.weight': 3, 'backbone.blocks_ts.0.mlp_t.fc1.bias': 3,
+        'backbone.ts_attn.0.weight': 3, 'backbone.blocks_st.1.norm1_s.weight': 2, 'backbone.ts_attn.2.bias': 1,
+        'backbone.blocks_ts.2.mlp_t.fc2.weight': 1, 'backbone.norm.weight': 0, 'backbone.pre_logits.fc.weight': 0,
+    },
+    'vanilla': {
+        'joints_embed.proj.weight': 4, 'pos_embed': 4, 'temp_embed': 4, 'blocks.0.attn.qkv.weight': 3,
+        'blocks.1.norm1.weight': 2, 'blocks.2.mlp.fc2.bias': 1, 'norm.weight': 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DECAYED)
+def test_layer_decay_scales_the_update_of_every_layer(name):
+    model, optimizer = decayed(name, depth=3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # the first step of AdamW moves each weight by its learning rate
+    moved = {name: (before[name] - p).mean().item() for name, p in model.named_parameters()}
+    for parameter, layers in DECAYED[name].items():
+        assert moved[parameter] == pytest.approx(0.5**layers, rel=1e-4), parameter
+    assert {round(value, 4) for name, value in moved.items() if name.startswith('head.')} == {3}
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(before) - 2 * (name == 'mbert')
+    run = checkpoint.Run.__new__(checkpoint.Run)
+    run.optimizer = optimizer
+    assert run.learning_rates() == {'backbone': 1, 'head': 3}
+
+
+@pytest.mark.parametrize('name', DECAYED)
+def test_without_layer_decay_there_are_two_groups_in_the_order_of_the_model(name):
+    model, optimizer = decayed(name, depth=3, layer_decay=1.0)
+    names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    backbone, head = ([names[p] for p in group['params']] for group in optimizer.param_groups)
+    assert [group['name'] for group in optimizer.param_groups] == ['backbone', 'head']
+    assert [group['lr'] for group in optimizer.param_groups] == [1, 3]
+    assert backbone == [name for name in names.values() if not name.startswith('head.')]
+    assert head == [name for name in names.values() if name.startswith('head.')]
+
+
+@pytest.mark.parametrize('value', [0.0, -0.5, 1.1])
+def test_a_layer_decay_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=rf'optimizer\.layer_decay is {value}'):
+        decayed('vanilla', depth=1, layer_decay=value)
 
 
 def test_recipe_options_reach_the_training(script, call, config, tmp_path, monkeypatch):
