@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lib.data.geometry import AffineMap, extent, jitter, random_crop_box, rotate, short_edge_shape
+from lib.data.geometry import AffineMap, jitter, middle, random_crop_box, rotate, shear, short_edge_shape
 from lib.data.keypoints import MOVES_2D, MOVES_3D, random_move
 from lib.data.sampling import ClipRandom, shifted_frames
 from lib.errors import UserError, check_values
@@ -28,6 +28,7 @@ class Augmentation:
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
         flip_ratio: fraction of mirrored clips.
         rotation: largest angle in rad, either way, about the centre of the persons.
+        shear: largest shear along x and along y, either way, about the centre of the persons: x += shear * y.
         joint_noise: standard deviation in diagonals of the person's box.
         temporal_shift: largest shift in frames, either way; frames wrap around.
         view_angle: largest angle in degrees, either way, of the camera about the vertical axis (3D pickles).
@@ -42,6 +43,7 @@ class Augmentation:
     crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), 'heatmap')
     flip_ratio: float = _key(0.5, 'heatmap')
     rotation: float = _key(0.0, 'heatmap')
+    shear: float = _key(0.0, 'heatmap')
     joint_noise: float = _key(0.0, 'heatmap')
     temporal_shift: int = _key(0, 'heatmap')
     view_angle: float = _key(30.0, 'heatmap')
@@ -56,6 +58,7 @@ class Augmentation:
             'crop_ratio': (0 < ratio_low <= ratio_high, 'two rising positive ratios'),
             'flip_ratio': (0 <= self.flip_ratio <= 1, 'between 0 and 1'),
             'rotation': (self.rotation >= 0, '0 or more'),
+            'shear': (0 <= self.shear < 1, 'at least 0 and below 1'),
             'joint_noise': (self.joint_noise >= 0, '0 or more'),
             'temporal_shift': (self.temporal_shift >= 0, '0 or more'),
             'view_angle': (self.view_angle >= 0, '0 or more'),
@@ -80,10 +83,11 @@ class Augmentation:
         return random.symmetric(np.radians(self.view_angle))
 
     def move_joints(self, xy: np.ndarray, random: ClipRandom) -> np.ndarray:
-        """Rotates and jitters joints xy (2, N, M, T, V) in image pixels. Missing joints stay zero."""
+        """Rotates, shears and jitters joints xy (2, N, M, T, V) in image pixels. Missing joints stay zero."""
         if self.rotation:
-            lowest, highest = (np.where(np.isfinite(edge), edge, 0) for edge in extent(xy))
-            xy = rotate(xy, random.symmetric(self.rotation), (lowest + highest) / 2)
+            xy = rotate(xy, random.symmetric(self.rotation), middle(xy))
+        if self.shear:
+            xy = shear(xy, random.symmetric(self.shear, 2), middle(xy))
         if self.joint_noise:
             xy = jitter(xy, self.joint_noise, np.moveaxis(random.uniform(3, *xy.shape[2:]), 1, 0))
         return xy

@@ -196,6 +196,7 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
         {'flip_ratio': 1.5},
         {'crop_area': [0.9, 0.5]},
         {'rotation': -0.1},
+        {'shear': 1.0},
         {'test_clips': 0},
         {'scale_range': [3.0, 1.0], 'input': 'keypoint_2d'},
         {'input': 'keypoints'},
@@ -244,7 +245,7 @@ def test_augmentation_leaves_missing_joints_missing(write_pickle):
         annotation['keypoint_score'][:, :, 3] = 0
         annotation['keypoint'][0, :5] = 0
     path = write_pickle(data)
-    aug = {'rotation': 0.3, 'joint_noise': 0.01, **STILL}
+    aug = {'rotation': 0.3, 'shear': 0.2, 'joint_noise': 0.01, **STILL}
     plain, augmented = (whole_split(clips('train', path, **changes)) for changes in (STILL, aug))
     missing = (plain['keypoint'] == 0).all(-1)
     assert missing[:, 0, :, 3].all()
@@ -268,6 +269,22 @@ def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
     np.testing.assert_allclose((turned[:, 16] + turned[:, 0]) / 2, 28, atol=3)
     still = whole_split(clips('val', path, rotation=0.3))['keypoint'][:, 0, 0]
     np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # not in testing
+
+
+def test_shear_slants_both_axes_of_the_body(write_pickle):
+    # A cross, upright: after shear and box crop its axes lean by amounts that are independent and symmetric.
+    cross = np.zeros((17, 2))
+    cross[:4] = (0, -150), (0, 150), (-150, 0), (150, 0)
+    keypoint = np.tile(np.add(cross, (960, 540)).astype(np.float16), (1, 20, 1, 1))
+    path = write_pickle(copies(make_annotations([20] * 600), keypoint))
+    sheared = whole_split(clips('train', path, shear=0.2, batch_size=100, **STILL))['keypoint'][:, 0, 0]
+    down, right = sheared[:, 1] - sheared[:, 0], sheared[:, 3] - sheared[:, 2]
+    slants = np.stack([down[:, 0] / down[:, 1], right[:, 1] / right[:, 0]])
+    np.testing.assert_allclose(np.abs(slants).max(1), 0.2, atol=0.015)
+    np.testing.assert_allclose(slants.mean(1), 0, atol=0.02)
+    assert abs(np.corrcoef(slants)[0, 1]) < 0.15
+    still = whole_split(clips('val', path, shear=0.2))['keypoint'][:, 0, 0]
+    np.testing.assert_allclose(still[:, 1, 0], still[:, 0, 0], atol=0.01)  # not in testing
 
 
 def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
