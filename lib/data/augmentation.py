@@ -26,6 +26,7 @@ class Augmentation:
 
     With data.input heatmap
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
+        random_scale: largest relative change of width and of height, each on its own, after the box crop.
         flip_ratio: fraction of mirrored clips.
         rotation: largest angle in rad, either way, about the centre of the persons.
         shear: largest shear along x and along y, either way, about the centre of the persons: x += shear * y.
@@ -41,6 +42,7 @@ class Augmentation:
 
     crop_area: tuple[float, float] = _key((0.56, 1.0), 'heatmap')
     crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), 'heatmap')
+    random_scale: float = _key(0.0, 'heatmap')
     flip_ratio: float = _key(0.5, 'heatmap')
     rotation: float = _key(0.0, 'heatmap')
     shear: float = _key(0.0, 'heatmap')
@@ -56,6 +58,7 @@ class Augmentation:
         rules = {
             'crop_area': (0 < area_low <= area_high <= 1, 'two rising shares of the area, at most 1'),
             'crop_ratio': (0 < ratio_low <= ratio_high, 'two rising positive ratios'),
+            'random_scale': (0 <= self.random_scale < 1, 'at least 0 and below 1'),
             'flip_ratio': (0 <= self.flip_ratio <= 1, 'between 0 and 1'),
             'rotation': (self.rotation >= 0, '0 or more'),
             'shear': (0 <= self.shear < 1, 'at least 0 and below 1'),
@@ -93,7 +96,9 @@ class Augmentation:
         return xy
 
     def crop_and_flip(self, affine: AffineMap, size: int, random: ClipRandom) -> tuple[AffineMap, np.ndarray]:
-        """Random resized crop and flip to a heatmap of `size` px: the affine map, and the flipped clips (N,) bool."""
+        """Random scale, crop and flip to a heatmap of `size` px: the affine map, and the flipped clips (N,) bool."""
+        if self.random_scale:  # after the crop to the box, which would undo it
+            affine = affine.stretch(1 + random.symmetric(self.random_scale, 2))
         affine = affine.resize(short_edge_shape(affine.shape))
         affine = affine.crop(random_crop_box(affine.shape, random, self.crop_area, self.crop_ratio))
         flipped = random.uniform() < self.flip_ratio

@@ -48,6 +48,14 @@ class AffineMap:
         """Like `compact`, but also moves missing coordinates, as PYSKL's random crop does."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing - box[:, :2], _box_shape(box))
 
+    def stretch(self, factor: np.ndarray) -> Self:
+        """Scales the content, but not the image, by `factor` (N, 2), (x, y), about the centre of the image.
+
+        Missing coordinates do not move.
+        """
+        centre = self.shape[:, ::-1] / 2
+        return AffineMap(self.scale * factor, (self.shift - centre) * factor + centre, self.missing, self.shape)
+
     def resize(self, shape: np.ndarray | tuple[int, int]) -> Self:
         """Scales the image to `shape` (N, 2) or (2,), (h, w)."""
         shape = np.broadcast_to(shape, self.shape.shape)

@@ -161,6 +161,21 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
     assert 1.4 < magnified.max() < 1.55  # 1 / sqrt(.56 * 3/4)
 
 
+def test_random_scale_changes_width_and_height_on_their_own(write_pickle):
+    path = write_pickle(make_annotations([16] * 600))  # as many frames as are sampled: the same in both
+    plain, scaled = (
+        whole_split(clips('train', path, random_scale=most, **STILL))['keypoint'][:, 0] for most in (0, 0.2)
+    )
+    change = np.ptp(scaled, axis=(1, 2)) / np.ptp(plain, axis=(1, 2)) - 1  # of width and height, in the map
+    np.testing.assert_allclose(np.abs(change).max(0), 0.2, atol=0.005)
+    np.testing.assert_allclose(change.mean(0), 0, atol=0.02)
+    assert abs(np.corrcoef(change.T)[0, 1]) < 0.15
+    middles = [(keypoint.max((1, 2)) + keypoint.min((1, 2))) / 2 for keypoint in (plain, scaled)]
+    np.testing.assert_allclose(*middles, atol=0.5)  # px
+    still, test = (whole_split(clips('val', path, random_scale=most))['keypoint'] for most in (0, 0.2))
+    np.testing.assert_array_equal(still, test)
+
+
 def test_max_persons_limits_the_persons(write_pickle):
     path = write_pickle(make_annotations([20] * 6, persons=[3] * 6))
     three, two = (clips('val', path, max_persons=m, flip_ratio=0)[0, 0] for m in (3, 2))
@@ -194,6 +209,7 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
         {'clip_len': 0},
         {'batch_size': 0},
         {'flip_ratio': 1.5},
+        {'random_scale': 1.0},
         {'crop_area': [0.9, 0.5]},
         {'rotation': -0.1},
         {'shear': 1.0},
