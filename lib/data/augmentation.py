@@ -31,6 +31,7 @@ class Augmentation:
         rotation: largest angle in rad, either way, about the centre of the persons.
         shear: largest shear along x and along y, either way, about the centre of the persons: x += shear * y.
         joint_noise: standard deviation in diagonals of the person's box.
+        joint_drop: probability that a joint of a person is missing in the whole clip.
         temporal_shift: largest shift in frames, either way; frames wrap around.
         view_angle: largest angle in degrees, either way, of the camera about the vertical axis (3D pickles).
     With data.input keypoint_2d or keypoint_3d
@@ -47,6 +48,7 @@ class Augmentation:
     rotation: float = _key(0.0, 'heatmap')
     shear: float = _key(0.0, 'heatmap')
     joint_noise: float = _key(0.0, 'heatmap')
+    joint_drop: float = _key(0.0, 'heatmap')
     temporal_shift: int = _key(0, 'heatmap')
     view_angle: float = _key(30.0, 'heatmap')
     random_move: bool = _key(True, 'keypoint_2d', 'keypoint_3d')
@@ -63,6 +65,7 @@ class Augmentation:
             'rotation': (self.rotation >= 0, '0 or more'),
             'shear': (0 <= self.shear < 1, 'at least 0 and below 1'),
             'joint_noise': (self.joint_noise >= 0, '0 or more'),
+            'joint_drop': (0 <= self.joint_drop < 1, 'at least 0 and below 1'),
             'temporal_shift': (self.temporal_shift >= 0, '0 or more'),
             'view_angle': (self.view_angle >= 0, '0 or more'),
             'scale_range': (0 < scale_low <= scale_high, 'two rising positive lengths'),
@@ -94,6 +97,14 @@ class Augmentation:
         if self.joint_noise:
             xy = jitter(xy, self.joint_noise, np.moveaxis(random.uniform(3, *xy.shape[2:]), 1, 0))
         return xy
+
+    def drop_joints(self, xy: np.ndarray, score: np.ndarray, random: ClipRandom) -> tuple[np.ndarray, np.ndarray]:
+        """Sets random joints of xy (2, N, M, T, V) and their scores (N, M, T, V) to zero in all frames."""
+        if not self.joint_drop:
+            return xy, score
+        _, M, _, V = score.shape
+        kept = random.uniform(M, 1, V) >= self.joint_drop
+        return xy * kept, score * kept
 
     def crop_and_flip(self, affine: AffineMap, size: int, random: ClipRandom) -> tuple[AffineMap, np.ndarray]:
         """Random scale, crop and flip to a heatmap of `size` px: the affine map, and the flipped clips (N,) bool."""

@@ -213,6 +213,7 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
         {'crop_area': [0.9, 0.5]},
         {'rotation': -0.1},
         {'shear': 1.0},
+        {'joint_drop': 1.0},
         {'test_clips': 0},
         {'scale_range': [3.0, 1.0], 'input': 'keypoint_2d'},
         {'input': 'keypoints'},
@@ -314,6 +315,23 @@ def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
         assert len(found) == 1
         shifts += found
     assert set(shifts) == set(range(-5, 6))
+
+
+def test_dropped_joints_are_missing_in_all_frames(write_pickle):
+    path = write_pickle(make_annotations([16] * 600, persons=[2] * 600))
+    plain, dropped = (whole_split(clips('train', path, joint_drop=most, **STILL)) for most in (0, 0.2))
+    missing = dropped['score'] == 0  # (N, M, T, V)
+    assert missing.mean() == pytest.approx(0.2, abs=0.01)
+    assert (missing == missing[:, :, :1]).all()
+    np.testing.assert_array_equal(dropped['score'], np.where(missing, 0, plain['score']))
+    for axis in range(3):  # clips, persons and joints on their own
+        first, second = np.take(missing[:, :, 0], [0, 1], axis).swapaxes(0, axis)
+        assert (first != second).any()
+    shown = np.where(missing[..., None], np.nan, dropped['keypoint']).reshape(len(missing), -1, 2)
+    longest = (np.nanmax(shown, axis=1) - np.nanmin(shown, axis=1)).max(-1)
+    np.testing.assert_allclose(longest, 56 / 1.25, atol=0.5)  # the box is that of the other joints
+    still, test = (whole_split(clips('val', path, joint_drop=most)) for most in (0, 0.2))
+    np.testing.assert_array_equal(still['score'], test['score'])
 
 
 # --- test-time views -------------------------------------------------------------------------------------------------
