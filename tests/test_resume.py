@@ -92,7 +92,10 @@ class Crash(BaseException):
 
 @contextlib.contextmanager
 def crash_after(step: int) -> Iterator[None]:
-    """Lets the training crash after the report of a step, counted over all epochs."""
+    """Lets the training crash after the report of a step, counted over all epochs.
+
+    Waits for the save in progress: a killed process would have lost or completed it.
+    """
     reports = []
 
     def report(_: Log) -> None:
@@ -103,6 +106,9 @@ def crash_after(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, 'report', report)
         yield
+    for thread in threading.enumerate():
+        if thread.name.startswith('checkpoint'):
+            thread.join(0.5)
 
 
 # Of epoch 2, the first process saves two steps in all, or the second does.
@@ -113,9 +119,6 @@ def test_crashes_within_an_epoch(kind, call, command, whole, tmp_path, capsys, s
     for step, workers in zip(crashes, (1, 3), strict=True):
         with crash_after(step), pytest.raises(Crash):
             call(*command, *epochs(EPOCHS, f'save_every={save_every}', f'num_workers={workers}'))
-        for thread in threading.enumerate():  # a crashed process would have lost or completed the save
-            if thread.name.startswith('checkpoint'):
-                thread.join(0.5)
     capsys.readouterr()
     assert call(*command, *epochs(EPOCHS, 'save_every=null', 'num_workers=2')) == 0
     output = capsys.readouterr().out
