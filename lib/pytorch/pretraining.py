@@ -220,7 +220,7 @@ class Run(checkpoint.Run):
         return {'loss': self.loss_sum / self.num_clips}
 
 
-def motion_loss(forward: nn.Module, label: Tensor, options: Any, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+def motion_loss(forward: nn.Module, options: Any, label: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean loss of a batch, and 0 in place of correct clips. The labels are not read."""
     errors = forward(**inputs)
     return errors[:, 0].mean(), errors.new_zeros(())
