@@ -302,8 +302,8 @@ def evaluation_config(
 ) -> EasyDict:
     """Returns the config to evaluate a checkpoint with: `saved`, the checkpoint's own, with `overrides` (--set).
 
-    config_file: a config that must agree with it. Raises UserError if the model, the data or train.partial_train
-    differs.
+    config_file: a config to compare with it. Raises UserError if model, data or train.partial_train differ; other keys
+    are not compared.
     """
     own = resolve_config(saved, (), str(path))
     config = resolve_config(saved, overrides, str(path))

@@ -28,12 +28,12 @@ class Augmentation:
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
         flip_ratio: fraction of mirrored clips.
         rotation: largest angle in rad, either way, about the centre of the persons.
-        joint_noise: standard deviation in diagonals of the person's box.
+        joint_noise: standard deviation in diagonals of the box around the person.
         temporal_shift: largest shift in frames, either way; frames wrap around.
         view_angle: largest angle in degrees, either way, of the camera about the vertical axis (3D pickles).
     With data.input keypoint_2d or keypoint_3d
         random_move: whether to rotate, scale and shift, changing linearly over the clip.
-        scale_range: size of the crop window relative to the persons' box (keypoint_2d only).
+        scale_range: size of the crop window relative to the box around all persons (keypoint_2d only).
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -102,6 +102,6 @@ class Augmentation:
         return random_move(keypoint, random.uniform(MOVES_2D if keypoint.shape[-1] == 2 else MOVES_3D, 2))
 
     def window_scale(self, random: ClipRandom) -> np.ndarray:
-        """Random window size of each clip relative to the persons' box, (N,)."""
+        """Random window size of each clip relative to the box around all persons, (N,)."""
         low, high = self.scale_range
         return low + (high - low) * random.uniform()

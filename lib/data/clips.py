@@ -20,7 +20,7 @@ from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
 from lib.data.store import open_store
 from lib.errors import UserError, check_values
 
-TEST_SCALE = 2.0  # window of a test clip relative to the persons' box, as in MotionBERT
+TEST_SCALE = 2.0  # window of a test clip relative to the box around all persons, as in MotionBERT
 PIECE = 2**16  # clips per lookup in the store
 
 
@@ -256,7 +256,7 @@ class Clips:
             xy = self.augmentation.move_joints(xy, random)
         img_shape = np.maximum(self.store.img_shape[index].astype(np.int64), 1)  # zeros in a 3D pickle
         affine = AffineMap.identity(img_shape).compact(compact_box(*extent(xy), img_shape))
-        if random is not None:
+        if random is not None:  # crop_and_flip also resizes to self.size
             return self._placed(xy, score, present, *self.augmentation.crop_and_flip(affine, self.size, random))
         affine, everyone = affine.resize((self.size, self.size)), np.ones(len(index), bool)
         views = [self._placed(xy, score, present, affine, ~everyone)]

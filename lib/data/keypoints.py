@@ -90,7 +90,7 @@ def random_move(keypoint: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def crop_scale(motion: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """MotionBERT's crop_scale: maps a square of `ratio` (N,) times the persons' box to [-1, 1], in float32.
+    """MotionBERT's crop_scale: maps a square of `ratio` (N,) times the box around all persons to [-1, 1].
 
     motion: (N, M, L, V, 3), x, y, score. The box encloses all points with non-zero score, but all points are mapped,
     including absent persons; then x, y and score are clipped to [-1, 1]. Clips with fewer than CROP_MINIMUM scored

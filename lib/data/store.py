@@ -202,7 +202,9 @@ def _build(file: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if num_missing:
-        warnings.warn(f'{file}: {num_missing} joints with NaN or infinite coordinates count as missing.', stacklevel=2)
+        warnings.warn(
+            f'{file}: {num_missing} joints with NaN or infinite coordinates or scores count as missing.', stacklevel=2
+        )
     for split, ids in data['split'].items():
         if num_dropped := len(set(ids) - names):
             reason = f': {hint}' if hint else ''

@@ -161,7 +161,10 @@ def test_3d_moves_rotate_about_x_then_y_then_z_then_scale_and_shift(rng):
 
 
 def kinect_clips(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Keypoints (4, 2, 5, 25, 3), metres, and which are there: person 0 comes in frame 2 of clip 1, never in clip 2."""
+    """Keypoints (4, 2, 5, 25, 3) in metres, and the present joints.
+
+    Person 0 has no spine base in frames 0, 1 and 3 of clip 1, and is absent from clip 2.
+    """
     keypoint = (rng.random((4, 2, 5, 25, 3)) + np.array([0, 0, 3])).astype(np.float32)
     present = rng.random(keypoint.shape[:-1]) < 0.9
     present[:, 0, :, 0] = [[1] * 5, [0, 0, 1, 0, 1], [0] * 5, [1] * 5]

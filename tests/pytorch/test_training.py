@@ -164,7 +164,7 @@ def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(8):
-        for b in range(6):  # the same 48 clips each epoch, in newly drawn frames
+        for b in range(6):  # always the 48 clips of epoch 0, with the same frames
             batch = {key: torch.from_numpy(value) for key, value in clips[0, b].items()}
             loss = torch.nn.functional.cross_entropy(model(render(batch['keypoint'], batch['score'])), batch['label'])
             optimizer.zero_grad()
