@@ -470,7 +470,7 @@ def test_truncated_empty_and_other_files_are_reported(tmp_path, suffix):
     path, good = tmp_path / f'file{suffix}', GOOD[suffix]
     assert refusal(path, good) == str(path)
     for content in (*(good[: len(good) * i // 9] for i in range(9)), good[:-1], b'<html>Not found</html>', b'version'):
-        assert re.match(rf'{path}\b.* cannot be read .*(cut short|damaged)', refusal(path, content)), content[:20]
+        assert re.match(rf'{path}\b.* cannot be read .*(truncated|damaged)', refusal(path, content)), content[:20]
 
 
 @pytest.mark.parametrize('suffix', ['.bin', '.npz'])

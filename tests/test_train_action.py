@@ -173,7 +173,7 @@ def test_unsound_pickles_stop_before_anything_is_written(call, config, tmp_path,
     data['annotations'][2]['total_frames'] = 21
     for content, message in (
         (write_pickle(data, 'wrong_length.pkl').read_bytes(), 'S001C001P002R001A003'),
-        (write_pickle(data, 'cut.pkl').read_bytes()[:-500], 'cut short'),
+        (write_pickle(data, 'cut.pkl').read_bytes()[:-500], 'truncated'),
         (b'cos\nsystem\n(S"touch marker"\ntR.', 'os.system'),
     ):
         path = tmp_path / 'bad.pkl'

@@ -27,10 +27,10 @@ class Augmentation:
     With data.input heatmap
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
         flip_ratio: fraction of mirrored clips.
-        rotation: largest angle in rad, either way, about the centre of the persons.
+        rotation: largest angle in rad, in either direction, about the centre of the persons.
         joint_noise: standard deviation in diagonals of the box around the person.
-        temporal_shift: largest shift in frames, either way; frames wrap around.
-        view_angle: largest angle in degrees, either way, of the camera about the vertical axis (3D pickles).
+        temporal_shift: largest shift in frames, in either direction; frames wrap around.
+        view_angle: largest angle in degrees, in either direction, of the camera about the vertical axis (3D pickles).
     With data.input keypoint_2d or keypoint_3d
         random_move: whether to rotate, scale and shift, changing linearly over the clip.
         scale_range: size of the crop window relative to the box around all persons (keypoint_2d only).

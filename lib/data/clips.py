@@ -187,7 +187,7 @@ class Clips:
 
     @property
     def num_steps(self) -> int:
-        """Steps per epoch. Several processes skip a last training batch of less than two clips per process."""
+        """Steps per epoch. Several processes skip a last training batch of fewer than two clips per process."""
         is_short = self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size
         return len(self) - (self.training and is_short)
 
@@ -230,8 +230,8 @@ class Clips:
         shared._rank, shared._world_size = rank, world_size
         if self.training and not shared.num_steps:
             raise UserError(
-                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, less than two per process '
-                f'({world_size} processes). Start fewer processes.'
+                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, fewer than two per '
+                f'process ({world_size} processes). Start fewer processes.'
             )
         return shared
 

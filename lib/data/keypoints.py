@@ -9,9 +9,9 @@ N clips, M persons, L frames, V joints, C coordinates.
 
 import numpy as np
 
-MOVE_ANGLE = 10.0  # degrees, either way
+MOVE_ANGLE = 10.0  # degrees, in either direction
 MOVE_SCALE = (0.9, 1.1)
-MOVE_SHIFT = 0.1  # either way, in units of the keypoints
+MOVE_SHIFT = 0.1  # in either direction, in units of the keypoints
 MOVES_2D = 4  # parameters of a random move: angle, scale, shift in x and y
 MOVES_3D = 7  # angles about x, y and z, scale, shift in x, y and z
 CROP_MINIMUM = 4  # points; MotionBERT sets clips with fewer to zero

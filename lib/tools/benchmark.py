@@ -163,7 +163,7 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
     make_world('vanilla', device)
     renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
     compiled = torch.compile(renderer, fullgraph=True)
-    inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, 2, FRAMES, JOINTS)]
+    inputs = [torch.from_numpy(array).to(device) for array in random_keypoints(batch, 2, FRAMES, JOINTS)]
     shape = (batch, FRAMES, renderer.num_maps(JOINTS), SIZE, SIZE)
 
     def and_wait(function: Callable[..., torch.Tensor], *arguments: Any) -> None:
@@ -176,7 +176,7 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
         return compare(partial(and_wait, compiled, *inputs), partial(and_wait, fill), rounds, batch)
 
 
-def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+def random_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
     """Random keypoint (N,M,T,V,2) in heatmap pixels, some outside, and score (N,M,T,V). shape: (N,M,T,V)."""
     rng = np.random.default_rng(0)
     return rng.uniform(-2, SIZE + 2, (*shape, 2)).astype(np.float32), rng.uniform(0, 1, shape).astype(np.float32)
@@ -262,7 +262,7 @@ def make_step(config: EasyDict, world: Any, is_reference: bool = False) -> Step:
     """A function that trains a new model on a random batch and waits for the device."""
     shape = (config.data.batch_size, config.data.max_persons, config.data.clip_len, joints_of(config))
     if config.data.input == 'heatmap':
-        batch = dict(zip(('keypoint', 'score'), made_up_keypoints(*shape), strict=True))
+        batch = dict(zip(('keypoint', 'score'), random_keypoints(*shape), strict=True))
     else:
         batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
     batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes

@@ -173,7 +173,7 @@ def check_fits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) -
         fits = num_joints in needed and f'{size}D' in wanted
     if not fits:
         layouts = [name for name, joints in LAYOUTS.items() if len(joints) == num_joints]
-        remedy = f'name the layout of the joints: --layout {" or ".join(layouts)}'
+        remedy = f'specify the layout of the joints: --layout {" or ".join(layouts)}'
         raise UserError(
             f'{path} holds {size}D keypoints of {num_joints} joints, but {checkpoint.path} was trained on {wanted} of '
             f'{" or ".join(map(str, needed)) or "other"} joints. Use a checkpoint trained on such keypoints'

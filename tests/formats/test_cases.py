@@ -75,7 +75,7 @@ def test_raw_skeletons_are_in_metres_with_the_label_in_their_name(tmp_path):
     np.testing.assert_allclose(found['keypoint'][0, 0, :2], [[0.1, 0.9, 3.2], [0.11, 0.85, 3.2]], rtol=1e-6)
     text = (CASES / 'ntu_skeleton_raw' / 'S001C001P001R001A008.skeleton').read_text()
     (tmp_path / 'S001C001P001R001A008.skeleton').write_text(text[:-300])
-    with pytest.raises(UserError, match='cut short'):
+    with pytest.raises(UserError, match='truncated'):
         read_keypoint_file(tmp_path / 'S001C001P001R001A008.skeleton')
 
 
