@@ -34,6 +34,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from lib.models import MODELS
+from tests.processes import children
 
 ROOT = Path(__file__).parents[1]
 SECONDS_AT_MOST = 120  # timeout of a tiny run
@@ -225,8 +226,7 @@ def kill_this() -> None:
 def kill_all() -> None:
     """Kills torchrun and all processes that it has started, including this one."""
     parent = os.getppid()
-    children = map(int, Path(f'/proc/{parent}/task/{parent}/children').read_text().split())
-    for process in (*(child for child in children if child != os.getpid()), parent, os.getpid()):
+    for process in (*(child for child in children(parent) if child != os.getpid()), parent, os.getpid()):
         os.kill(process, signal.SIGKILL)
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import yaml
 from easydict import EasyDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import models
@@ -151,10 +151,8 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
-many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@many
 @given(
     config=st.dictionaries(keys, st.dictionaries(keys, values, max_size=5), min_size=1, max_size=4), flow=st.booleans()
 )
@@ -164,7 +162,6 @@ def test_what_yaml_writes_is_read_back(tmp_path, config, flow):
     assert read_config(path) == config
 
 
-@many
 @given(data=st.data())
 def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
     """Bytes changed, cut out, doubled, or YAML's own signs put in: a config or a ValueError, and nothing else."""
@@ -186,7 +183,6 @@ def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
     assert config.keys() >= {'script', *SECTIONS} if refusal is None else refusal.startswith(str(path))
 
 
-@many
 @given(value=values)
 def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
     path = tmp_path / 'c.yaml'
@@ -198,7 +194,6 @@ def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
             load_config(path)
 
 
-@many
 @given(
     override=st.text(max_size=30)
     | st.tuples(st.sampled_from(['model.width', 'train.epochs']), st.text(max_size=20)).map('='.join)

@@ -101,7 +101,7 @@ def arguments(config: Path, folder: Path, save_every: int | None = None, num_wor
     options = [f'train.num_workers={num_workers}']
     if save_every:
         options.append(f'train.save_every={save_every}')
-    return ['--config', str(config), '-c', str(folder), *(part for option in options for part in ('--set', option))]
+    return ['--config', str(config), '-c', str(folder), *tiny.overrides(*options)]
 
 
 def run_straight(server: Server, config: Path, whole: Path, save_every: int | None) -> Straight:

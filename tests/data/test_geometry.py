@@ -15,7 +15,7 @@ from lib.data.geometry import (
     rotate,
     short_edge_shape,
 )
-from lib.data.skeletons import COCO17, H36M17, NTU25
+from lib.data.skeletons import COCO17
 
 AREA, RATIO = (0.56, 1.0), (3 / 4, 4 / 3)
 
@@ -160,14 +160,3 @@ def test_metres_are_projected_to_millimetres_from_the_given_side():
         assert not seen[2].any()  # missing
         np.testing.assert_allclose(seen[3], [0, -200], atol=0.1)
         assert seen[3].all()  # on the axis, but present
-
-
-@pytest.mark.parametrize('skeleton', [COCO17, NTU25, H36M17], ids=lambda s: s.name)
-def test_left_and_right_joints_correspond(skeleton):
-    for left, right in zip(skeleton.left, skeleton.right, strict=True):
-        assert skeleton.joints[left].replace('left', 'right') == skeleton.joints[right]
-        assert skeleton.joints[left] != skeleton.joints[right]
-    np.testing.assert_array_equal(skeleton.flip_order[skeleton.flip_order], np.arange(len(skeleton.joints)))
-    # Mirrored, the set of limbs is the same (COCO's nose-to-shoulder limbs included).
-    mirrored = {frozenset(int(skeleton.flip_order[j]) for j in limb) for limb in skeleton.limbs}
-    assert mirrored == {frozenset(limb) for limb in skeleton.limbs}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data.skeletons import COCO17, LAYOUTS
@@ -520,7 +520,6 @@ def read_or_refused(path: Path) -> None:
         assert path.name in message
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
 @given(
     variant=st.integers(0, len(JSON_VARIANTS) - 1),
     changes=st.lists(st.tuples(st.floats(0, 1), SCALARS, st.booleans()), max_size=3),
@@ -538,7 +537,6 @@ def test_changed_json_is_read_or_refused_in_one_line(variant, changes, tmp_path)
     read_or_refused(tmp_path / 'x.json')
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 @given(data=st.data())
 def test_changed_text_is_read_or_refused_in_one_line(data, tmp_path):
     skeleton = (Path(__file__).parent / 'cases' / 'ntu_skeleton_raw' / 'S001C001P001R001A008.skeleton').read_text()

@@ -68,7 +68,7 @@ def test_another_model_is_refused_and_left_unchanged(pretrained):
 @pytest.mark.slow
 def test_a_run_starts_from_another_runs_weights_and_resumes_without_them(pretrained, tmp_path, capsys):
     config, options = pretrained.parent / 'tiny.yaml', ['train.finetune=true', 'model.num_classes=6', 'train.epochs=1']
-    command = ['--config', config, '-c', tmp_path / 'run', *(part for option in options for part in ('--set', option))]
+    command = ['--config', config, '-c', tmp_path / 'run', *tiny.overrides(*options)]
     assert call(*command) == 2
     assert '--pretrained FOLDER' in capsys.readouterr().err
     assert call(*command, '-p', pretrained) == 0
