@@ -8,7 +8,7 @@ forks for each run, which is safe as long as it has no threads.
 
 To be killed in the middle of a save, a process counts its file operations in the run folder: `open` and the functions
 of `os` that create, write, sync, rename or remove files are replaced by counting versions. These are just above the
-system calls, so that data buffered by Python or a framework is lost, as with any kill.
+system calls, so data buffered by Python or a framework is lost, as in any kill.
 """
 
 import builtins

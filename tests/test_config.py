@@ -127,7 +127,7 @@ def test_differences():
 
 @pytest.mark.parametrize('given', ['', ', folder: there'])
 def test_null_on_the_command_line_means_null(tmp_path, given):
-    """Whether the file has the key or not, and whatever its default."""
+    """With and without the key in the file, for any default."""
     text = f'model: {{width: 3, rate: 0.5{given}}}\ntrain: {{epochs: 2}}'
     assert load(tmp_path, text, 'model.folder=null').model.folder is None
     with pytest.raises(ValueError, match=r'model\.rate must be a number, found null'):
@@ -164,7 +164,7 @@ def test_what_yaml_writes_is_read_back(tmp_path, config, flow):
 
 @given(data=st.data())
 def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
-    """Bytes changed, cut out, doubled, or YAML's own signs put in: a config or a ValueError, and nothing else."""
+    """Changed, deleted or repeated bytes, or inserted YAML syntax: the result is a config or a ValueError."""
     content = bytearray((ROOT / 'configs/sample/vanilla.yaml').read_bytes())
     signs = st.sampled_from(
         [b'&a ', b'*a ', b'!!', b'- ', b'? ', b': ', b'[', b'{', b'"', b'|\n', b'\n', b'\t', b'<<: ', b'%']
@@ -184,7 +184,7 @@ def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
 
 
 @given(value=values)
-def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
+def test_a_value_of_any_other_type_is_refused(tmp_path, value):
     path = tmp_path / 'c.yaml'
     path.write_text(yaml.safe_dump({'model': {'width': 3, 'rate': value}, 'train': {'epochs': 2}}))
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != float('inf'):
@@ -198,7 +198,7 @@ def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
     override=st.text(max_size=30)
     | st.tuples(st.sampled_from(['model.width', 'train.epochs']), st.text(max_size=20)).map('='.join)
 )
-def test_any_override_is_taken_or_refused(tmp_path, override):
+def test_any_override_is_accepted_or_refused(tmp_path, override):
     try:
         config = load(tmp_path, GOOD, override)
     except ValueError:

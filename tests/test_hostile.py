@@ -414,7 +414,7 @@ def test_pickles_are_refused_for_their_actions(results):
     assert found == {f'{what.strip()}.pkl' for what in HARMLESS.split('|')}
 
 
-def test_nothing_in_them_runs_or_changes_the_process(results):
+def test_hostile_files_run_no_code_and_do_not_change_the_process(results):
     found, changed = results
     assert not [(file, events) for file, _, _, events in found if events]
     assert not changed

@@ -26,7 +26,7 @@ from tests import tiny
 from tests.killing import ENVIRONMENT, ROOT, Server, Stop
 from tests.processes import torchrun
 
-NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # per script; the quick suite has 5 for one script
+NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # per script; the quick tests use 5 for one script
 TRIES = 5  # if a run ends before it is killed
 SAVE_EVERY = (None, 1, 2)
 NUM_WORKERS = (1, 2, 3)

@@ -73,7 +73,7 @@ def test_replays_every_recorded_stage(golden):
         cropped = resized.crop(crop)
         check(cropped, 's3crop')
         flipped = cropped.resize((56, 56)).flip(np.array([True]))
-        check(flipped, 's4resize56')  # recorded after PYSKL had mirrored x in place, before it exchanged the joints
+        check(flipped, 's4resize56')  # recorded after PYSKL mirrored x in place, before it swapped the joints
         flipped_keypoint = points(flipped.apply(planes(keypoint)))[:, :, COCO17.flip_order]
         np.testing.assert_allclose(flipped_keypoint, recorded['s5flip_keypoint'], rtol=1e-6, atol=1e-3)
         score = recorded['in_score'].astype(np.float32)[:, :, COCO17.flip_order]
@@ -124,7 +124,7 @@ def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
     np.testing.assert_array_equal((turned == 0).all(0), (xy == 0).all(0))
     np.testing.assert_array_equal(turned[:, 3], xy[:, 3])
     quarter, present = rotate(xy, np.full(4, np.pi / 2), centre), (xy[:, 0] != 0).any(0)
-    # x towards y: right of the centre becomes below it.
+    # From x towards y: a point right of the centre moves below it.
     x, y = xy[:, 0][:, present] - centre[0][:, None]
     np.testing.assert_allclose(quarter[:, 0][:, present], centre[0][:, None] + np.stack([-y, x]), atol=1e-3)
     back = rotate(turned, -angle, centre)
@@ -134,7 +134,7 @@ def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
 def test_joint_noise_has_the_given_size_and_all_directions():
     xy = np.tile(random_clips(2, frames=1), (1, 1, 1, 4000, 1))
     xy[:, 0] = random_clips(1, frames=2)[:, :, :, 1:][:, 0]
-    xy[:, 1] *= 3  # the person's own size counts
+    xy[:, 1] *= 3  # noise is relative to the size of the person
     moved = jitter(xy, 0.01, np.random.default_rng(0).random((3, *xy.shape[1:])))
     present = (xy != 0).any(0)
     np.testing.assert_array_equal((moved != 0).any(0), present)
