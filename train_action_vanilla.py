@@ -21,7 +21,7 @@ from lib.pytorch.pretrained import load_backbone
 from lib.recipe import step_seed
 from lib.stop import StopSignal
 
-SCRIPT = 'vanilla'  # row in the table of models, lib/models.py
+SCRIPT = 'vanilla'  # name in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from lib.stop import StopSignal
 from lib.tensorflow import checkpoint, distributed, training
 from lib.tensorflow.pretrained import load_backbone
 
-SCRIPT = 'vivit'  # row in the table of models, lib/models.py
+SCRIPT = 'vivit'  # name in the table of models, lib/models.py
 
 
 def train(args: argparse.Namespace) -> None:

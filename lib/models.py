@@ -21,7 +21,7 @@ from lib.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Model:
-    """Row of the table.
+    """Entry of the table of models.
 
     framework: folder in lib. classifier: 'module.Class' in that folder, to which the config section `model` binds.
     blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes; None: not supported. program:
@@ -125,6 +125,6 @@ def resolve_config(
     model_input = config.get('data', {}).get('input', 'heatmap')
     if model_input in ('keypoint_2d', 'keypoint_3d'):
         if 'heatmap' in config:
-            raise UserError(f'{where}: no heatmaps are drawn with data.input {model_input}. Omit the section heatmap.')
+            raise UserError(f'{where}: data.input {model_input} uses no heatmaps. Omit the section heatmap.')
         del sections['heatmap']
     return EasyDict({'script': own_script, **bind(config, sections, where)})

@@ -8,7 +8,7 @@ forks for each run, which is safe as long as it has no threads.
 
 To be killed in the middle of a save, a process counts its file operations in the run folder: `open` and the functions
 of `os` that create, write, sync, rename or remove files are replaced by counting versions. These are just above the
-system calls, so that data buffered by Python or a framework is lost, as with any kill.
+system calls, so data buffered by Python or a framework is lost, as in any kill.
 """
 
 import builtins
@@ -34,6 +34,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from lib.models import MODELS
+from tests.processes import children
 
 ROOT = Path(__file__).parents[1]
 SECONDS_AT_MOST = 120  # timeout of a tiny run
@@ -225,8 +226,7 @@ def kill_this() -> None:
 def kill_all() -> None:
     """Kills torchrun and all processes that it has started, including this one."""
     parent = os.getppid()
-    children = map(int, Path(f'/proc/{parent}/task/{parent}/children').read_text().split())
-    for process in (*(child for child in children if child != os.getpid()), parent, os.getpid()):
+    for process in (*(child for child in children(parent) if child != os.getpid()), parent, os.getpid()):
         os.kill(process, signal.SIGKILL)
 
 

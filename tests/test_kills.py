@@ -27,7 +27,7 @@ from tests import tiny
 from tests.killing import ENVIRONMENT, ROOT, Server, Stop
 from tests.processes import torchrun
 
-NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # per script; the quick suite has 5 for one script
+NUM_POINTS = int(os.environ.get('KILL_POINTS', '20'))  # per script; the quick tests use 5 for one script
 TRIES = 5  # if a run ends before it is killed
 SAVE_EVERY = (None, 1, 2)
 NUM_WORKERS = (1, 2, 3)
@@ -101,7 +101,7 @@ def arguments(config: Path, folder: Path, save_every: int | None = None, num_wor
     options = [f'train.num_workers={num_workers}']
     if save_every:
         options.append(f'train.save_every={save_every}')
-    return ['--config', str(config), '-c', str(folder), *(part for option in options for part in ('--set', option))]
+    return ['--config', str(config), '-c', str(folder), *tiny.overrides(*options)]
 
 
 def run_straight(server: Server, config: Path, whole: Path, save_every: int | None) -> Straight:

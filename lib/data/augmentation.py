@@ -29,18 +29,18 @@ class Augmentation:
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
         random_scale: largest relative change of width and of height, each on its own, after the box crop.
         flip_ratio: fraction of mirrored clips.
-        rotation: largest angle in rad, either way, about the centre of the persons.
-        shear: largest shear along x and along y, either way, about the centre of the persons: x += shear * y.
-        joint_noise: standard deviation in diagonals of the person's box.
+        rotation: largest angle in rad, in either direction, about the centre of the persons.
+        shear: largest shear along x and along y, in either direction, about the centre of the persons: x += shear * y.
+        joint_noise: standard deviation in diagonals of the box around the person.
         joint_drop: probability that a joint of a person is missing in the whole clip.
-        temporal_shift: largest shift in frames, either way; frames wrap around.
-        view_angle: largest angle in degrees, either way, of the camera about the vertical axis (3D pickles).
+        temporal_shift: largest shift in frames, in either direction; frames wrap around.
+        view_angle: largest angle in degrees, in either direction, of the camera about the vertical axis (3D pickles).
     With data.input keypoint_2d or keypoint_3d
         random_move: whether to rotate, scale and shift, changing linearly over the clip.
-        scale_range: size of the crop window relative to the persons' box (keypoint_2d only).
+        scale_range: size of the crop window relative to the box around all persons (keypoint_2d only).
     With data.preparation mamp
         time_crop: range of the share of frames that are kept.
-        rotation: largest angle in rad, either way, about each axis.
+        rotation: largest angle in rad, in either direction, about each axis.
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -131,7 +131,7 @@ class Augmentation:
         return random_move(keypoint, random.uniform(MOVES_2D if keypoint.shape[-1] == 2 else MOVES_3D, 2))
 
     def window_scale(self, random: ClipRandom) -> np.ndarray:
-        """Random window size of each clip relative to the persons' box, (N,)."""
+        """Random window size of each clip relative to the box around all persons, (N,)."""
         low, high = self.scale_range
         return low + (high - low) * random.uniform()
 

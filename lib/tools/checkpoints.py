@@ -37,7 +37,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     frameworks = {suffix: framework for framework, suffix in SUFFIXES.items()}
     path = find_checkpoint(path, list(frameworks))
     if path.suffix not in frameworks:
-        raise UserError(f'{path} is not a checkpoint. Name the folder of a run, or its {" or ".join(frameworks)} file.')
+        raise UserError(f'{path} is not a checkpoint. Give the folder of a run, or its {" or ".join(frameworks)} file.')
     content = importlib.import_module(f'lib.{frameworks[path.suffix]}.checkpoint').read(path)
     script = check_checkpoint(content, None, path)['config']['script']
     if script == 'pretrain':

@@ -32,7 +32,7 @@ def whole_split(loaded, epoch=0):
 
 
 def copies(data, keypoint):
-    """The same set in which all clips have this keypoint."""
+    """The same dataset with this keypoint in all clips."""
     for annotation in data['annotations']:
         annotation['keypoint'] = keypoint
     return data
@@ -145,7 +145,7 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
         return {key: value[:, 0] for key, value in clips('train', path, batch_size=402, **changes)[0, 0].items()
                 if key != 'label'}  # fmt: skip
 
-    def shoulder_width(keypoint):  # exchanged names make up for the mirror: right stays right of left
+    def shoulder_width(keypoint):  # left and right joints are swapped too, so right stays right of left
         return keypoint[:, :, list(COCO17.right), 0].mean((1, 2)) - keypoint[:, :, list(COCO17.left), 0].mean((1, 2))
 
     batch, unflipped = batch_of(), batch_of(flip_ratio=0.0)
@@ -185,7 +185,7 @@ def test_max_persons_limits_the_persons(write_pickle):
     assert '2 have more than 2 persons' in clips('val', path).split_description
 
 
-def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
+def test_index_and_shuffle_take_few_bytes_per_clip(tmp_path):
     count = 300_000
     write_sparse_store(tmp_path / 'set.pkl', count)
     tracemalloc.start()
@@ -241,7 +241,7 @@ def test_labels_beyond_the_model_are_refused(mixed):
         loaded.check_labels(3)
 
 
-def test_pickles_that_do_not_suit_the_input_are_refused(write_pickle):
+def test_pickles_that_do_not_fit_the_input_are_refused(write_pickle):
     with pytest.raises(ValueError, match='no skeleton with 9 joints'):
         clips('train', write_pickle(make_annotations([20] * 6, joints=9)))
     flat, deep = write_pickle(make_annotations([20] * 6)), write_pickle(make_3d_annotations([20] * 6), 'deep.pkl')
@@ -274,7 +274,7 @@ def test_augmentation_leaves_missing_joints_missing(write_pickle):
 
 
 def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
-    # A person standing still and upright: its axis leans by the angle drawn, and it stays where it is.
+    # The axis of a person standing upright is rotated by the drawn angle about its middle.
     person = np.random.default_rng(0).uniform([-60, -150], [60, 150], (17, 2))
     person[0], person[16] = (0, -150), (0, 150)
     keypoint = np.tile(np.add(person, (960, 540)).astype(np.float16), (1, 20, 1, 1))
@@ -286,7 +286,7 @@ def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
     assert abs(angle.mean()) < 0.03
     np.testing.assert_allclose((turned[:, 16] + turned[:, 0]) / 2, 28, atol=3)
     still = whole_split(clips('val', path, rotation=0.3))['keypoint'][:, 0, 0]
-    np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # not in testing
+    np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # no rotation in validation
 
 
 def test_shear_slants_both_axes_of_the_body(write_pickle):
@@ -369,7 +369,7 @@ def test_the_flipped_view_draws_the_mirrored_volume(mixed):
 # --- keypoint inputs -------------------------------------------------------------------------------------------------
 
 
-def test_2d_keypoints_replay_motionberts(golden, write_pickle):
+def test_2d_keypoints_equal_those_of_motionbert(golden, write_pickle):
     g = golden('mb_preprocess')
     names = [f'p{i}' for i in range(int(g['num_cases']))]
     path = write_pickle(recorded_set(g, names))
@@ -544,7 +544,7 @@ def test_keys_without_effect_on_mamps_preparation_are_refused(two_persons, chang
 # --- heatmaps of 3D pickles ------------------------------------------------------------------------------------------
 
 
-def test_a_3d_pickle_is_drawn_from_the_front_in_testing_and_from_many_sides_in_training(write_pickle):
+def test_a_3d_pickle_is_seen_from_the_front_in_validation_and_from_random_angles_in_training(write_pickle):
     person = np.zeros((25, 3))
     person[:, 1] = np.linspace(-1, 1, 25)  # upright,
     person[4], person[8] = (0.5, 0, 0), (-0.5, 0, 0)  # with shoulders a metre apart
@@ -567,7 +567,7 @@ def test_a_3d_pickle_is_drawn_from_the_front_in_testing_and_from_many_sides_in_t
     np.testing.assert_allclose(shoulders(clips('train', path, view_angle=0.0, **STILL)), 0.5, atol=0.01)
 
 
-def test_a_2d_pickle_is_drawn_as_it_is_whatever_the_view_angle(write_pickle):
+def test_the_view_angle_does_not_affect_2d_pickles(write_pickle):
     path = write_pickle(make_annotations([20] * 6))
     expected = clips('train', path)[0, 0]['keypoint']
     np.testing.assert_array_equal(clips('train', path, view_angle=80.0)[0, 0]['keypoint'], expected)
@@ -614,7 +614,7 @@ def test_real_motion(motion, tmp_path, name, persons):
 @pytest.mark.parametrize('split', ['train', 'val'])
 @pytest.mark.parametrize('world_size', [2, 4])
 def test_shares_of_devices_are_rows_of_the_batch(write_pickle, kind, split, world_size):
-    """Bit for bit, with the same draws, also if the last batch has fewer clips than there are processes."""
+    """Bit-identical, with the same draws, also if the last batch has fewer clips than there are processes."""
     changes = {'input': kind.split()[0]}
     if 'augmented' in kind:
         changes |= {**AUG, 'test_clips': 3, 'test_flip': True}
