@@ -4,7 +4,7 @@ PYSKL's pipeline (Duan et al., CVPR 2022): crop to the box around the persons, r
 flip. All stages are composed into one affine map per clip and axis, which is applied to the keypoints once.
 
 As in PYSKL, `AffineMap` and `extent` treat each coordinate that is exactly zero as missing. `project`, `rotate`,
-`shear` and `jitter`, which act before this map, treat a joint as missing if all its coordinates are zero; it stays zero.
+`shear` and `jitter`, which act before this map, treat a joint as missing if all its coordinates are zero; it stays so.
 
 N clips, M persons, T frames, V joints. Points are xy (2, N, M, T, V) in pixels, one plane per coordinate, so that NumPy
 works on long rows. Image shapes are (h, w).
