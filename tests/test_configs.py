@@ -31,7 +31,7 @@ def test_loads_and_every_value_is_the_one_in_the_file(path):
 def test_the_header_gives_command_and_size(path):
     header = re.match(r'(#.*\n)+', path.read_text())[0]
     relative, program = path.relative_to(ROOT), MODELS[load_config(path).script].program
-    kind = 'pretrain' if path.parent.name == 'pretrain' else 'action'
+    kind = 'pretrain' if load_config(path).script == 'pretrain' else 'action'
     assert f'{program} --config {relative} --checkpoint checkpoint/{kind}/' in header
     if path in ROWS:
         assert re.search(r'[\d,]+ parameters', header)

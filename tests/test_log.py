@@ -22,11 +22,11 @@ def test_tensorboard_has_curves_confusion_matrix_and_hparams_of_a_resumed_run(tr
     resume = ['--config', folder / 'tiny.yaml', '-c', folder / 'run', '--set', 'train.epochs=3']
     call, epoch, scores = tiny.caller(tiny.SCRIPTS['vanilla']), Log.epoch, iter([-1.0, 2.0])
 
-    def log_epoch(self: Log, logits, val_clips) -> None:  # only the third epoch is better than the first
+    def log_epoch(self: Log, confusion) -> None:  # only the third epoch is better than the first
         top1 = next(scores)
         if top1 > 0:
             self.run.best = {'top1': top1, 'epoch': self.run.epoch}
-        epoch(self, logits, val_clips)
+        epoch(self, confusion)
 
     monkeypatch.setattr(Log, 'epoch', log_epoch)
     assert call(*resume) == 0
