@@ -39,7 +39,7 @@ def find_checkpoint(path: Path, suffixes: Sequence[str]) -> Path:
         names = [f'{stem}{suffix}' for stem in ('best_epoch', 'latest_epoch') for suffix in suffixes]
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise UserError(f'{path} holds no checkpoint ({", ".join(names)}). Name the folder of a run.')
+            raise UserError(f'{path} holds no checkpoint ({", ".join(names)}). Give the folder of a run.')
         return found[0]
     require_file(path)
     return path
@@ -96,7 +96,7 @@ def evaluate_checkpoint(args: argparse.Namespace, script: str) -> None:
     model = MODELS[script]
     path = find_checkpoint(Path(args.evaluate), [model.suffix])
     folder = Path(args.checkpoint or path.parent)
-    check_writable(folder, 'Name another folder as --checkpoint.')
+    check_writable(folder, 'Choose another folder for --checkpoint.')
     saved = model.training.checkpoint.load(path, script)
     if saved['config'] is None:
         config_file = args.config or model.default_config
@@ -188,7 +188,7 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
     if not valid:
         raise UserError(
-            f'{path} is not a predictions file of --evaluate: it must hold ids (N,) text, labels (N,) integers and '
+            f'{path} is not a predictions file of an evaluation: it must hold ids (N,) text, labels (N,) integers and '
             'finite logits (N, K).'
         )
     return ids, labels, logits

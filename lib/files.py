@@ -58,8 +58,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         except Exception as error:  # a damaged file may raise anything
             if name and 'allow_pickle' in str(error):
                 raise UserError(
-                    f'{path}: the array {shown_text(name)} holds Python objects, which are never read. Leave it out, '
-                    'or convert it to numbers or text, and write the file again with np.savez.'
+                    f'{path}: the array {shown_text(name)} holds Python objects, which are never read. Omit it, or '
+                    'convert it to numbers or text, and write the file again with np.savez.'
                 ) from None
             raise UserError(
                 f'{path} cannot be read as an .npz file ({type(error).__name__}: {shown_text(str(error))}). It is '

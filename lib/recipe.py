@@ -68,7 +68,7 @@ class Recipe:
             return None
         if not args.pretrained:
             raise UserError(
-                'train.finetune is true: name the pretrained weights by --pretrained FOLDER and --selection FILE.'
+                'train.finetune is true: specify the pretrained weights with --pretrained FOLDER and --selection FILE.'
             )
         return Path(args.pretrained) / args.selection
 

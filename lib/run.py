@@ -19,11 +19,11 @@ from lib.files import check_writable, hold_lock, make_folder, replacing, require
 from lib.models import MODELS, load_config, resolve_config
 from lib.stop import Stopped, StopSignal
 
-FORMAT = 2  # checkpoint format, to be increased when the meaning of the content changes
+FORMAT = 2  # checkpoint format; increment it when the meaning of the content changes
 # Keys that may change when a run is resumed: paths and class names.
 FREE_KEYS = ('data.ann_file', 'data.store_dir', 'data.class_names')
-# Keys that may change for an evaluation: data, test-time options, speed. Those of `train` only complete the message: of
-# this section, _fixed refuses only partial_train.
+# Keys that may change for an evaluation: data, test-time options, speed. Those of `train` are listed only for the error
+# message: of this section, _fixed refuses only partial_train.
 EVALUATION_KEYS = (
     *FREE_KEYS, 'data.benchmark', 'data.batch_size', 'data.test_clips', 'data.test_flip',
     'train.precision', 'train.compile', 'train.num_workers',
@@ -35,11 +35,12 @@ class Run:
     """Progress and folder of a training run. A subclass per framework saves and restores model and optimizer.
 
     epoch: completed epochs. step: completed steps of the current epoch; num_clips, loss_sum, num_correct: over these
-    steps. best: {'top1', 'epoch'} of the best epoch. history: one entry per epoch (see finish_epoch). source: the
+    steps. best: {metric, 'epoch'} of the best epoch. history: one entry per epoch (see finish_epoch). source: the
     checkpoint that the run resumes from; saved: its content, until `restore`. messages: log lines about resuming.
     is_main: whether this process writes the files.
     """
 
+    metric: ClassVar[str] = 'top1'  # of the validation, selects the best epoch
     read: ClassVar[Callable[[Path], dict[str, Any]]]
     write: ClassVar[Callable[[BinaryIO, Mapping[str, Any]], None]]
 
@@ -51,7 +52,7 @@ class Run:
     num_clips: int = 0
     loss_sum: float = 0.0
     num_correct: int = 0
-    best: dict[str, Any] = field(default_factory=lambda: {'top1': -1.0, 'epoch': 0})
+    best: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     source: Path | None = None
     saved: dict[str, Any] | None = None
@@ -74,7 +75,7 @@ class Run:
         if resume:
             require_file(Path(resume))
         if is_main:
-            check_writable(run.folder, 'Name another folder as --checkpoint.')
+            check_writable(run.folder, 'Choose another folder for --checkpoint.')
             if run.folder.is_dir():
                 run.lock = hold_lock(run.folder / 'run.lock', folder)
         checkpoints = run._checkpoints()
@@ -84,7 +85,7 @@ class Run:
             if resume and not checkpoints[0].samefile(resume):
                 raise UserError(
                     f'{folder} already contains a run ({checkpoints[0]}), which resumes automatically. To resume from '
-                    f'{resume}, name an empty folder as --checkpoint.'
+                    f'{resume}, choose an empty folder for --checkpoint.'
                 )
             run._read_newest(checkpoints)
         elif resume:
@@ -144,13 +145,13 @@ class Run:
         return {'loss': self.loss_sum / self.num_clips, 'top1': self.num_correct / self.num_clips}
 
     def finish_epoch(self, val: dict[str, float]) -> None:
-        """Records the metrics of the current epoch and saves a checkpoint, also as the best one if top1 improved."""
+        """Records the metrics of the current epoch and saves a checkpoint, also as the best one if it is."""
         self.epoch += 1
         self.history.append({'epoch': self.epoch, 'lr': self.learning_rates(), 'train': self.means(), 'val': val})
         self.step, self.num_clips, self.loss_sum, self.num_correct = 0, 0, 0.0, 0
-        is_best = val['top1'] > self.best['top1']
+        is_best = val[self.metric] > self.best.get(self.metric, -math.inf)
         if is_best:
-            self.best = {'top1': val['top1'], 'epoch': self.epoch}
+            self.best = {self.metric: val[self.metric], 'epoch': self.epoch}
         self.save(is_best)
 
     def save(self, is_best: bool = False) -> None:
@@ -183,7 +184,7 @@ class Run:
             writing.result()
 
     def save_and_exit(self, world: Any) -> NoReturn:
-        """Saves the run and raises Stopped. To be called by all processes of `world`."""
+        """Saves the run and raises Stopped. All processes of `world` must call it."""
         self.save()
         self.wait()
         world.wait_for_all()  # an exiting process may terminate one that is still writing
@@ -246,8 +247,8 @@ class Run:
                 self.messages += [f'warning: {error}' for error in errors]
                 return
         raise UserError(
-            f'none of the checkpoints in {self.folder} can be read. {errors[0]} To start again, name another folder as '
-            '--checkpoint.'
+            f'none of the checkpoints in {self.folder} can be read. {errors[0]} To start again, choose another folder '
+            'for --checkpoint.'
         )
 
 
@@ -262,7 +263,7 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
         )
     own = content['config']['script']
     if script and own != script:
-        raise UserError(f'{path} is a checkpoint of {own}: use train_action_{own}.py.')
+        raise UserError(f'{path} is a checkpoint of {own}: use {MODELS[own].program}.')
     if to_resume and 'optimizer' not in content:
         raise UserError(
             f'{path} has no optimizer state and cannot be resumed. It can be evaluated, or used as --pretrained '
@@ -290,7 +291,7 @@ def check_same_run(path: Path, saved: Mapping[str, dict], given: Mapping[str, di
     changed = differences(saved, given)
     if fixed := _fixed(changed, FREE_KEYS):
         listed = '; '.join(f'{key}: {changed[key][0]} in the checkpoint, {changed[key][1]} now' for key in fixed)
-        advice = 'Name another folder as --checkpoint.'
+        advice = 'Choose another folder for --checkpoint.'
         if fixed == ['data.batch_size']:
             advice += ' To use less memory, keep the batch size and set train.accumulation_steps.'
         raise UserError(f'{path} was trained with another model or other data ({listed}). {advice}')
@@ -302,8 +303,8 @@ def evaluation_config(
 ) -> EasyDict:
     """Returns the config to evaluate a checkpoint with: `saved`, the checkpoint's own, with `overrides` (--set).
 
-    config_file: a config that must agree with it. Raises UserError if the model, the data, train.partial_train or
-    optimizer.layer_decay differs.
+    config_file: a config to compare with it. Raises UserError if model, data, train.partial_train or
+    optimizer.layer_decay differ; other keys are not compared.
     """
     own = resolve_config(saved, (), str(path))
     config = resolve_config(saved, overrides, str(path))

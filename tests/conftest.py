@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision  # noqa: F401 before TensorFlow: loading Triton after TensorFlow crashes
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 GOLDENS = Path(__file__).parent / 'goldens'
 # Longest files first, to balance the load of parallel workers.
@@ -24,8 +24,9 @@ LONG = (
     'test_compile.py', 'test_vivit.py', 'test_export.py', 'test_distributed.py', 'test_heatmap.py',
 )  # fmt: skip
 
-settings.register_profile('quick', max_examples=30, deadline=None, derandomize=True)
-settings.register_profile('thorough', max_examples=500, deadline=None, derandomize=True)
+COMMON = {'deadline': None, 'derandomize': True, 'suppress_health_check': [HealthCheck.function_scoped_fixture]}
+settings.register_profile('quick', max_examples=30, **COMMON)
+settings.register_profile('thorough', max_examples=500, **COMMON)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'quick'))
 
 
@@ -84,7 +85,7 @@ def write_pickle(tmp_path):
 
 @pytest.fixture(scope='session')
 def trained_once(tmp_path_factory) -> Callable[[str], Path]:
-    """trained_once(kind) -> folder with made_up.pkl, tiny.yaml and run/: a tiny model, trained for one epoch.
+    """trained_once(kind) -> folder with generated.pkl, tiny.yaml and run/: a tiny model, trained for one epoch.
 
     Read-only, shared by all tests of a worker. Tests that write use the fixture `trained`.
     """

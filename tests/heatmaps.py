@@ -1,4 +1,4 @@
-"""Recorded and random heatmaps for tests of the NumPy oracle and both renderers."""
+"""Recorded and random heatmaps, for tests of the NumPy oracle and both renderers."""
 
 from collections.abc import Iterator
 

@@ -8,7 +8,7 @@ forks for each run, which is safe as long as it has no threads.
 
 To be killed in the middle of a save, a process counts its file operations in the run folder: `open` and the functions
 of `os` that create, write, sync, rename or remove files are replaced by counting versions. These are just above the
-system calls, so that data buffered by Python or a framework is lost, as with any kill.
+system calls, so data buffered by Python or a framework is lost, as in any kill.
 """
 
 import builtins
@@ -34,6 +34,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from lib.models import MODELS
+from tests.processes import children
 
 ROOT = Path(__file__).parents[1]
 SECONDS_AT_MOST = 120  # timeout of a tiny run
@@ -225,8 +226,7 @@ def kill_this() -> None:
 def kill_all() -> None:
     """Kills torchrun and all processes that it has started, including this one."""
     parent = os.getppid()
-    children = map(int, Path(f'/proc/{parent}/task/{parent}/children').read_text().split())
-    for process in (*(child for child in children if child != os.getpid()), parent, os.getpid()):
+    for process in (*(child for child in children(parent) if child != os.getpid()), parent, os.getpid()):
         os.kill(process, signal.SIGKILL)
 
 
@@ -289,14 +289,14 @@ def fork(script: ModuleType, argv: list[str], output: str, stop: dict | None) ->
 
 def differences(script: ModuleType, one: str, other: str) -> list[str]:
     """Bitwise differences between two run folders, and leftover or damaged files in the second."""
-    one, other = Path(one), Path(other)
+    one, other, read = Path(one), Path(other), MODELS[script.SCRIPT].training.checkpoint.read
     found = [f'{path.name} is left over' for path in other.glob('*.tmp')]
     try:
         for path in sorted(other.glob('*_epoch*')):  # previous versions too, which may be of other steps
-            script.checkpoint.read(path)
+            read(path)
         suffix = MODELS[script.SCRIPT].suffix
         for name in (f'latest_epoch{suffix}', f'best_epoch{suffix}'):
-            a, b = (script.checkpoint.read(folder / name) for folder in (one, other))
+            a, b = (read(folder / name) for folder in (one, other))
             del a['config'], b['config']  # num_workers and save_every may differ
             found += [f'{name}: {place}' for place in different(a, b)]
     except (ValueError, OSError) as error:
@@ -365,7 +365,7 @@ if __name__ == '__main__':
     else:
         replies = os.fdopen(os.dup(1), 'w')
         os.dup2(2, 1)  # other output goes to stderr
-    script = importlib.import_module(f'train_action_{kind}')
+    script = importlib.import_module('lib.tools.pretrain' if kind == 'pretrain' else f'train_action_{kind}')
     if rest:
         stop, argv = Stop(**json.loads(rest[0])), rest[1:]
         sys.exit(train(script, argv, stop, kill_all, Shared(stop))[0])

@@ -1,4 +1,4 @@
-"""The SLURM scripts, with stand-ins for the few commands of SLURM that they call; tiny models on made-up clips."""
+"""The SLURM scripts, with substitutes for the SLURM commands that they call."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.processes import wait_for_line
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / 'configs' / 'cluster'
@@ -58,7 +59,7 @@ def slurm(tmp_path):
             'SLURM_JOB_ID': str(job),
             'SLURM_NNODES': str(nodes),
             'SLURM_GPUS_ON_NODE': str(gpus),
-            'SLURM_JOB_NODELIST': 'made-up',
+            'SLURM_JOB_NODELIST': 'node[0-1]',
             'PYTHONUNBUFFERED': '1',
         }
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
@@ -72,9 +73,9 @@ def slurm(tmp_path):
     [('one_node.sbatch', 1, 2), pytest.param('many_nodes.sbatch', 2, 1, marks=pytest.mark.slow)],
 )
 def test_a_job_trains_on_all_its_processes(slurm, script, nodes, gpus):
-    told, _ = slurm(script, nodes, gpus).communicate(timeout=120)
-    assert 'on 2 x cpu' in told
-    assert told.count('done: best top1') == 1
+    output, _ = slurm(script, nodes, gpus).communicate(timeout=120)
+    assert 'on 2 x cpu' in output
+    assert output.count('done: best top1') == 1
 
 
 @pytest.mark.slow
@@ -82,24 +83,22 @@ def test_a_job_trains_on_all_its_processes(slurm, script, nodes, gpus):
     ('script', 'nodes', 'gpus', 'kind'),
     [('one_node.sbatch', 1, 2, 'vanilla'), ('many_nodes.sbatch', 2, 1, 'vanilla'), ('one_node.sbatch', 1, 1, 'vivit')],
 )
-def test_a_job_whose_time_is_nearly_over_saves_and_queues_again(slurm, tmp_path, script, nodes, gpus, kind):
+def test_a_job_near_its_time_limit_saves_and_is_requeued(slurm, tmp_path, script, nodes, gpus, kind):
     job = slurm(script, nodes, gpus, '--set train.epochs=10000', kind)
-    for line in job.stdout:
-        if line.startswith('epoch 2/'):
-            break
+    wait_for_line(job, 'epoch 2/')
     job.send_signal(signal.SIGUSR1)
-    told, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=120)
     latest = tmp_path / 'run' / f'latest_epoch.{"npz" if kind == "vivit" else "bin"}'
-    assert f'The same command resumes from {latest}' in told
-    assert told.count('requeued') == 1
+    assert f'The same command resumes from {latest}' in output
+    assert output.count('requeued') == 1
     saved = tiny.latest(tmp_path / 'run')
     assert (saved['epoch'], saved['step']) > (1, 0)
 
 
 @pytest.mark.slow
-def test_a_job_that_is_done_or_fails_does_not_queue_again(slurm):
+def test_a_finished_or_failed_job_is_not_requeued(slurm):
     for arguments, code in (('--set train.epochs=1', 0), ('--set model.depth=none', 1)):
         job = slurm('one_node.sbatch', 1, 1, arguments)
-        told, _ = job.communicate(timeout=120)
-        assert job.returncode == code, told
-        assert 'requeued' not in told
+        output, _ = job.communicate(timeout=120)
+        assert job.returncode == code, output
+        assert 'requeued' not in output

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import yaml
 from easydict import EasyDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import models
@@ -127,7 +127,7 @@ def test_differences():
 
 @pytest.mark.parametrize('given', ['', ', folder: there'])
 def test_null_on_the_command_line_means_null(tmp_path, given):
-    """Whether the file has the key or not, and whatever its default."""
+    """With and without the key in the file, for any default."""
     text = f'model: {{width: 3, rate: 0.5{given}}}\ntrain: {{epochs: 2}}'
     assert load(tmp_path, text, 'model.folder=null').model.folder is None
     with pytest.raises(ValueError, match=r'model\.rate must be a number, found null'):
@@ -151,10 +151,8 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
-many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@many
 @given(
     config=st.dictionaries(keys, st.dictionaries(keys, values, max_size=5), min_size=1, max_size=4), flow=st.booleans()
 )
@@ -164,10 +162,9 @@ def test_what_yaml_writes_is_read_back(tmp_path, config, flow):
     assert read_config(path) == config
 
 
-@many
 @given(data=st.data())
 def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
-    """Bytes changed, cut out, doubled, or YAML's own signs put in: a config or a ValueError, and nothing else."""
+    """Changed, deleted or repeated bytes, or inserted YAML syntax: the result is a config or a ValueError."""
     content = bytearray((ROOT / 'configs/sample/vanilla.yaml').read_bytes())
     signs = st.sampled_from(
         [b'&a ', b'*a ', b'!!', b'- ', b'? ', b': ', b'[', b'{', b'"', b'|\n', b'\n', b'\t', b'<<: ', b'%']
@@ -186,9 +183,8 @@ def test_a_config_with_any_change_is_read_or_refused_by_name(tmp_path, data):
     assert config.keys() >= {'script', *SECTIONS} if refusal is None else refusal.startswith(str(path))
 
 
-@many
 @given(value=values)
-def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
+def test_a_value_of_any_other_type_is_refused(tmp_path, value):
     path = tmp_path / 'c.yaml'
     path.write_text(yaml.safe_dump({'model': {'width': 3, 'rate': value}, 'train': {'epochs': 2}}))
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != float('inf'):
@@ -198,12 +194,11 @@ def test_any_value_of_a_key_suits_its_type_or_is_refused(tmp_path, value):
             load_config(path)
 
 
-@many
 @given(
     override=st.text(max_size=30)
     | st.tuples(st.sampled_from(['model.width', 'train.epochs']), st.text(max_size=20)).map('='.join)
 )
-def test_any_override_is_taken_or_refused(tmp_path, override):
+def test_any_override_is_accepted_or_refused(tmp_path, override):
     try:
         config = load(tmp_path, GOOD, override)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Writing that loses nothing; tests/test_kills.py stops it at every operation."""
+"""Atomic writes and locks; tests/test_kills.py kills processes at every file operation."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ def names(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_the_files_that_are_replaced_move_on(tmp_path):
+def test_replaced_files_are_renamed_to_older_versions(tmp_path):
     path, older = tmp_path / 'a', [tmp_path / 'a.1', tmp_path / 'a.2']
     for text in 'vwxyz':
         with replacing(path, older) as file:
@@ -28,8 +28,8 @@ def test_the_files_that_are_replaced_move_on(tmp_path):
     assert names(tmp_path) == {'a': 'z', 'a.1': 'y', 'a.2': 'x'}
 
 
-def test_what_a_killed_process_left_is_not_written_into(tmp_path):
-    """Killed after the best checkpoint was linked, and before the latest was replaced: both names are one file."""
+def test_temporary_files_of_a_killed_process_are_not_reused(tmp_path):
+    """If it is killed after linking the best checkpoint, the temporary file and the best one are the same file."""
     path, best = tmp_path / 'a', tmp_path / 'best'
     best.write_text('best')
     os.link(best, tmp_path / 'a.tmp')
@@ -42,7 +42,7 @@ def test_what_a_killed_process_left_is_not_written_into(tmp_path):
     assert names(tmp_path) == {'a': 'better', 'best': 'better'}
 
 
-def test_what_fails_leaves_all_as_it_was(tmp_path):
+def test_a_failed_write_keeps_the_old_files(tmp_path):
     path = tmp_path / 'a'
     write_text(path, 'old')
     with pytest.raises(ZeroDivisionError), replacing(path, [tmp_path / 'a.1']) as file:
@@ -55,7 +55,7 @@ def test_what_fails_leaves_all_as_it_was(tmp_path):
     assert names(tmp_path) == {'a': 'old'}
 
 
-def test_all_is_on_the_disk_before_a_name_changes_and_the_name_afterwards(tmp_path, monkeypatch):
+def test_content_is_synced_before_the_rename_and_the_folder_afterwards(tmp_path, monkeypatch):
     done = []
     for name in ('fsync', 'replace'):
         call = getattr(os, name)
@@ -65,7 +65,7 @@ def test_all_is_on_the_disk_before_a_name_changes_and_the_name_afterwards(tmp_pa
     assert done == ['fsync', 'replace', tmp_path]
 
 
-def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
+def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
     code = (
         f'from lib.files import *\nlock = hold_lock(Path({str(tmp_path / "lock")!r}), "it")\nprint(flush=True)\ninput()'
     )
@@ -79,7 +79,7 @@ def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
         hold_lock(tmp_path / 'lock', 'it')
 
 
-def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_causes_a_warning(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(37, 'No locks available')
 
@@ -107,7 +107,7 @@ def _check_as_another_user(folder: Path, queue: multiprocessing.SimpleQueue) -> 
         queue.put('')
 
 
-def test_folders_that_may_only_be_read_are_named():
+def test_read_only_folders_are_named():
     folder = Path(tempfile.mkdtemp())  # not pytest's, which another user does not see
     folder.chmod(0o555)
     context = multiprocessing.get_context('fork')

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.data.pickles import load_annotations
@@ -409,12 +409,12 @@ HARMLESS = """
 
 
 def test_pickles_are_refused_for_their_actions(results):
-    """Not only for their form, with a few exceptions."""
+    """Not just for their form, with a few exceptions."""
     found = {file for file, _, message, _ in results[0] if 'a PYSKL pickle is' in message}
     assert found == {f'{what.strip()}.pkl' for what in HARMLESS.split('|')}
 
 
-def test_nothing_in_them_runs_or_changes_the_process(results):
+def test_hostile_files_run_no_code_and_do_not_change_the_process(results):
     found, changed = results
     assert not [(file, events) for file, _, _, events in found if events]
     assert not changed
@@ -443,15 +443,6 @@ def test_trusting_readers_run_their_code(tmp_path, file):
     assert marker.exists()
 
 
-@pytest.mark.parametrize('file', ['objects of pointers.pkl', 'a scalar of a pointer.pkl'])
-def test_an_allow_list_alone_is_not_enough(tmp_path, file):
-    """These files name only NumPy's functions, and crash the process or worse."""
-    path = tmp_path / file
-    path.write_bytes(corpus(tmp_path / 'marker')[file])
-    source = f'import pickle; print(pickle.load(open({str(path)!r}, "rb")))'
-    assert subprocess.run([sys.executable, '-c', source], capture_output=True, timeout=60).returncode < 0
-
-
 # --- Damaged files -------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +461,7 @@ def test_truncated_empty_and_other_files_are_reported(tmp_path, suffix):
     path, good = tmp_path / f'file{suffix}', GOOD[suffix]
     assert refusal(path, good) == str(path)
     for content in (*(good[: len(good) * i // 9] for i in range(9)), good[:-1], b'<html>Not found</html>', b'version'):
-        assert re.match(rf'{path}\b.* cannot be read .*(cut short|damaged)', refusal(path, content)), content[:20]
+        assert re.match(rf'{path}\b.* cannot be read .*(truncated|damaged)', refusal(path, content)), content[:20]
 
 
 @pytest.mark.parametrize('suffix', ['.bin', '.npz'])
@@ -496,13 +487,11 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 places = st.tuples(
     st.floats(0, 1), st.integers(0, 3), st.binary(max_size=3)
 )  # place, number of removed bytes, inserted bytes
 
 
-@many
 @given(suffix=st.sampled_from(sorted(GOOD)), changes=st.lists(places, min_size=1, max_size=3))
 def test_changed_files_are_read_or_refused_by_name(tmp_path, little_memory, suffix, changes):
     content = bytearray(GOOD[suffix])
@@ -520,7 +509,6 @@ OPCODES = [
 pieces = [*NAMES, *OPCODES, dtype(), array(), data(bytes(8)), text('f8'), text('latin1'), number(1), b'q\0', b'h\0']
 
 
-@many
 @given(parts=st.lists(st.sampled_from(pieces) | st.binary(max_size=2), max_size=30))
 def test_random_programs_are_read_or_refused_by_name(tmp_path, little_memory, parts):
     for path, content in (

@@ -1,4 +1,4 @@
-"""Which parts of lib may import which: frameworks only where they belong, tools by nothing else."""
+"""Imports in lib: frameworks only in their own folders, tools only in tools."""
 
 import ast
 from pathlib import Path

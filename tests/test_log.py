@@ -22,7 +22,7 @@ def test_tensorboard_has_curves_confusion_matrix_and_hparams_of_a_resumed_run(tr
     resume = ['--config', folder / 'tiny.yaml', '-c', folder / 'run', '--set', 'train.epochs=3']
     call, epoch, scores = tiny.caller(tiny.SCRIPTS['vanilla']), Log.epoch, iter([-1.0, 2.0])
 
-    def log_epoch(self: Log, logits, val_clips) -> None:  # the second epoch is no better than the first, the third is
+    def log_epoch(self: Log, logits, val_clips) -> None:  # only the third epoch is better than the first
         top1 = next(scores)
         if top1 > 0:
             self.run.best = {'top1': top1, 'epoch': self.run.epoch}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, most_confused
+from lib.metrics import bootstrap_intervals, classification_metrics, confusion_matrix, mean_over_views, most_confused
 
 
 def test_metrics_by_hand():
@@ -45,6 +45,12 @@ def test_an_interval_of_the_test_split_is_two_standard_errors():
     logits = np.eye(60)[np.where(np.arange(16487) < 0.87 * 16487, label, (label + 1) % 60)]
     low, high = bootstrap_intervals(logits, label)['top1']
     assert (high - low) / 4 == pytest.approx(0.0026, rel=0.05)
+
+
+def test_probabilities_are_averaged_over_views_without_underflow():
+    logits = np.array([[[300.0, 0, 0], [300, 0, 0]], [[0, np.log(3), 0], [0, 0, np.log(3)]]])
+    expected = [[0, -300, -300], np.log([0.2, 0.4, 0.4])]
+    np.testing.assert_allclose(mean_over_views(logits), expected, atol=1e-4)
 
 
 def test_confusion_matrix_by_hand():

@@ -27,7 +27,7 @@ SHORT = ('--set', 'train.epochs=1', '--set', 'train.warmup_epochs=0')  # when tr
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the shell blocks, without comments, continued lines joined."""
+    """Lines of the shell blocks, without comments and with continued lines joined."""
     blocks = ''.join(re.findall(r'^```sh\n(.*?)^```', text, re.MULTILINE | re.DOTALL))
     lines = re.sub(r'\\\n\s*', ' ', blocks).splitlines()
     return [line for line in (re.sub(r'(^|\s)#.*', '', line).strip() for line in lines) if line]
@@ -43,7 +43,7 @@ def needs_ntu60(command: str) -> bool:
 
 
 def run(command: str) -> int:
-    """The exit code of `python SCRIPT ...` or `python -m MODULE ...`, in this process: a new one takes seconds."""
+    """Exit code of `python SCRIPT ...` or `python -m MODULE ...`, run in this process: a new one takes seconds."""
     python, *words = shlex.split(command)
     assert python == 'python', command
     if words[0] == '-m':
@@ -54,7 +54,7 @@ def run(command: str) -> int:
 
 @pytest.fixture(scope='module')
 def workplace(tmp_path_factory):
-    """A folder like the project after `make demo`, with fewer clips and epochs."""
+    """A folder as after `make demo`, with fewer clips and epochs."""
     folder = tmp_path_factory.mktemp('readme')
     (folder / 'checkpoint' / 'action').mkdir(parents=True)
     (folder / 'configs').symlink_to(ROOT / 'configs')
@@ -71,7 +71,7 @@ def workplace(tmp_path_factory):
 
 @pytest.mark.parametrize('command', RUN)
 def test_command(workplace, monkeypatch, capfd, command):
-    """Works on the sample. Commands for NTU60 end with one line that says it is missing, once all else is checked."""
+    """Commands for the sample succeed; those for NTU60 end with one line that reports it missing."""
     monkeypatch.chdir(workplace)
     if 'train_action' in command and 'sample' in command and '--evaluate' not in command:
         command = shlex.join([*shlex.split(command), *SHORT])

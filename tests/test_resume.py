@@ -1,4 +1,4 @@
-"""Stopped, killed, damaged or crowded runs resume bit-exactly. tests/test_kills.py kills them at any moment."""
+"""Interrupted runs resume bit-exactly; damaged, locked and full folders. test_kills.py kills runs at any point."""
 
 import contextlib
 import importlib
@@ -17,7 +17,6 @@ import pytest
 
 from lib import files
 from lib.log import Log
-from lib.run import Run
 from lib.stop import SIGNALS
 from tests import tiny
 from tests.processes import interrupt
@@ -37,7 +36,7 @@ def call(kind):
 
 @pytest.fixture(scope='session')
 def whole(tmp_path_factory):
-    """whole(kind) -> the folder of an uninterrupted run, next to its config file."""
+    """whole(kind) -> folder of an uninterrupted run, beside its config file."""
     made = {}
 
     def run(kind: str) -> Path:
@@ -53,7 +52,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def command(whole, kind, tmp_path):
-    """The arguments for the same run in another folder."""
+    """Arguments for the same run in another folder."""
     return ['--config', whole(kind).parent / 'tiny.yaml', '-c', tmp_path / 'run', '-freq', 1, *epochs(EPOCHS)]
 
 
@@ -64,7 +63,7 @@ def finished(whole, kind, tmp_path):
 
 
 def epochs(count: int, *changes: str) -> list[str]:
-    return [part for change in (f'epochs={count}', *changes) for part in ('--set', f'train.{change}')]
+    return tiny.overrides(*(f'train.{change}' for change in (f'epochs={count}', *changes)))
 
 
 def latest_name(kind: str, older: int = 0) -> str:
@@ -75,10 +74,6 @@ def best_name(kind: str) -> str:
     return latest_name(kind).replace('latest', 'best')
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-
-
 def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -87,12 +82,15 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> None:
 
 
 class Crash(BaseException):
-    """Ends a training as a kill does: nothing of ours catches it."""
+    """Ends a training like a kill: no handler of this project catches it."""
 
 
 @contextlib.contextmanager
 def crash_after(step: int) -> Iterator[None]:
-    """Lets the training crash after the report of a step, counted over all epochs."""
+    """Context manager in which training crashes after the report of a step, counted over all epochs.
+
+    Waits for the save in progress: a killed process would have lost or completed it.
+    """
     reports = []
 
     def report(_: Log) -> None:
@@ -103,29 +101,40 @@ def crash_after(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, 'report', report)
         yield
+    for thread in threading.enumerate():
+        if thread.name.startswith('checkpoint'):
+            thread.join(0.5)
 
 
-# Of epoch 2, the first process saves two steps in all, or the second does.
 @of_all
+# crashes: steps after which the two processes crash; together they save two steps of epoch 2.
 @pytest.mark.parametrize(('save_every', 'crashes'), [(1, (5, 2)), pytest.param(2, (6, 1), marks=pytest.mark.slow)])
 def test_crashes_within_an_epoch(kind, call, command, whole, tmp_path, capsys, save_every, crashes):
-    """Twice in one epoch, with different numbers of loader threads and of steps between saves."""
+    """Two crashes in one epoch, with different numbers of loader threads and of steps between saves."""
     for step, workers in zip(crashes, (1, 3), strict=True):
         with crash_after(step), pytest.raises(Crash):
             call(*command, *epochs(EPOCHS, f'save_every={save_every}', f'num_workers={workers}'))
-        for thread in threading.enumerate():  # a crashed process would have lost or completed the save
-            if thread.name.startswith('checkpoint'):
-                thread.join(0.5)
     capsys.readouterr()
     assert call(*command, *epochs(EPOCHS, 'save_every=null', 'num_workers=2')) == 0
     output = capsys.readouterr().out
     assert f'resuming from {tmp_path / "run" / latest_name(kind)}, after epoch 1 and 2 steps' in output
     assert f'train.save_every was {save_every}, is None' in output
-    # A report shows the means of all steps of its epoch, those of earlier processes included.
+    # A report shows the means over all steps of the epoch, including those of earlier processes.
     line = next(line for line in output.splitlines() if line.startswith('epoch 2/3  100 %  20/20 clips'))
     means = tiny.lines(whole(kind))[1]['train']
     assert f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}' in line
     tiny.assert_same_run(whole(kind), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('kind', ['vanilla'])
+@pytest.mark.parametrize('option', ['mixup=0.5'])
+def test_options_that_act_in_every_step(kind, call, command, tmp_path, option):
+    config, options = command[:2], epochs(EPOCHS, option, 'save_every=1')
+    assert call(*config, '-c', tmp_path / 'whole', *options) == 0
+    with crash_after(5), pytest.raises(Crash):
+        call(*command, *options)
+    assert call(*command, *options) == 0
+    tiny.assert_same_run(tmp_path / 'whole', tmp_path / 'run')
 
 
 @of_one
@@ -182,7 +191,7 @@ def test_a_signal_during_validation_saves_the_epoch_so_far(kind, call, command, 
 
 
 def test_a_second_signal_exits_at_once():
-    """Even while the main thread is in a call of many seconds, as a backward pass may be."""
+    """Even during a long call in the main thread, such as a backward pass."""
     code = 'with StopSignal():\n    print("ready", flush=True)\n    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'
     code = f'import hashlib\nfrom lib.stop import StopSignal\n{code}'
     pipes = {'stdout': subprocess.PIPE, 'text': True, 'cwd': Path(files.__file__).parents[1]}
@@ -291,17 +300,17 @@ def test_a_run_resumes_from_its_best_checkpoint_if_no_other_is_left(kind, call, 
 def test_nothing_is_touched_if_every_checkpoint_is_damaged(kind, call, command, finished, capsys):
     for name in (latest_name(kind), latest_name(kind, 1), best_name(kind)):
         damage(finished / name, 'bit')
-    before = contents(finished)
+    lock = {finished / 'run.lock': b''}
+    before = tiny.files(finished) | lock
     assert call(*command) == 2
     assert f'none of the checkpoints in {finished} can be read' in capsys.readouterr().err
-    assert contents(finished).keys() == before.keys()
-    assert all(contents(finished)[path] == before[path] for path in before if not path.endswith('run.lock'))
+    assert tiny.files(finished) | lock == before
     assert call('--evaluate', finished / latest_name(kind)) == 2
     assert str(finished / latest_name(kind)) in capsys.readouterr().err
 
 
 @of_one
-def test_a_folder_takes_one_run_at_a_time(kind, call, command, finished, monkeypatch, capsys):
+def test_a_folder_is_used_by_one_run_at_a_time(kind, call, command, finished, monkeypatch, capsys):
     codes = {}
 
     def meanwhile(_: Log) -> None:
@@ -316,12 +325,12 @@ def test_a_folder_takes_one_run_at_a_time(kind, call, command, finished, monkeyp
     assert codes['train'] == 2
     assert f'{finished} is in use by process {os.getpid()} on ' in codes['error']
     assert codes['evaluate'] == 0
-    assert call(*command) == 0  # it is free again
+    assert call(*command) == 0  # the lock is released
 
 
 @of_one
-def test_a_run_that_another_one_overtakes_is_refused(kind, call, command, tmp_path, monkeypatch, capsys):
-    """Both have found an empty folder; the second one comes to write when the first has finished."""
+def test_a_run_is_refused_if_another_one_has_just_started(kind, call, command, tmp_path, monkeypatch, capsys):
+    """Both found an empty folder; the first one finishes before the second one writes."""
     script = tiny.SCRIPTS[kind]
     with monkeypatch.context() as patch:
         make_clips = script.make_clips
@@ -359,7 +368,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(kind, call, command, whole, 
 
 
 @of_one
-def test_a_file_in_place_of_the_logs_is_named(kind, call, command, tmp_path, capsys):
+def test_a_file_in_place_of_the_logs_folder_is_reported(kind, call, command, tmp_path, capsys):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'logs').write_text('notes')
     assert call(*command) == 2
@@ -380,7 +389,7 @@ def test_checkpoints_of_older_versions_are_refused(kind, call, command, whole, t
 
 
 @of_one
-def test_a_finished_run_is_not_begun_anew(kind, call, command, whole, tmp_path, capsys):
+def test_a_finished_run_is_not_restarted(kind, call, command, whole, tmp_path, capsys):
     finished = whole(kind) / latest_name(kind)
     assert call(*command, '-r', finished) == 2
     assert f'{finished} has completed all' in capsys.readouterr().err
@@ -394,29 +403,3 @@ def test_a_checkpoint_of_more_steps_than_an_epoch_has_is_refused(kind, call, com
     assert call(*command, '-r', bad) == 2
     assert f'{bad} has completed 4 steps' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
-
-
-def test_an_error_of_a_library_keeps_its_traceback(monkeypatch):
-    kind = 'vanilla'
-
-    def fail(*_: object) -> None:
-        raise OSError(5, 'Input/output error')
-
-    script = tiny.SCRIPTS[kind]
-    monkeypatch.setattr(script, 'load_config', fail)
-    with pytest.raises(OSError, match='Input/output error'):
-        tiny.caller(script)('-c', 'run')
-
-
-def test_learning_rates_cover_every_group():
-    """With train.partial_train [] only the head is trained, and its rate is logged."""
-    run = Run.__new__(tiny.SCRIPTS['mbert'].checkpoint.Run)
-    torch = importlib.import_module('torch')
-    model = torch.nn.ModuleDict({'backbone': torch.nn.Linear(2, 2), 'head': torch.nn.Linear(2, 2)})
-    model.backbone.requires_grad_(False)
-    training = importlib.import_module('lib.pytorch.training')
-    run.optimizer = training.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-3, weight_decay=0.0)
-    assert run.learning_rates() == {'head': 1e-3}
-    model.backbone.requires_grad_(True)
-    run.optimizer = training.make_optimizer(model, lr_backbone=1e-4, lr_head=1e-3, weight_decay=0.0)
-    assert run.learning_rates() == {'backbone': 1e-4, 'head': 1e-3}

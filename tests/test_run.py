@@ -1,4 +1,4 @@
-"""The progress and the saves of a run by itself; tests/test_resume.py and tests/test_kills.py train."""
+"""Progress and saves of a run without training; test_resume.py and test_kills.py train."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from lib.run import Run
 
 
 class PlainRun(Run):
-    """A run of a model without weights; `write` does what a test says."""
+    """A run of a model without weights; tests replace `write`."""
 
     def learning_rates(self):
         return {'model': 1.0}
@@ -86,7 +86,7 @@ def test_only_one_save_is_written_at_a_time(run):
     assert (run.folder / 'latest_epoch.bin').read_bytes() == b'saved'
 
 
-def test_a_folder_that_refuses_a_renaming_ends_the_run(run):
+def test_a_failed_rename_ends_the_run(run):
     run.write = lambda file, content: None
     run.damaged = [run.folder / 'gone.bin']
     run.save()

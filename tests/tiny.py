@@ -16,10 +16,12 @@ import train_action_vivit
 from lib import cli
 from lib.pytorch import checkpoint as pytorch_checkpoint
 from lib.tensorflow import checkpoint as tensorflow_checkpoint
+from lib.tools import pretrain
 from tests.annotations import make_annotations
 from tests.killing import different
 
 SCRIPTS = {script.SCRIPT: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
+PROGRAMS = {**SCRIPTS, pretrain.SCRIPT: pretrain}
 CHECKPOINTS = {'.bin': pytorch_checkpoint, '.npz': tensorflow_checkpoint}
 MODELS = {
     'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
@@ -29,20 +31,26 @@ MODELS = {
     'vivit': {'clip_len': 8, 'size': 12, 'num_joints': 17, 'tubelet_size': [4, 4, 4], 'dim_feat': 16, 'depth': 1,
               'num_heads': 2, 'drop_path_rate': 0.1, 'num_classes': 4},
 }  # fmt: skip
-TORCH_OPTIMIZER = {'lr_backbone': 1e-3, 'lr_head': 1e-3, 'weight_decay': 0.01}
-OPTIMIZERS = {'mbert': TORCH_OPTIMIZER, 'vanilla': TORCH_OPTIMIZER, 'vivit': {'lr': 1e-3, 'weight_decay': 0.01}}
+PRETRAINING = {'num_joints': 17, 'num_frames': 8, 't_patch_size': 4, 'dim_in': 144, 'dim_feat': 16, 'depth': 1,
+               'num_heads': 2, 'mlp_ratio': 2, 'decoder_depth': 1}  # fmt: skip
+
+
+def optimizer(kind: str) -> dict[str, float]:
+    """Section `optimizer` of a model."""
+    rates = {'lr': 1e-3} if kind == 'vivit' else {'lr_backbone': 1e-3, 'lr_head': 1e-3}
+    return rates | {'weight_decay': 0.01}
 
 
 def content(kind: str, folder: Path, model: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Returns the config of a tiny model and writes its pickle to the folder."""
-    ann_file = folder / 'made_up.pkl'
+    ann_file = folder / 'generated.pkl'
     ann_file.write_bytes(pickle.dumps(make_annotations([5, 12, 40] * 10, persons=[1, 2, 1] * 10)))
     return {
         'script': kind,
         'data': {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
         'heatmap': {'size': 12},
-        'model': dict(model or MODELS[kind]),
-        'optimizer': dict(OPTIMIZERS.get(kind, TORCH_OPTIMIZER)),
+        'model': dict(model or (PRETRAINING if kind == 'pretrain' else MODELS[kind])),
+        'optimizer': optimizer(kind),
         'train': {'epochs': 2, 'lr_decay': 0.9},
     }
 
@@ -54,6 +62,11 @@ def write_config(kind: str, folder: Path, model: dict[str, Any] | None = None) -
     return path
 
 
+def overrides(*changes: str) -> list[str]:
+    """Arguments --set for 'section.key=value'."""
+    return [part for change in changes for part in ('--set', change)]
+
+
 def caller(script: ModuleType) -> Callable[..., int]:
     """Returns call(*argv) -> exit code of the script."""
 
@@ -62,6 +75,11 @@ def caller(script: ModuleType) -> Callable[..., int]:
         return cli.run(script.evaluate if args.evaluate else script.train, args)
 
     return call
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Content of all files in a folder."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
 
 
 def lines(folder: Path) -> list[dict]:

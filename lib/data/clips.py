@@ -29,7 +29,7 @@ from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
 from lib.data.store import open_store
 from lib.errors import UserError, check_values
 
-TEST_SCALE = 2.0  # window of a test clip relative to the persons' box, as in MotionBERT
+TEST_SCALE = 2.0  # window of a test clip relative to the box around all persons, as in MotionBERT
 TEST_SHARE = 0.95  # of the frames of a test clip that are kept, as in MAMP
 PIECE = 2**16  # clips per lookup in the store
 
@@ -205,7 +205,7 @@ class Clips:
 
     @property
     def num_steps(self) -> int:
-        """Steps per epoch. Several processes skip a last training batch of less than two clips per process."""
+        """Steps per epoch. Several processes skip a last training batch of fewer than two clips per process."""
         is_short = self._world_size > 1 and self.batch_sizes[-1] < 2 * self._world_size
         return len(self) - (self.training and is_short)
 
@@ -248,8 +248,8 @@ class Clips:
         shared._rank, shared._world_size = rank, world_size
         if self.training and not shared.num_steps:
             raise UserError(
-                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, less than two per process '
-                f'({world_size} processes). Start fewer processes.'
+                f'{self.store.ann_file}: split {self.split_name} has {self.num_clips} clips, fewer than two per '
+                f'process ({world_size} processes). Start fewer processes.'
             )
         return shared
 
@@ -271,10 +271,10 @@ class Clips:
         if self.is_3d:
             xy = project(xy, np.zeros(len(index)) if random is None else self.augmentation.camera_angle(random))
         if random is not None:
-            xy = self.augmentation.move_joints(xy, random)
+            xy, score = self.augmentation.drop_joints(self.augmentation.move_joints(xy, random), score, random)
         img_shape = np.maximum(self.store.img_shape[index].astype(np.int64), 1)  # zeros in a 3D pickle
         affine = AffineMap.identity(img_shape).compact(compact_box(*extent(xy), img_shape))
-        if random is not None:
+        if random is not None:  # crop_and_flip also resizes to self.size
             return self._placed(xy, score, present, *self.augmentation.crop_and_flip(affine, self.size, random))
         affine, everyone = affine.resize((self.size, self.size)), np.ones(len(index), bool)
         views = [self._placed(xy, score, present, affine, ~everyone)]

@@ -1,11 +1,10 @@
 """Coordinate transforms from the pickle to the heatmap, vectorised over a batch of clips.
 
 PYSKL's pipeline (Duan et al., CVPR 2022): crop to the box around the persons, resize, random resized crop, resize,
-flip. All stages are composed into one affine map per clip and axis, which is applied to the keypoints once. A
-coordinate of exactly zero, x or y, is missing and is mapped separately.
+flip. All stages are composed into one affine map per clip and axis, which is applied to the keypoints once.
 
-`project`, `rotate` and `jitter` act on the joints before this map. For them a joint with all coordinates zero is
-missing and stays zero.
+As in PYSKL, `AffineMap` and `extent` treat each coordinate that is exactly zero as missing. `project`, `rotate`,
+`shear` and `jitter`, which act before this map, treat a joint as missing if all its coordinates are zero; it stays so.
 
 N clips, M persons, T frames, V joints. Points are xy (2, N, M, T, V) in pixels, one plane per coordinate, so that NumPy
 works on long rows. Image shapes are (h, w).
@@ -26,7 +25,7 @@ CROP_ATTEMPTS = 10
 
 @dataclass
 class AffineMap:
-    """x -> scale * x + shift for present coordinates, x -> missing for zeros.
+    """x -> scale * x + shift for coordinates other than zero, x -> missing for a coordinate of zero.
 
     scale, shift, missing: (N, 2) float64, (x, y). shape: (N, 2) int64, image shape after the map, (h, w).
     """
@@ -47,6 +46,14 @@ class AffineMap:
     def crop(self, box: np.ndarray) -> Self:
         """Like `compact`, but also moves missing coordinates, as PYSKL's random crop does."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing - box[:, :2], _box_shape(box))
+
+    def stretch(self, factor: np.ndarray) -> Self:
+        """Scales the content, but not the image, by `factor` (N, 2), (x, y), about the centre of the image.
+
+        Missing coordinates do not move.
+        """
+        centre = self.shape[:, ::-1] / 2
+        return AffineMap(self.scale * factor, (self.shift - centre) * factor + centre, self.missing, self.shape)
 
     def resize(self, shape: np.ndarray | tuple[int, int]) -> Self:
         """Scales the image to `shape` (N, 2) or (2,), (h, w)."""
@@ -86,11 +93,17 @@ def _box_shape(box: np.ndarray) -> np.ndarray:
 
 
 def extent(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest present coordinates of each clip, (N, 2) float32 each; (inf, -inf) if there are none."""
+    """Smallest and largest nonzero coordinates of each clip, (N, 2) float32 each; (inf, -inf) if there are none."""
     axes, missing = (2, 3, 4), xy == 0
     lowest = np.where(missing, np.float32(np.inf), xy).min(axes)
     highest = np.where(missing, np.float32(-np.inf), xy).max(axes)
     return lowest.T, highest.T
+
+
+def middle(xy: np.ndarray) -> np.ndarray:
+    """Centre of the box around the points of each clip, (N, 2) float32; zero if there are none."""
+    lowest, highest = (np.where(np.isfinite(edge), edge, 0) for edge in extent(xy))
+    return (lowest + highest) / 2
 
 
 def compact_box(lowest: np.ndarray, highest: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
@@ -159,8 +172,8 @@ def random_crop_box(
 def project(xyz: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Orthographic projection of 3D joints in metres, y up: (3, N, M, T, V) -> xy (2, N, M, T, V) in mm, y down.
 
-    angle: (N,) rad, rotation of the camera about the vertical axis. Missing joints stay zero; coordinates of present
-    joints that would be zero become 1e-3 mm, because zero means missing.
+    angle: (N,) rad, rotation of the camera about the vertical axis. Joints at (0, 0, 0) are missing and stay zero;
+    coordinates of other joints that would be zero become 1e-3 mm, because AffineMap takes zero as missing.
     """
     x, y, z = xyz.astype(np.float32)
     cos, sin = _cos_sin(angle)
@@ -170,7 +183,10 @@ def project(xyz: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 
 def rotate(xy: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Rotates points xy (2, N, M, T, V) by angle (N,) rad about centre (N, 2), from x towards y."""
+    """Rotates points xy (2, N, M, T, V) by angle (N,) rad about centre (N, 2), from x towards y.
+
+    Joints at (0, 0) are missing and stay there.
+    """
     cos, sin = _cos_sin(angle)
     centre = centre.T.astype(np.float32)[..., None, None, None]
     x, y = xy - centre
@@ -178,10 +194,17 @@ def rotate(xy: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return np.where((xy == 0).all(axis=0), np.float32(0), rotated)
 
 
+def shear(xy: np.ndarray, amount: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Shears points xy (2, N, M, T, V) about centre (N, 2): x += a * y and y += b * x, amount (N, 2) = (a, b)."""
+    amount, centre = (part.T.astype(np.float32)[..., None, None, None] for part in (amount, centre))
+    return np.where((xy == 0).all(axis=0), np.float32(0), xy + amount * (xy - centre)[::-1])
+
+
 def jitter(xy: np.ndarray, sigma: float, draws: np.ndarray) -> np.ndarray:
     """Moves each joint of xy (2, N, M, T, V) by a normally distributed distance in a random direction.
 
-    sigma: standard deviation in diagonals of the person's box in the frame. draws: (3, N, M, T, V) in [0, 1).
+    sigma: standard deviation in diagonals of the box around the person in the frame. draws: (3, N, M, T, V) in [0, 1).
+    Joints at (0, 0) are missing and stay there.
     """
     missing = (xy == 0).all(axis=0)
     lowest = np.where(missing, np.float32(np.inf), xy).min(-1, keepdims=True)

@@ -12,9 +12,9 @@ N clips, M persons, L frames, V joints, C coordinates.
 
 import numpy as np
 
-MOVE_ANGLE = 10.0  # degrees, either way
+MOVE_ANGLE = 10.0  # degrees, in either direction
 MOVE_SCALE = (0.9, 1.1)
-MOVE_SHIFT = 0.1  # either way, in units of the keypoints
+MOVE_SHIFT = 0.1  # in either direction, in units of the keypoints
 MOVES_2D = 4  # parameters of a random move: angle, scale, shift in x and y
 MOVES_3D = 7  # angles about x, y and z, scale, shift in x, y and z
 CROP_MINIMUM = 4  # points; MotionBERT sets clips with fewer to zero
@@ -87,7 +87,7 @@ def random_move(keypoint: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def crop_scale(motion: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """MotionBERT's crop_scale: maps a square of `ratio` (N,) times the persons' box to [-1, 1], in float32.
+    """MotionBERT's crop_scale: maps a square of `ratio` (N,) times the box around all persons to [-1, 1].
 
     motion: (N, M, L, V, 3), x, y, score. The box encloses all points with non-zero score, but all points are mapped,
     including absent persons; then x, y and score are clipped to [-1, 1]. Clips with fewer than CROP_MINIMUM scored

@@ -72,7 +72,7 @@ def read_pickle(path: str | os.PathLike) -> Any:
                 ) from None
             raise UserError(
                 f'{path}: cannot be read as a pickle ({type(error).__name__}: {shown_text(str(error))}). The file has '
-                f'{path.stat().st_size:,} bytes and is probably cut short or damaged: download or copy it again.'
+                f'{path.stat().st_size:,} bytes and is probably truncated or damaged: download or copy it again.'
             ) from None
 
 
@@ -230,9 +230,9 @@ def require_pickle(path: Path) -> None:
     """Raises UserError with download links if the file does not exist."""
     if not path.is_file():
         raise UserError(
-            f'{path} is not there. Download the PYSKL pickles of NTU60 from {LINKS[0]} (2D) and {LINKS[1]} (3D) into '
-            'data/action/, or make the small sample set with `python -m lib.tools.sample --out data/action` and train '
-            'with a config of configs/sample/.'
+            f'{path} does not exist. Download the PYSKL pickles of NTU60 from {LINKS[0]} (2D) and {LINKS[1]} (3D) into '
+            'data/action/, or generate the small sample dataset with `python -m lib.tools.sample --out data/action` '
+            'and train with a config in configs/sample/.'
         )
 
 

@@ -39,9 +39,9 @@ class ClipRandom:
         draws *= 2.0**-53
         return draws.reshape(-1, *shape)
 
-    def symmetric(self, limit: float) -> np.ndarray:
-        """Next draw of each clip, scaled to [-limit, limit): (N,) float64."""
-        return limit * (2 * self.uniform() - 1)
+    def symmetric(self, limit: float, *shape: int) -> np.ndarray:
+        """Next draws of each clip, scaled to [-limit, limit): (N, *shape) float64."""
+        return limit * (2 * self.uniform(*shape) - 1)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def train_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray) -> 
 
 
 def shifted_frames(frames: np.ndarray, most: int, draws: np.ndarray) -> np.ndarray:
-    """Rolls the frames (N, L) of each clip along time by up to `most` either way. draws: (N, 1) in [0, 1)."""
+    """Rolls the frames (N, L) of each clip along time by up to `most` in either direction. draws: (N, 1) in [0, 1)."""
     shift = (draws * (2 * most + 1)).astype(np.int64) - most
     return np.take_along_axis(frames, (np.arange(frames.shape[1]) - shift) % frames.shape[1], axis=1)
 

@@ -30,7 +30,7 @@ from lib.data.pickles import load_annotations, lost_names_hint, require_pickle, 
 from lib.errors import UserError
 from lib.files import check_writable, hold_lock, make_folder, sync_folder
 
-FORMAT = 4  # to be increased when the arrays change
+FORMAT = 4  # increment it when the arrays change
 CLIP = np.dtype(
     [
         ('first_row', np.int64),  # of the clip in keypoint.npy and score.npy
@@ -135,7 +135,7 @@ def pickles_of(ann_file: Path) -> list[Path]:
         return [ann_file]
     if files := sorted(file for file in ann_file.glob('[!.]*.pkl') if file.is_file()):
         return files
-    raise UserError(f'{ann_file} is a folder without a *.pkl file. Name a PYSKL pickle, or a folder of them.')
+    raise UserError(f'{ann_file} is a folder without a *.pkl file. Use a PYSKL pickle, or a folder of them.')
 
 
 def _source(file: Path) -> dict[str, Any]:
@@ -202,7 +202,9 @@ def _build(file: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if num_missing:
-        warnings.warn(f'{file}: {num_missing} joints with NaN or infinite coordinates count as missing.', stacklevel=2)
+        warnings.warn(
+            f'{file}: {num_missing} joints with NaN or infinite coordinates or scores count as missing.', stacklevel=2
+        )
     for split, ids in data['split'].items():
         if num_dropped := len(set(ids) - names):
             reason = f': {hint}' if hint else ''

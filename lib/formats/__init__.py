@@ -122,7 +122,7 @@ def _files_in(folder: Path) -> list[Path]:
     files = max((sorted(file for file in found if file.suffix == suffix) for suffix in SUFFIXES), key=len)
     if not files:
         raise UserError(
-            f'{folder} holds no {", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files. Name a file, or a folder with one '
+            f'{folder} holds no {", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files. Give a file, or a folder with one '
             f'file per frame, as OpenPose writes it. Supported: {SUPPORTED}.'
         )
     return files

@@ -1,4 +1,4 @@
-"""Results by frame, as users' own loops collect them around any tool's result for one frame.
+"""Results by frame, as users' own loops over frames collect them from any tool.
 
 {'frame_0012.jpg': RESULT}    {'fps': 30, 'frames': [RESULT]}    [{'frame': 12, 'landmarks': RESULT}]
 """

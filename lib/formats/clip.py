@@ -24,7 +24,7 @@ FARTHEST = 100  # m, beyond the range of a Kinect
 NORMALISED = 2  # largest normalised coordinate
 SAME_POINT = 1.5  # px, between points shared by two halves of a body
 LEAST_NAMES = 6  # joint names of COCO needed to trust the joint names in a file
-NOBODY = '{} has no person in any frame. Leave it out.'
+NOBODY = '{} has no person in any frame. Remove it from the input.'
 LAYOUT_BY_NUMBER = {
     len(LAYOUTS[name]): name
     for name in ('coco17', 'openpose18', 'body25', 'halpe26', 'blazepose33', 'wholebody133', 'halpe136')

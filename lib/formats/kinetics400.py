@@ -29,7 +29,7 @@ def convert_kinetics(index: Path, kpfiles: Path, box_thr: float, out: Path) -> s
     warns of skipped clips. Memory holds the index and one kpfile.
     """
     if not kpfiles.is_dir():
-        raise UserError(f'{kpfiles} is not a folder. Name the folder of the kpfiles (--kpfiles).')
+        raise UserError(f'{kpfiles} is not a folder. Give the folder of the kpfiles as --kpfiles.')
     splits_of, by_file = _read_index(index)
     files = {raw_file: _file_in(kpfiles, raw_file) for raw_file in by_file}
     absent = [raw_file for raw_file, file in files.items() if file is None]

@@ -38,7 +38,7 @@ def read(content: str, where: str) -> Clip:
         nonlocal at
         at += count
         if at > len(words):
-            raise UserError(f'{where} ends within a frame: it is cut short. Copy it again.')
+            raise UserError(f'{where} ends within a frame: it is truncated. Copy it again.')
         return words[at - count : at]
 
     def take_count() -> int:

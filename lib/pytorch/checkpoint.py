@@ -113,7 +113,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], p
     """
     shapes = {i: p.shape for i, p in enumerate(p for group in optimizer.param_groups for p in group['params'])}
     if any(shapes.get(i) != moments['exp_avg'].shape for i, moments in saved['state'].items()):
-        raise UserError(f'{path} holds the optimizer state of other parameters. Name another folder as --checkpoint.')
+        raise UserError(
+            f'{path} holds the optimizer state of other parameters. Choose another folder for --checkpoint.'
+        )
     optimizer.load_state_dict({**optimizer.state_dict(), 'state': saved['state']})
     for group, saved_group in zip(optimizer.param_groups, saved['param_groups'], strict=True):
         group['lr'] = saved_group['lr']

@@ -136,7 +136,7 @@ def check_joints(model: nn.Module, num_joints: int, dim_in: int) -> None:
     if num_joints != model.num_joints:
         raise UserError(
             f'model.num_joints is {model.num_joints}, but the input has {num_joints} joints or maps per frame '
-            f'(data.ann_file, data.input and heatmap.kind decide): set model.num_joints to {num_joints}'
+            f'(see data.ann_file, data.input and heatmap.kind): set model.num_joints to {num_joints}'
         )
     if dim_in != model.dim_in:
         raise UserError(

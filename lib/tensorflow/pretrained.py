@@ -13,7 +13,7 @@ from lib.tensorflow.checkpoint import by_name, read
 def load_backbone(model: keras.Model, path: Path) -> list[str]:
     """Loads all weights of a checkpoint but those of a head with other classes; returns log lines.
 
-    Position tables are resized to the model's grid (see resize_positions). Raises UserError, leaving the model
+    Position embeddings are resized to the model's grid (see resize_positions). Raises UserError, leaving the model
     unchanged, if the file cannot be read or another weight is missing or has another shape.
     """
     saved = read(path).get('model', {})
@@ -37,7 +37,7 @@ def load_backbone(model: keras.Model, path: Path) -> list[str]:
         own[name].assign(value)
     count = sum(math.prod(value.shape) for value in values.values())
     lines.insert(0, f'loaded {len(values)} of {len(own)} weights ({count:,} parameters) from {path}')
-    return lines + ([f'shape mismatch, initialised anew: {", ".join(skipped)}'] if skipped else [])
+    return lines + ([f'shape mismatch, reinitialised: {", ".join(skipped)}'] if skipped else [])
 
 
 def resize_positions(table: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

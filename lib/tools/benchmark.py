@@ -3,7 +3,8 @@
     python -m lib.tools.benchmark render data train --device cuda --batch 32 --config configs/action/MB_train.yaml
 
 render: heatmap volumes, against filling the same memory with a constant.
-data: batches of augmented training clips on one core, against plain ones; from a generated dataset like NTU60.
+data: training batches on one core with rotation, noise and shift, against the default crop and flip alone; from a
+generated dataset like NTU60.
 train: training steps of a config; in PyTorch against a straightforward implementation of the same model.
 
 The two sides alternate. The table shows medians; a time ratio below 1 means faster than the reference.
@@ -162,7 +163,7 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
     make_world('vanilla', device)
     renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
     compiled = torch.compile(renderer, fullgraph=True)
-    inputs = [torch.from_numpy(array).to(device) for array in made_up_keypoints(batch, 2, FRAMES, JOINTS)]
+    inputs = [torch.from_numpy(array).to(device) for array in random_keypoints(batch, 2, FRAMES, JOINTS)]
     shape = (batch, FRAMES, renderer.num_maps(JOINTS), SIZE, SIZE)
 
     def and_wait(function: Callable[..., torch.Tensor], *arguments: Any) -> None:
@@ -175,27 +176,27 @@ def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
         return compare(partial(and_wait, compiled, *inputs), partial(and_wait, fill), rounds, batch)
 
 
-def made_up_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+def random_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
     """Random keypoint (N,M,T,V,2) in heatmap pixels, some outside, and score (N,M,T,V). shape: (N,M,T,V)."""
     rng = np.random.default_rng(0)
     return rng.uniform(-2, SIZE + 2, (*shape, 2)).astype(np.float32), rng.uniform(0, 1, shape).astype(np.float32)
 
 
 def data(batch: int, rounds: int) -> dict[str, Any]:
-    """Batches of augmented training clips against plain ones, on one core."""
+    """Training batches with more augmentation against the default crop and flip alone, on one core."""
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         ann_file = Path(folder) / 'generated.pkl'
         write_pickle(ann_file, max(4000, 2 * batch))
         options = {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': batch, 'seed': 0}
-        plain, augmented = Clips('train', **options), Clips('train', Augmentation(**AUGMENTATION), **options)
-        count = min(64, len(plain))
+        default, augmented = Clips('train', **options), Clips('train', Augmentation(**AUGMENTATION), **options)
+        count = min(64, len(default))
 
         def load(clips: Clips) -> Step:
             return lambda: [clips[0, b] for b in range(count)]
 
-        return compare(load(augmented), load(plain), rounds, sum(plain.batch_sizes[:count]))
+        return compare(load(augmented), load(default), rounds, sum(default.batch_sizes[:count]))
 
 
 def write_pickle(path: Path, num_clips: int) -> None:
@@ -261,7 +262,7 @@ def make_step(config: EasyDict, world: Any, is_reference: bool = False) -> Step:
     """A function that trains a new model on a random batch and waits for the device."""
     shape = (config.data.batch_size, config.data.max_persons, config.data.clip_len, joints_of(config))
     if config.data.input == 'heatmap':
-        batch = dict(zip(('keypoint', 'score'), made_up_keypoints(*shape), strict=True))
+        batch = dict(zip(('keypoint', 'score'), random_keypoints(*shape), strict=True))
     else:
         batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
     batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes

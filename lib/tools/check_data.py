@@ -2,8 +2,8 @@
 
     python -m lib.tools.check_data data/action/ntu60_hrnet.pkl --config configs/action/MB_train.yaml
 
-Prints the content of FILE, a pickle or a folder of pickles, and all errors in it. A fault prevents or spoils training
-(with --config: training with this config), a warning makes results doubtful. Exit code: 0 without faults, 1 with
+Prints the content of FILE, a pickle or a folder of pickles, and all errors in it. A fault prevents or impairs training
+(with --config: training with this config); a warning makes results doubtful. Exit code: 0 without faults, 1 with
 faults, 2 if the file or the config cannot be read.
 """
 
@@ -51,7 +51,7 @@ MOST_LINES, WIDTH = 3, 118  # of a printed finding
 
 @dataclass(frozen=True)
 class Finding:
-    """An error in the data and its remedy. is_fault: whether it prevents or spoils training."""
+    """An error in the data and its remedy. is_fault: whether it prevents or impairs training."""
 
     text: str
     remedy: str = ''

@@ -31,7 +31,7 @@ def evaluate(args: argparse.Namespace) -> None:
         check_new(args.out, *WRITTEN)
     checkpoint = open_checkpoint(args.checkpoint, args.set)
     folder = args.out or checkpoint.path.parent
-    check_writable(folder, 'Name another folder as --out.')
+    check_writable(folder, 'Choose another folder for --out.')
     evaluate_weights(checkpoint, folder)
 
 

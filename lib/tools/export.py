@@ -6,8 +6,8 @@ The suffix of OUT selects the format: .onnx (pip install onnx onnxscript onnxrun
 and vanilla, a folder (SavedModel) for vivit; .bin or .npz for weights that --evaluate and --pretrained can read.
 
 A graph renders the heatmaps itself, in float32, and takes any number of clips. It is loaded back and compared with the
-model on validation clips; --set data.ann_file=FILE names them. It describes its inputs in its metadata or about.json;
-if they are heatmaps of 2D keypoints, OUT_example.py (SavedModel: example.py) prepares clips and predicts them.
+model on validation clips (--set data.ann_file=FILE selects others). Its metadata or about.json describe its inputs; for
+heatmaps of 2D keypoints, OUT_example.py (SavedModel: example.py) prepares clips and predicts them.
 """
 
 import argparse

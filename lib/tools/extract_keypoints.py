@@ -5,8 +5,8 @@
 YOLOX detects the persons and RTMPose their COCO-17 keypoints (rtmlib, on ONNX Runtime); persons are tracked by their
 poses. Each video becomes a clip with its name, in the split `all` and with label 0.
 
-rtmlib downloads the weights on first use. If that fails, the error names two files: put them, as they are, into
-~/.cache/rtmlib/hub/checkpoints, or unpack them and name their models: --weights DETECTOR.onnx POSE.onnx.
+rtmlib downloads the weights on first use. If that fails, the error names two files: put them unchanged into
+~/.cache/rtmlib/hub/checkpoints, or unpack them and pass the models: --weights DETECTOR.onnx POSE.onnx.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def _decode(path: Path) -> Iterator[Any]:
                 yield frame
                 count += 1
         except av.FFmpegError as error:
-            warnings.warn(f'{path}: damaged after frame {count} ({error.strerror}), left out from there.', stacklevel=2)
+            warnings.warn(f'{path}: damaged after frame {count} ({error.strerror}); the rest is skipped.', stacklevel=2)
 
 
 def load_estimator(mode: str, weights: Sequence[Path] | None, device: str) -> Estimator:

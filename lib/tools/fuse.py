@@ -5,7 +5,7 @@
 Prints the accuracy of each model and of the weighted mean of their probabilities. FILE is the predictions.npz of an
 evaluation, or its folder; all files must contain the same clips.
 
---tune searches the best weight of two models on their predictions for other clips, evaluated with --out and another
+--tune searches for the best weight of two models on their predictions for other clips, evaluated with --out and another
 data.benchmark. A weight tuned on the scored clips would overstate the accuracy.
 """
 
@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fuse(args: argparse.Namespace) -> None:
     count, weights = len(args.files), args.weights or [1.0] * len(args.files)
     if count < 2:
-        raise UserError('one FILE cannot be fused: name the predictions of two or more models.')
+        raise UserError('one FILE cannot be fused: give the predictions of two or more models.')
     if len(weights) != count or not all(0 <= weight < np.inf for weight in weights) or not sum(weights):
         raise UserError(f'--weights {" ".join(map(str, weights))}: give {count} numbers, 0 or more, not all 0.')
     if args.tune and count != 2:
-        raise UserError(f'--tune searches the weight of two models, but {count} are given.')
+        raise UserError(f'--tune searches for the weight of two models, but {count} are given.')
     streams = read_aligned(args.files)
     labels, width = streams[0].labels, max(len(str(stream.path)) for stream in streams)
     rows = [(str(stream.path), stream.logits) for stream in streams]

@@ -3,8 +3,8 @@
     python -m lib.tools.predict checkpoint/action/mbert clip.json --window 120 --out out/predicted
 
 INPUT is a keypoint file or folder in any supported format (data/README.md), or a PYSKL pickle, whose clips are
-predicted exactly as in an evaluation. Prints the five most likely actions. Inputs of over 300 frames are split into
-windows that are joined to segments: "240-300" stands for frames 240 to 299 of the video. --out receives
+predicted exactly as in an evaluation. Prints the five most likely actions. Files of over 300 frames, except pickles,
+are split into windows and reported as segments: "240-300" stands for frames 240 to 299 of the video. --out receives
 predictions.json and timelines. --set data.class_names=FILE names the classes.
 """
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         '--window',
         type=int,
         metavar='FRAMES',
-        help=f'length of a window (default: {WINDOW} for files of over {LONGEST} frames; pickles are not split)',
+        help=f'length of a window (default: {WINDOW} for files of over {LONGEST} frames; none for pickles)',
     )
     parser.add_argument('--stride', type=int, metavar='FRAMES', help='between windows (default: half a window)')
     parser.add_argument('--per_person', action='store_true', help='predict each person separately')
@@ -173,7 +173,7 @@ def check_fits(checkpoint: Checkpoint, annotation: dict[str, Any], path: Path) -
         fits = num_joints in needed and f'{size}D' in wanted
     if not fits:
         layouts = [name for name, joints in LAYOUTS.items() if len(joints) == num_joints]
-        remedy = f'name the layout of the joints: --layout {" or ".join(layouts)}'
+        remedy = f'specify the layout of the joints: --layout {" or ".join(layouts)}'
         raise UserError(
             f'{path} holds {size}D keypoints of {num_joints} joints, but {checkpoint.path} was trained on {wanted} of '
             f'{" or ".join(map(str, needed)) or "other"} joints. Use a checkpoint trained on such keypoints'

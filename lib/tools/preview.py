@@ -105,7 +105,7 @@ def preview(args: argparse.Namespace) -> None:
     check_new(args.out)
     config = load_config(args.config / 'config.yaml' if args.config.is_dir() else args.config, args.set)
     if 'heatmap' not in config:
-        raise UserError(f'{args.config}: data.input is {config.data.input}; name a config with heatmap input.')
+        raise UserError(f'{args.config}: data.input is {config.data.input}; use a config with heatmap input.')
     config.data.update(ann_file=args.ann_file, test_clips=1, test_flip=False)
     store = open_store(args.ann_file, config.data.store_dir)
     split, clip = find_clip(store, config.data.benchmark, args.clip)
@@ -193,7 +193,7 @@ def save_animation(views: list[View], title: str, seconds: float, path: Path) ->
     from matplotlib.animation import FFMpegWriter, PillowWriter
 
     if path.suffix.lower() == '.mp4' and not FFMpegWriter.isAvailable():
-        raise UserError(f'{path}: writing an MP4 needs ffmpeg, which is not installed. Install it, or name a .gif.')
+        raise UserError(f'{path}: writing an MP4 needs ffmpeg, which is not installed. Install it, or write a .gif.')
     count = len(views[0].images)
     # GIF frames last whole hundredths of a second, at least two.
     rate = Fraction(100, max(2, round(100 * seconds / count)))

@@ -32,7 +32,7 @@ def whole_split(loaded, epoch=0):
 
 
 def copies(data, keypoint):
-    """The same set in which all clips have this keypoint."""
+    """The same dataset with this keypoint in all clips."""
     for annotation in data['annotations']:
         annotation['keypoint'] = keypoint
     return data
@@ -145,7 +145,7 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
         return {key: value[:, 0] for key, value in clips('train', path, batch_size=402, **changes)[0, 0].items()
                 if key != 'label'}  # fmt: skip
 
-    def shoulder_width(keypoint):  # exchanged names make up for the mirror: right stays right of left
+    def shoulder_width(keypoint):  # left and right joints are swapped too, so right stays right of left
         return keypoint[:, :, list(COCO17.right), 0].mean((1, 2)) - keypoint[:, :, list(COCO17.left), 0].mean((1, 2))
 
     batch, unflipped = batch_of(), batch_of(flip_ratio=0.0)
@@ -162,6 +162,21 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
     assert 1.4 < magnified.max() < 1.55  # 1 / sqrt(.56 * 3/4)
 
 
+def test_random_scale_changes_width_and_height_on_their_own(write_pickle):
+    path = write_pickle(make_annotations([16] * 600))  # as many frames as are sampled: the same in both
+    plain, scaled = (
+        whole_split(clips('train', path, random_scale=most, **STILL))['keypoint'][:, 0] for most in (0, 0.2)
+    )
+    change = np.ptp(scaled, axis=(1, 2)) / np.ptp(plain, axis=(1, 2)) - 1  # of width and height, in the map
+    np.testing.assert_allclose(np.abs(change).max(0), 0.2, atol=0.005)
+    np.testing.assert_allclose(change.mean(0), 0, atol=0.02)
+    assert abs(np.corrcoef(change.T)[0, 1]) < 0.15
+    middles = [(keypoint.max((1, 2)) + keypoint.min((1, 2))) / 2 for keypoint in (plain, scaled)]
+    np.testing.assert_allclose(*middles, atol=0.5)  # px
+    still, test = (whole_split(clips('val', path, random_scale=most))['keypoint'] for most in (0, 0.2))
+    np.testing.assert_array_equal(still, test)
+
+
 def test_max_persons_limits_the_persons(write_pickle):
     path = write_pickle(make_annotations([20] * 6, persons=[3] * 6))
     three, two = (clips('val', path, max_persons=m, flip_ratio=0)[0, 0] for m in (3, 2))
@@ -170,7 +185,7 @@ def test_max_persons_limits_the_persons(write_pickle):
     assert '2 have more than 2 persons' in clips('val', path).split_description
 
 
-def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
+def test_index_and_shuffle_take_few_bytes_per_clip(tmp_path):
     count = 300_000
     write_sparse_store(tmp_path / 'set.pkl', count)
     tracemalloc.start()
@@ -195,8 +210,11 @@ def test_index_and_shuffle_take_few_bytes_a_clip(tmp_path):
         {'clip_len': 0},
         {'batch_size': 0},
         {'flip_ratio': 1.5},
+        {'random_scale': 1.0},
         {'crop_area': [0.9, 0.5]},
         {'rotation': -0.1},
+        {'shear': 1.0},
+        {'joint_drop': 1.0},
         {'test_clips': 0},
         {'scale_range': [3.0, 1.0], 'input': 'keypoint_2d'},
         {'input': 'keypoints'},
@@ -223,7 +241,7 @@ def test_labels_beyond_the_model_are_refused(mixed):
         loaded.check_labels(3)
 
 
-def test_pickles_that_do_not_suit_the_input_are_refused(write_pickle):
+def test_pickles_that_do_not_fit_the_input_are_refused(write_pickle):
     with pytest.raises(ValueError, match='no skeleton with 9 joints'):
         clips('train', write_pickle(make_annotations([20] * 6, joints=9)))
     flat, deep = write_pickle(make_annotations([20] * 6)), write_pickle(make_3d_annotations([20] * 6), 'deep.pkl')
@@ -245,7 +263,7 @@ def test_augmentation_leaves_missing_joints_missing(write_pickle):
         annotation['keypoint_score'][:, :, 3] = 0
         annotation['keypoint'][0, :5] = 0
     path = write_pickle(data)
-    aug = {'rotation': 0.3, 'joint_noise': 0.01, **STILL}
+    aug = {'rotation': 0.3, 'shear': 0.2, 'joint_noise': 0.01, **STILL}
     plain, augmented = (whole_split(clips('train', path, **changes)) for changes in (STILL, aug))
     missing = (plain['keypoint'] == 0).all(-1)
     assert missing[:, 0, :, 3].all()
@@ -256,7 +274,7 @@ def test_augmentation_leaves_missing_joints_missing(write_pickle):
 
 
 def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
-    # A person standing still and upright: its axis leans by the angle drawn, and it stays where it is.
+    # The axis of a person standing upright is rotated by the drawn angle about its middle.
     person = np.random.default_rng(0).uniform([-60, -150], [60, 150], (17, 2))
     person[0], person[16] = (0, -150), (0, 150)
     keypoint = np.tile(np.add(person, (960, 540)).astype(np.float16), (1, 20, 1, 1))
@@ -268,7 +286,23 @@ def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
     assert abs(angle.mean()) < 0.03
     np.testing.assert_allclose((turned[:, 16] + turned[:, 0]) / 2, 28, atol=3)
     still = whole_split(clips('val', path, rotation=0.3))['keypoint'][:, 0, 0]
-    np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # not in testing
+    np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # no rotation in validation
+
+
+def test_shear_slants_both_axes_of_the_body(write_pickle):
+    # A cross, upright: after shear and box crop its axes lean by amounts that are independent and symmetric.
+    cross = np.zeros((17, 2))
+    cross[:4] = (0, -150), (0, 150), (-150, 0), (150, 0)
+    keypoint = np.tile(np.add(cross, (960, 540)).astype(np.float16), (1, 20, 1, 1))
+    path = write_pickle(copies(make_annotations([20] * 600), keypoint))
+    sheared = whole_split(clips('train', path, shear=0.2, batch_size=100, **STILL))['keypoint'][:, 0, 0]
+    down, right = sheared[:, 1] - sheared[:, 0], sheared[:, 3] - sheared[:, 2]
+    slants = np.stack([down[:, 0] / down[:, 1], right[:, 1] / right[:, 0]])
+    np.testing.assert_allclose(np.abs(slants).max(1), 0.2, atol=0.015)
+    np.testing.assert_allclose(slants.mean(1), 0, atol=0.02)
+    assert abs(np.corrcoef(slants)[0, 1]) < 0.15
+    still = whole_split(clips('val', path, shear=0.2))['keypoint'][:, 0, 0]
+    np.testing.assert_allclose(still[:, 1, 0], still[:, 0, 0], atol=0.01)  # not in testing
 
 
 def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
@@ -282,6 +316,23 @@ def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
         assert len(found) == 1
         shifts += found
     assert set(shifts) == set(range(-5, 6))
+
+
+def test_dropped_joints_are_missing_in_all_frames(write_pickle):
+    path = write_pickle(make_annotations([16] * 600, persons=[2] * 600))
+    plain, dropped = (whole_split(clips('train', path, joint_drop=most, **STILL)) for most in (0, 0.2))
+    missing = dropped['score'] == 0  # (N, M, T, V)
+    assert missing.mean() == pytest.approx(0.2, abs=0.01)
+    assert (missing == missing[:, :, :1]).all()
+    np.testing.assert_array_equal(dropped['score'], np.where(missing, 0, plain['score']))
+    for axis in range(3):  # clips, persons and joints on their own
+        first, second = np.take(missing[:, :, 0], [0, 1], axis).swapaxes(0, axis)
+        assert (first != second).any()
+    shown = np.where(missing[..., None], np.nan, dropped['keypoint']).reshape(len(missing), -1, 2)
+    longest = (np.nanmax(shown, axis=1) - np.nanmin(shown, axis=1)).max(-1)
+    np.testing.assert_allclose(longest, 56 / 1.25, atol=0.5)  # the box is that of the other joints
+    still, test = (whole_split(clips('val', path, joint_drop=most)) for most in (0, 0.2))
+    np.testing.assert_array_equal(still['score'], test['score'])
 
 
 # --- test-time views -------------------------------------------------------------------------------------------------
@@ -318,7 +369,7 @@ def test_the_flipped_view_draws_the_mirrored_volume(mixed):
 # --- keypoint inputs -------------------------------------------------------------------------------------------------
 
 
-def test_2d_keypoints_replay_motionberts(golden, write_pickle):
+def test_2d_keypoints_equal_those_of_motionbert(golden, write_pickle):
     g = golden('mb_preprocess')
     names = [f'p{i}' for i in range(int(g['num_cases']))]
     path = write_pickle(recorded_set(g, names))
@@ -493,7 +544,7 @@ def test_keys_without_effect_on_mamps_preparation_are_refused(two_persons, chang
 # --- heatmaps of 3D pickles ------------------------------------------------------------------------------------------
 
 
-def test_a_3d_pickle_is_drawn_from_the_front_in_testing_and_from_many_sides_in_training(write_pickle):
+def test_a_3d_pickle_is_seen_from_the_front_in_validation_and_from_random_angles_in_training(write_pickle):
     person = np.zeros((25, 3))
     person[:, 1] = np.linspace(-1, 1, 25)  # upright,
     person[4], person[8] = (0.5, 0, 0), (-0.5, 0, 0)  # with shoulders a metre apart
@@ -516,7 +567,7 @@ def test_a_3d_pickle_is_drawn_from_the_front_in_testing_and_from_many_sides_in_t
     np.testing.assert_allclose(shoulders(clips('train', path, view_angle=0.0, **STILL)), 0.5, atol=0.01)
 
 
-def test_a_2d_pickle_is_drawn_as_it_is_whatever_the_view_angle(write_pickle):
+def test_the_view_angle_does_not_affect_2d_pickles(write_pickle):
     path = write_pickle(make_annotations([20] * 6))
     expected = clips('train', path)[0, 0]['keypoint']
     np.testing.assert_array_equal(clips('train', path, view_angle=80.0)[0, 0]['keypoint'], expected)
@@ -563,7 +614,7 @@ def test_real_motion(motion, tmp_path, name, persons):
 @pytest.mark.parametrize('split', ['train', 'val'])
 @pytest.mark.parametrize('world_size', [2, 4])
 def test_shares_of_devices_are_rows_of_the_batch(write_pickle, kind, split, world_size):
-    """Bit for bit, with the same draws, also if the last batch has fewer clips than there are processes."""
+    """Bit-identical, with the same draws, also if the last batch has fewer clips than there are processes."""
     changes = {'input': kind.split()[0]}
     if 'augmented' in kind:
         changes |= {**AUG, 'test_clips': 3, 'test_flip': True}

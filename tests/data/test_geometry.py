@@ -13,9 +13,10 @@ from lib.data.geometry import (
     jitter,
     project,
     rotate,
+    shear,
     short_edge_shape,
 )
-from lib.data.skeletons import COCO17, H36M17, NTU25
+from lib.data.skeletons import COCO17
 
 AREA, RATIO = (0.56, 1.0), (3 / 4, 4 / 3)
 
@@ -73,7 +74,7 @@ def test_replays_every_recorded_stage(golden):
         cropped = resized.crop(crop)
         check(cropped, 's3crop')
         flipped = cropped.resize((56, 56)).flip(np.array([True]))
-        check(flipped, 's4resize56')  # recorded after PYSKL had mirrored x in place, before it exchanged the joints
+        check(flipped, 's4resize56')  # recorded after PYSKL mirrored x in place, before it swapped the joints
         flipped_keypoint = points(flipped.apply(planes(keypoint)))[:, :, COCO17.flip_order]
         np.testing.assert_allclose(flipped_keypoint, recorded['s5flip_keypoint'], rtol=1e-6, atol=1e-3)
         score = recorded['in_score'].astype(np.float32)[:, :, COCO17.flip_order]
@@ -116,6 +117,16 @@ def test_flipping_twice_is_the_identity():
     np.testing.assert_allclose(flip.apply(once), xy, rtol=1e-6)
 
 
+def test_stretching_keeps_the_centre_of_the_image_and_missing_coordinates():
+    xy, factor = random_clips(4), np.array([[1.2, 1], [1, 0.8], [0.9, 1.1], [1, 1]])
+    affine = AffineMap.identity(np.full((4, 2), (800, 1200))).compact(np.tile([100, 50, 900, 650], (4, 1)))
+    stretched, plain = affine.stretch(factor), affine.apply(xy)
+    np.testing.assert_array_equal(stretched.shape, affine.shape)
+    factor, centre = (part.T[..., None, None, None] for part in (factor, np.tile([400, 300], (4, 1))))
+    expected = np.where(xy == 0, 0, (plain - centre) * factor + centre)
+    np.testing.assert_allclose(stretched.apply(xy), expected, rtol=1e-5, atol=1e-3)
+
+
 def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
     xy = random_clips(4)
     angle, centre = np.array([0.3, -0.2, 1.5, 0.0]), np.array([[600, 500], [0, 0], [100, 900], [5, 5]])
@@ -124,17 +135,30 @@ def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
     np.testing.assert_array_equal((turned == 0).all(0), (xy == 0).all(0))
     np.testing.assert_array_equal(turned[:, 3], xy[:, 3])
     quarter, present = rotate(xy, np.full(4, np.pi / 2), centre), (xy[:, 0] != 0).any(0)
-    # x towards y: right of the centre becomes below it.
+    # From x towards y: a point right of the centre moves below it.
     x, y = xy[:, 0][:, present] - centre[0][:, None]
     np.testing.assert_allclose(quarter[:, 0][:, present], centre[0][:, None] + np.stack([-y, x]), atol=1e-3)
     back = rotate(turned, -angle, centre)
     assert np.abs(back - xy).max() <= 1e-6 * np.abs(xy).max()
 
 
+def test_a_shear_moves_x_by_y_and_y_by_x_and_missing_joints_stay_missing():
+    xy = random_clips(4)
+    amount, centre = np.array([[0.3, 0], [0, -0.2], [0.1, 0.4], [0, 0]]), np.array([[6, 5], [0, 0], [9, 2], [5, 5]])
+    sheared = shear(xy, amount, centre)
+    assert sheared.dtype == np.float32
+    missing = (xy == 0).all(0)
+    np.testing.assert_array_equal((sheared == 0).all(0), missing)
+    for i in range(4):
+        (x, y), (a, b), (cx, cy) = xy[:, i][:, ~missing[i]], amount[i], centre[i]
+        expected = np.stack([x + a * (y - cy), y + b * (x - cx)])
+        np.testing.assert_allclose(sheared[:, i][:, ~missing[i]], expected, rtol=1e-5)
+
+
 def test_joint_noise_has_the_given_size_and_all_directions():
     xy = np.tile(random_clips(2, frames=1), (1, 1, 1, 4000, 1))
     xy[:, 0] = random_clips(1, frames=2)[:, :, :, 1:][:, 0]
-    xy[:, 1] *= 3  # the person's own size counts
+    xy[:, 1] *= 3  # noise is relative to the size of the person
     moved = jitter(xy, 0.01, np.random.default_rng(0).random((3, *xy.shape[1:])))
     present = (xy != 0).any(0)
     np.testing.assert_array_equal((moved != 0).any(0), present)
@@ -160,14 +184,3 @@ def test_metres_are_projected_to_millimetres_from_the_given_side():
         assert not seen[2].any()  # missing
         np.testing.assert_allclose(seen[3], [0, -200], atol=0.1)
         assert seen[3].all()  # on the axis, but present
-
-
-@pytest.mark.parametrize('skeleton', [COCO17, NTU25, H36M17], ids=lambda s: s.name)
-def test_left_and_right_joints_correspond(skeleton):
-    for left, right in zip(skeleton.left, skeleton.right, strict=True):
-        assert skeleton.joints[left].replace('left', 'right') == skeleton.joints[right]
-        assert skeleton.joints[left] != skeleton.joints[right]
-    np.testing.assert_array_equal(skeleton.flip_order[skeleton.flip_order], np.arange(len(skeleton.joints)))
-    # Mirrored, the set of limbs is the same (COCO's nose-to-shoulder limbs included).
-    mirrored = {frozenset(int(skeleton.flip_order[j]) for j in limb) for limb in skeleton.limbs}
-    assert mirrored == {frozenset(limb) for limb in skeleton.limbs}

@@ -4,14 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lib.data.pickles import load_annotations, read_pickle
 from tests.annotations import make_annotations
-
-many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize('protocol', range(6))
@@ -49,14 +47,9 @@ def test_reads_real_motion(motion, name):
 
 
 def test_errors_about_a_missing_file_have_download_links(tmp_path):
-    with pytest.raises(ValueError, match='not there') as error:
+    with pytest.raises(ValueError, match='does not exist') as error:
         load_annotations(tmp_path / 'ntu60_hrnet.pkl')
-    for part in (
-        'ntu60_hrnet.pkl',
-        'nturgbd/ntu60_hrnet.pkl',
-        'nturgbd/ntu60_3danno.pkl',
-        'python -m lib.tools.sample',
-    ):
+    for part in ('nturgbd/ntu60_hrnet.pkl', 'nturgbd/ntu60_3danno.pkl', 'python -m lib.tools.sample'):
         assert part in str(error.value)
 
 
@@ -71,22 +64,6 @@ def test_other_containers_are_read(write_pickle, protocol):
     assert loaded['split'] == {name: list(ids) for name, ids in data['split'].items()}
     assert loaded['annotations'][0]['tags'] == {2.5: {1, 2}}
     assert [a['frame_dir'] for a in loaded['annotations']] == [a['frame_dir'] for a in data['annotations']]
-
-
-def test_object_arrays_are_refused(write_pickle):
-    data = make_annotations([20, 30, 40])
-    data['annotations'][1]['keypoint'] = np.array([{}, []], object)
-    with pytest.raises(ValueError, match='not plain numbers'):
-        load_annotations(write_pickle(data))
-
-
-@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.999])
-def test_a_truncated_file_is_refused(write_pickle, share):
-    path = write_pickle(make_annotations([20, 30, 40]))
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r'set\.pkl: cannot be read.*cut short'):
-        load_annotations(path)
 
 
 @pytest.mark.parametrize('kind', ['JSON', '.npz', '.npy'])
@@ -122,11 +99,6 @@ INVALID = {
         lambda a, d: a.update(keypoint_score=a['keypoint_score'][:, :5]),
         f'{ANNOTATION}: keypoint_score has shape',
     ),
-    'whole numbers': (
-        lambda a, d: a.update(keypoint=a['keypoint'].astype(int)),
-        f'{ANNOTATION}: keypoint must be .* int64.*float32',
-    ),
-    'a list': (lambda a, d: a.update(keypoint=[1]), f'{ANNOTATION}: keypoint must be .* found a list'),
     'label text': (lambda a, d: a.update(label='3'), f"{ANNOTATION}: label must be a whole number.*'3'"),
     'label array': (
         lambda a, d: a.update(label=np.array([3])),
@@ -199,7 +171,6 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-@many
 @given(data=plain_data, protocol=st.integers(0, 5))
 def test_plain_data_is_read_like_pickle_load(tmp_path, data, protocol):
     path = tmp_path / 'set.pkl'

@@ -77,7 +77,7 @@ def test_draws_are_uniform_and_independent():
     assert abs(along_epochs) < 0.025
 
 
-def test_every_epoch_has_an_order_of_its_own():
+def test_every_epoch_has_its_own_order():
     orders = [epoch_order(seed, epoch, 100) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
@@ -90,7 +90,7 @@ def test_replays_every_recorded_resampling(golden):
         np.testing.assert_array_equal(resampled_frames(np.array([total]), int(clip_len), None)[0], frames[:clip_len])
     for (total, clip_len, seed), frames in zip(g['resample_train_cases'], g['resample_train_idx'], strict=True):
         random = np.random.RandomState(seed)
-        # randint(2) chose the frame before: a draw of at least .5
+        # randint(2) = 1 selects the frame before: a draw of at least .5
         draws = random.randint(2, size=clip_len) / 2 if total < clip_len else random.random_sample(clip_len)
         taken = resampled_frames(np.array([total]), int(clip_len), draws[None])[0]
         np.testing.assert_array_equal(taken, frames[:clip_len])

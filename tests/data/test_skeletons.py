@@ -1,4 +1,4 @@
-"""Joint layouts: as their sources write them, and from one to another by names."""
+"""Joint layouts as written by their sources, left and right joints, and conversion by joint names."""
 
 import numpy as np
 import pytest
@@ -35,6 +35,15 @@ def test_numbers_of_joints():
     assert {name: len(joints) for name, joints in LAYOUTS.items()} == SIZES
     assert all(len(set(joints)) == len(joints) for joints in LAYOUTS.values())
     assert (LAYOUTS['coco17'], LAYOUTS['ntu25'], LAYOUTS['h36m17']) == (COCO17.joints, NTU25.joints, H36M17.joints)
+
+
+@pytest.mark.parametrize('skeleton', [COCO17, NTU25, H36M17], ids=lambda skeleton: skeleton.name)
+def test_left_and_right_joints_and_limbs_correspond(skeleton):
+    for left, right in zip(skeleton.left, skeleton.right, strict=True):
+        assert skeleton.joints[left].replace('left', 'right') == skeleton.joints[right] != skeleton.joints[left]
+    np.testing.assert_array_equal(skeleton.flip_order[skeleton.flip_order], np.arange(len(skeleton.joints)))
+    mirrored = {frozenset(skeleton.flip_order[list(limb)].tolist()) for limb in skeleton.limbs}
+    assert mirrored == set(map(frozenset, skeleton.limbs))
 
 
 @pytest.mark.parametrize('source', LAYOUTS)

@@ -1,4 +1,4 @@
-"""The store of a pickle is a cache: it holds what the pickle holds, whatever happened before."""
+"""The store of a pickle always has the content of the pickle, whatever happened before."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,6 @@ import signal
 import time
 from collections import defaultdict
 from functools import partial
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def joints(store, clip):
 
 
 def assert_holds(store, *datas):
-    """The store holds the content of these pickles, one after another."""
+    """Asserts that the store has the content of these pickles, in this order."""
     annotations = [annotation for data in datas for annotation in data['annotations']]
     assert len(store.label) == len(annotations)
     for clip, annotation in enumerate(annotations):
@@ -53,7 +52,7 @@ def names_in(folder):
 
 
 def load_after(*actions):
-    """load_annotations, after calling each of the actions with the file."""
+    """Returns a load_annotations that first calls each action with the file."""
     return lambda file: [action(file) for action in actions] and load_annotations(file)
 
 
@@ -73,7 +72,7 @@ def path(write_pickle, data):
     return write_pickle(data)
 
 
-def test_holds_what_the_pickle_holds(data, write_pickle):
+def test_has_the_content_of_the_pickle(data, write_pickle):
     data['annotations'][1]['frame_dir'] = data['split']['xsub_train'][1] = 'Ünïcode/名前'
     data['split']['empty'] = []
     store = open_store(write_pickle(data))
@@ -98,7 +97,7 @@ def test_score_of_a_3d_pickle_is_zero_for_missing_joints(write_pickle):
 
 
 @pytest.mark.parametrize('name', ['sbu_hrnet', 'sbu_3danno', 'cmu_hrnet'])
-def test_holds_real_motion(motion, tmp_path, name):
+def test_has_the_content_of_real_motion(motion, tmp_path, name):
     path = motion(f'{name}.pkl')
     assert_holds(open_store(path, tmp_path), load_annotations(path))
 
@@ -114,7 +113,7 @@ def test_joints_that_are_not_finite_are_missing_with_one_warning(data, write_pic
     assert_holds(store, data)
 
 
-def test_ids_without_annotation_are_left_out_with_a_warning(data, write_pickle):
+def test_ids_without_annotation_are_dropped_with_a_warning(data, write_pickle):
     more = {**data['split'], 'xsub_val': [*data['split']['xsub_val'], 'a', 'b']}
     with pytest.warns(UserWarning, match='2 clips of split xsub_val have no annotation'):
         assert_holds(open_store(write_pickle({**data, 'split': more})), data)
@@ -181,7 +180,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(path, data, monkeypatch
     assert [f'process {builder.pid} ' in line[1] for line in logged] == [True]
 
 
-def test_what_a_killed_process_leaves_is_cleaned_up(path, data, tmp_path, monkeypatch):
+def test_files_of_a_killed_process_are_cleaned_up(path, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, 'fsync', lambda _: os.kill(os.getpid(), signal.SIGKILL))
         in_process(open_store, path).join()
@@ -191,7 +190,7 @@ def test_what_a_killed_process_leaves_is_cleaned_up(path, data, tmp_path, monkey
 
 
 @pytest.mark.parametrize('room', [0, 300, 10_000])
-def test_a_full_disk_is_reported_and_nothing_is_left(path, tmp_path, room):
+def test_a_full_disk_is_reported_and_leaves_no_files(path, tmp_path, room):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # bytes of a file that can be written
     try:
@@ -212,12 +211,6 @@ def test_a_read_only_folder_is_reported(path, data, tmp_path, monkeypatch):
     assert_holds(open_store(path, elsewhere / 'new'), data)
 
 
-def test_a_file_system_without_locks_gets_a_warning(path, data, monkeypatch):
-    monkeypatch.setattr(files.fcntl, 'flock', Mock(side_effect=OSError(37, 'No locks available')))
-    with pytest.warns(UserWarning, match='without locks'):
-        assert_holds(open_store(path), data)
-
-
 def test_joined_arrays_are_indexed_as_one():
     arrays = [np.arange(6, dtype=np.float16).reshape(3, 2), np.ones((1, 2), np.float32) / 3, np.zeros((2, 2))]
     whole, joined = np.concatenate(arrays), Joined(arrays)
@@ -230,7 +223,7 @@ def test_joined_arrays_are_indexed_as_one():
 
 @pytest.fixture
 def folder(write_pickle, tmp_path):
-    """A folder of three pickles, of which the second has single precision and a split of its own; their contents."""
+    """A folder of three pickles, the second with single precision and a split of its own, and their contents."""
     (tmp_path / 'sets').mkdir()
     datas = [make_annotations([20, 30, 5, 40] * 3, persons=[1, 2, 1, 3] * 3, seed=seed) for seed in range(3)]
     for annotation in datas[1]['annotations']:
@@ -240,7 +233,7 @@ def folder(write_pickle, tmp_path):
     return paths[0].parent, datas
 
 
-def test_a_folder_is_one_set(folder, write_pickle):
+def test_a_folder_is_one_dataset(folder, write_pickle):
     path, datas = folder
     store = open_store(path)
     assert_holds(store, *datas)
@@ -255,7 +248,7 @@ def test_a_folder_is_one_set(folder, write_pickle):
             np.testing.assert_array_equal(batch[key], array)
 
 
-def test_a_pickle_that_joins_a_folder_is_the_only_one_packed(folder, write_pickle, monkeypatch):
+def test_only_the_new_pickle_of_a_folder_is_packed(folder, write_pickle, monkeypatch):
     path, datas = folder
     open_store(path)
     more, packed = make_annotations([20, 30, 40], seed=4), []
@@ -265,7 +258,7 @@ def test_a_pickle_that_joins_a_folder_is_the_only_one_packed(folder, write_pickl
     assert packed == ['3.pkl']
 
 
-def test_folders_that_are_no_set_are_reported(folder, write_pickle, tmp_path):
+def test_folders_that_are_not_a_dataset_are_reported(folder, write_pickle, tmp_path):
     write_pickle(make_3d_annotations([20]), 'sets/3.pkl')
     with pytest.raises(ValueError, match=r'3\.pkl .*\(25, 3\).*0\.pkl .*\(17, 2\)'):
         open_store(folder[0])
@@ -274,7 +267,7 @@ def test_folders_that_are_no_set_are_reported(folder, write_pickle, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_million_clips_open_at_once_and_cost_no_more_a_batch(tmp_path):
+def test_ten_million_clips_open_at_once_and_cost_no_more_per_batch(tmp_path):
     few, many = 10**4, 10**7
     clips, seconds = {}, defaultdict(list)
     for count in (few, many):

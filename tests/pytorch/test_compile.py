@@ -1,4 +1,4 @@
-"""train.compile with every dropout at work: renderer and model as one compiled module, as the scripts train it."""
+"""train.compile with all kinds of dropout: renderer and model compiled as one module, as in the scripts."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ MODELS = {
 
 
 def small_forward(kind: str, rate: float, compile: bool) -> nn.Module:
-    """Renderer and model in training mode; `rate` is that of the head's dropout and of attention's."""
+    """Renderer and model in training mode. rate: dropout of the head and of attention."""
     torch.manual_seed(0)
     model = MODELS[kind](rate)
     for module in model.modules():
@@ -91,6 +91,6 @@ def test_inductor_equals_eager_without_dropout(kind):
     torch.testing.assert_close(loss, expected_loss)
     assert gradients.keys() == expected_gradients.keys()
     for name, expected in expected_gradients.items():
-        # Biases that batch norm subtracts again with the mean have gradients of rounding alone: hence at least 1e-5.
+        # Biases before a batch norm have gradients of only rounding: hence at least 1e-5.
         tolerance = max(1e-3 * expected.abs().max().item(), 1e-5)
         torch.testing.assert_close(gradients[name], expected, rtol=0, atol=tolerance)

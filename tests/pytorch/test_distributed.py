@@ -1,4 +1,4 @@
-"""One process; tests/test_train_action.py trains with several."""
+"""One process; test_training.py trains with several."""
 
 import pytest
 import torch

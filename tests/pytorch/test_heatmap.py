@@ -119,7 +119,7 @@ def test_a_volume_in_bfloat16_is_the_float32_one_rounded(kind, compiled):
         volume = renderer(*inputs, dtype=torch.bfloat16)
         expected = renderer(*inputs).bfloat16()
     assert volume.dtype == torch.bfloat16
-    # The compiler may order a float32 sum otherwise: a number between two is then rounded to the other.
+    # The compiler may reorder float32 sums, which changes the rounding of numbers between two bfloat16 ones.
     torch.testing.assert_close(volume, expected, rtol=2**-7 if compiled else 0, atol=0)
 
 

@@ -49,22 +49,12 @@ def test_section_class_is_the_recorded_model_for_volumes_too(golden):
     assert is_close(model.eval()(volume), record['logits'])
 
 
-@pytest.mark.parametrize(
-    ('config', 'message'),
-    [
-        ({'clip_len': 120}, r'data\.clip_len 120 .* model\.maxlen 48'),
-        ({'num_joints': 34}, r'model\.num_joints is 17'),
-        ({'dim_in': 1024}, r'model\.dim_in is 3136'),
-    ],
-)
-def test_config_that_does_not_fit_is_refused(config, message):
+def test_clips_that_are_too_long_are_refused():
     with torch.device('meta'):
         model = MotionBERT(depth=1)
-    row = {'clip_len': 48, 'num_joints': 17, 'dim_in': 3136}
-    model.check_input(**row)
-    model.check_input(**row | {'clip_len': 20})
-    with pytest.raises(ValueError, match=message):
-        model.check_input(**row | config)
+    model.check_input(clip_len=20, num_joints=17, dim_in=3136)
+    with pytest.raises(ValueError, match=r'data\.clip_len 120 .* model\.maxlen 48'):
+        model.check_input(clip_len=120, num_joints=17, dim_in=3136)
 
 
 def test_unknown_version_is_refused():

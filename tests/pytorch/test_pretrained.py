@@ -19,7 +19,7 @@ from tests.recorded import is_close
 
 
 class Flat(nn.Module):
-    """A model without `backbone`, named as the vanilla transformer is."""
+    """A model without `backbone`, with names like the vanilla transformer's."""
 
     def __init__(self, num_classes: int = 7, steps: int = 3, dim: int = 8) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Flat(nn.Module):
 
 
 def other_model(**arguments) -> MotionBERT:
-    """Of small_model's sizes; no weight has the value that it starts with there."""
+    """A model of the same sizes as small_model, in which every weight differs."""
     model = small_model(**arguments)
     torch.manual_seed(1)
     for tensor in model.state_dict().values():
@@ -39,7 +39,7 @@ def other_model(**arguments) -> MotionBERT:
 
 
 def bare(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The DSTformer alone, as MotionBERT's pretraining files hold it."""
+    """Weights of the DSTformer alone, as in MotionBERT's pretraining files."""
     return model.backbone.state_dict()
 
 
@@ -56,7 +56,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 
 def kept(before: dict[str, torch.Tensor], model: nn.Module) -> set[str]:
-    """Names of what is as it was before."""
+    """Names of the unchanged tensors."""
     return {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
 
 
@@ -115,7 +115,7 @@ def test_forms_of_files(form, write):
 
 
 @pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
-def test_numbers_of_either_numpy(module, write, tmp_path):
+def test_numbers_of_numpy_1_and_2(module, write, tmp_path):
     weights = other_model().state_dict()
     path = write({'model_pos': weights, 'min_loss': np.float64(31.25)})
     with zipfile.ZipFile(path) as file, zipfile.ZipFile(tmp_path / 'renamed.bin', 'w') as renamed:
@@ -128,16 +128,16 @@ def test_numbers_of_either_numpy(module, write, tmp_path):
     assert equal(read_weights(tmp_path / 'renamed.bin'), weights)
 
 
-def test_model_pos_goes_before_model(write):
+def test_model_pos_takes_precedence_over_model(write):
     assert read_weights(write({'model': {'a': torch.zeros(1)}, 'model_pos': {'b': torch.ones(1)}})).keys() == {'b'}
 
 
-def test_prefix_of_some_names_is_a_name(write):
+def test_a_prefix_of_only_some_names_is_kept(write):
     weights = {'module.a': torch.ones(1), 'b': torch.ones(2)}
     assert equal(read_weights(write(weights)), weights)
 
 
-def test_numpy_is_allowed_for_this_alone(write):
+def test_numpy_is_allowed_only_for_numbers(write):
     path = write({'model': {'a': torch.ones(1)}, 'min_loss': np.float64(1)})
     read_weights(path)
     with pytest.raises(pickle.UnpicklingError, match='numpy'):
@@ -146,7 +146,7 @@ def test_numpy_is_allowed_for_this_alone(write):
         read_weights(write({'model': {'a': torch.ones(1)}, 'more': np.ones(2)}))
 
 
-def test_file_that_is_not_there(write):
+def test_missing_file(write):
     path = write({})
     with pytest.raises(ValueError, match=r'latest\.bin: there is no such file\. .* holds weights\.bin\.'):
         read_weights(path.with_name('latest.bin'))
@@ -154,22 +154,6 @@ def test_file_that_is_not_there(write):
         read_weights(path.parent)
     with pytest.raises(ValueError, match='holds no files'):
         read_weights(path.parent / 'nowhere' / 'latest.bin')
-
-
-@pytest.mark.parametrize('size', [0, 1, 3, 100, -500, -1])
-def test_file_that_is_cut_short(size, write):
-    path = write(other_model().state_dict())
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=rf'{path} \([\d,]+ bytes\) cannot be read .* truncated, damaged'):
-        read_weights(path)
-
-
-@pytest.mark.parametrize('content', [b'<html>Not found</html>', b'version https://git-lfs.github.com/spec/v1\n'])
-def test_file_of_another_kind(content, tmp_path):
-    path = tmp_path / 'weights.bin'
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f'{path} .* cannot be read .* in another format'):
-        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +174,10 @@ def test_file_without_weights(content, found, write):
         read_weights(path)
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_all_weights_of_the_same_model_are_loaded(form, write):
+def test_all_weights_of_the_same_model_are_loaded(write):
     source, model = other_model(), small_model()
     assert not kept(copy_of(model), source)
-    path = write(FORMS[form](source.state_dict()))
+    path = write(wrapped(source.state_dict()))
     number = sum(p.numel() for p in model.parameters())
     count = len(model.state_dict())
     assert load_backbone(model, path) == [
@@ -203,11 +186,10 @@ def test_all_weights_of_the_same_model_are_loaded(form, write):
     assert equal(model.state_dict(), source.state_dict())
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_bare_backbone_is_loaded_and_the_head_starts_fresh(form, write):
+def test_a_backbone_alone_is_loaded_and_the_head_keeps_its_initial_weights(write):
     source, model = other_model(), small_model()
     before = copy_of(model)
-    lines = load_backbone(model, write(FORMS[form](bare(source))))
+    lines = load_backbone(model, write({'model_pos': wrapped(bare(source))}))
     keypoint = torch.rand(2, 6, 5, 16)
     assert torch.equal(model.backbone.get_representation(keypoint), source.backbone.get_representation(keypoint))
     assert kept(before, model) == {name for name in before if name.startswith('head.')}
@@ -232,7 +214,7 @@ def test_recorded_model_is_loaded(golden, write):
     assert is_close(model(x), record['logits'])
 
 
-def test_longer_time_table_is_cut(write):
+def test_longer_temporal_embeddings_are_truncated(write):
     source, model = other_model(maxlen=9), small_model()
     lines = load_backbone(model, write(source.state_dict()))
     assert torch.equal(model.backbone.temp_embed, source.backbone.temp_embed[:, :6])
@@ -241,7 +223,7 @@ def test_longer_time_table_is_cut(write):
     assert torch.equal(model(x), source(x))
 
 
-def test_shorter_time_table_is_stretched(write):
+def test_shorter_temporal_embeddings_are_interpolated(write):
     source, model = other_model(maxlen=3), small_model(maxlen=7)
     lines = load_backbone(model, write(bare(source)))
     there, here = source.backbone.temp_embed[0, :, 0], model.backbone.temp_embed[0, :, 0]
@@ -252,7 +234,7 @@ def test_shorter_time_table_is_stretched(write):
     assert lines[0].startswith(f'loaded {len(bare(model))} of ')
 
 
-def test_ramp_stays_a_ramp():
+def test_interpolation_is_linear():
     ramp = torch.linspace(0, 1, 5, dtype=torch.float16).reshape(1, 5, 1, 1).expand(1, 5, 1, 3)
     stretched = fit_length(ramp, 17)
     assert stretched.shape == (1, 17, 1, 3)
@@ -260,7 +242,7 @@ def test_ramp_stays_a_ramp():
     assert torch.equal(fit_length(ramp, 2), ramp[:, :2])
 
 
-def test_time_table_of_another_width_starts_fresh(write):
+def test_temporal_embeddings_of_another_width_are_skipped(write):
     weights = other_model().state_dict() | {'backbone.temp_embed': torch.ones(1, 9, 1, 8)}
     model = small_model()
     before = copy_of(model)
@@ -271,7 +253,7 @@ def test_time_table_of_another_width_starts_fresh(write):
     ]
 
 
-def test_layer_of_another_size_starts_fresh_as_a_whole(write):
+def test_a_layer_of_another_size_is_skipped_as_a_whole(write):
     source, model = other_model(num_classes=60, dim_in=3), small_model()
     before = copy_of(model)
     lines = load_backbone(model, write(source.state_dict()))
@@ -285,30 +267,29 @@ def test_layer_of_another_size_starts_fresh_as_a_whole(write):
     ]
 
 
-def test_layer_that_is_fresh_and_frozen_is_told(write):
-    model = small_model()
-    freeze_backbone(model, ['norm'])
-    lines = load_backbone(model, write(other_model(dim_in=3).state_dict()))
-    told = 'initialised randomly but frozen, add them to train.partial_train: '
-    assert f'{told}backbone.joints_embed.weight, backbone.joints_embed.bias' in lines
+def test_skipped_and_frozen_layers_are_reported(write):
+    path, note = write(other_model(dim_in=3).state_dict()), 'but frozen, add them to train.partial_train: '
+    freeze_backbone(model := small_model(), ['norm'])
+    reported = [line for line in load_backbone(model, path) if note in line]
+    assert [line.split(note)[1] for line in reported] == ['backbone.joints_embed.weight, backbone.joints_embed.bias']
     freeze_backbone(model := small_model(), ['joints_embed'])
-    assert not any(told in line for line in load_backbone(model, write(other_model(dim_in=3).state_dict())))
+    assert not any(note in line for line in load_backbone(model, path))
 
 
-def test_pos_embed_of_other_joints_leaves_temp_embed(write):
+def test_pos_embed_of_other_joints_is_skipped_without_temp_embed(write):
     source, model = other_model(num_joints=4), small_model()
     before = copy_of(model)
     load_backbone(model, write(source.state_dict()))
     assert kept(before, model) == {'backbone.pos_embed', 'head.fc1.weight', 'head.fc1.bias'}
 
 
-def test_what_has_no_place_is_named_as_in_the_file(write):
+def test_unused_weights_are_reported_with_their_names_in_the_file(write):
     model = small_model(depth=1)
     lines = load_backbone(model, write(bare(other_model())))
     assert re.match('not in this model, ignored: blocks_st.1.norm1_s.weight, .* and 46 more', lines[-1])
 
 
-def test_deeper_model_begins_with_the_blocks_that_there_are(write):
+def test_a_deeper_model_gets_the_blocks_in_the_file(write):
     source, model = other_model(depth=1), small_model()
     before = copy_of(model)
     load_backbone(model, write(source.state_dict()))
@@ -316,7 +297,7 @@ def test_deeper_model_begins_with_the_blocks_that_there_are(write):
     assert kept(before, model) == {name for name in before if any(part in name for part in parts)}
 
 
-def test_model_without_backbone_takes_names_as_they_are(write):
+def test_names_of_a_model_without_backbone_are_unchanged(write):
     source, model = Flat(steps=5), Flat(num_classes=9)
     lines = load_backbone(model, write(wrapped(source.state_dict())))
     assert torch.equal(model.temp_embed, source.temp_embed[:, :3])
@@ -384,7 +365,7 @@ def test_mamps_encoder_for_another_model_is_refused(write, load, named):
 
 
 def half_as_wide() -> dict[str, torch.Tensor]:
-    """Of which some biases fit, as MotionBERT-Lite's do."""
+    """Weights of which only some biases fit, as in MotionBERT-Lite."""
     weights = other_model(dim_feat=8).state_dict()
     own = small_model().state_dict()
     assert any(weights[name].shape == own[name].shape for name in weights if name.startswith('backbone.'))
@@ -412,7 +393,7 @@ def test_weights_of_another_model_change_nothing(weights, reason, write):
     assert equal(model.state_dict(), before)
 
 
-def test_backbone_of_motionbert_does_not_suit_a_model_without_one(write):
+def test_the_backbone_of_motionbert_does_not_fit_a_model_without_one(write):
     with pytest.raises(ValueError, match='weights of another model: 0 of'):
         load_backbone(Flat(), write(other_model().state_dict()))
 
@@ -421,14 +402,14 @@ def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_all_is_trained_where_nothing_is_said():
+def test_null_freezes_nothing():
     model = small_model()
     before = trained(model)
     freeze_backbone(model, None)
     assert trained(model) == before
 
 
-def test_head_is_trained_alone():
+def test_an_empty_list_trains_only_the_head():
     model = small_model()
     freeze_backbone(model, [])
     assert trained(model) == {name for name, _ in model.named_parameters() if name.startswith('head.')} != set()
@@ -442,21 +423,21 @@ def test_named_parts_and_the_head_are_trained():
     assert trained(model) == expected
 
 
-def test_what_is_frozen_stays_frozen():
+def test_the_pose_head_stays_frozen():
     model = small_model()
     freeze_backbone(model, ['weight'])
     assert 'backbone.norm.weight' in trained(model)
     assert 'backbone.head.weight' not in trained(model)
 
 
-def test_model_without_backbone_is_frozen_but_for_its_head():
+def test_a_model_without_backbone_is_frozen_except_for_its_head():
     model = Flat()
     freeze_backbone(model, ['temp'])
     assert trained(model) == {'temp_embed', 'head.fc.weight', 'head.fc.bias'}
 
 
 @pytest.mark.parametrize('part', ['blocks_xy', 'head', 'backbone'])
-def test_unknown_part_is_refused_before_anything_is_frozen(part):
+def test_an_unknown_part_is_refused_before_anything_is_frozen(part):
     model = small_model()
     before = trained(model)
     known = 'pos_embed, temp_embed, joints_embed, blocks_st, blocks_ts, ts_attn, norm, pre_logits'

@@ -127,16 +127,7 @@ def test_drop_path_grows_with_depth():
     assert torch.equal(block(tokens), tokens)
 
 
-@pytest.mark.parametrize(
-    'arguments',
-    [
-        {'drop_rate': 0.5, 'depth': 0},
-        {'drop_rate': 0.5},
-        {'attn_drop_rate': 0.5},
-        {'drop_path_rate': 0.5},
-        {'protocol': 'finetune'},
-    ],
-)
+@pytest.mark.parametrize('arguments', [{'drop_rate': 0.5, 'depth': 0}, {'drop_rate': 0.5}, {'attn_drop_rate': 0.5}])
 def test_dropout_only_in_training(arguments):
     torch.manual_seed(0)
     model = Transformer(**{'dim_feat': 16, 'depth': 2, 'num_frames': 4, 'num_joints': 5} | arguments).eval()
@@ -150,18 +141,15 @@ def test_dropout_only_in_training(arguments):
     [
         ({'clip_len': 119}, r'model\.num_frames 48: .* or both to 120'),
         ({'clip_len': 30}, r'model\.t_patch_size 4: set data\.clip_len to 32'),
-        ({'num_joints': 34}, r'set model\.num_joints to 34'),
-        ({'dim_in': 1024}, r'set model\.dim_in to 1024'),
     ],
 )
-def test_config_that_does_not_fit_is_refused(config, message):
+def test_clips_that_do_not_fit_are_refused(config, message):
     with torch.device('meta'):
         model = VanillaTransformer(depth=1)
-    row = {'clip_len': 48, 'num_joints': 17, 'dim_in': 3136}
-    model.check_input(**row)
-    model.check_input(**row | {'clip_len': 20})
+    fitting = {'num_joints': 17, 'dim_in': 3136}
+    model.check_input(**fitting, clip_len=20)
     with pytest.raises(ValueError, match=message):
-        model.check_input(**row | config)
+        model.check_input(**fitting, **config)
 
 
 @pytest.mark.parametrize('arguments', [{'num_frames': 7}, {'protocol': 'scratch'}])

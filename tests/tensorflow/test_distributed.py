@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,11 @@ from lib.data.batches import make_clips
 from lib.models import load_config
 from lib.tensorflow import checkpoint, distributed, training
 from tests import tiny
+from tests.processes import wait_for_line
 from tests.tiny import lines
 
 ROOT = Path(script.__file__).parent
-# The script on a CPU that is divided in two devices.
+# The script on a CPU that is divided into two devices.
 DIVIDED = """
 import sys
 import tensorflow as tf
@@ -38,7 +38,7 @@ from lib import cli
 
 @pytest.fixture
 def config(tmp_path):
-    """A config file for a tiny model without dropout, on 20 training clips, the last batch short, and 10 test clips."""
+    """Config file of a tiny model without dropout, for 20 training clips (a short last batch) and 10 test clips."""
     content = tiny.content('vivit', tmp_path)
     content['model'] |= {'attn_drop_rate': 0.0, 'drop_path_rate': 0.0}
     content |= {'optimizer': {'lr': 1e-2, 'weight_decay': 0.01}, 'train': {'epochs': 1, 'max_grad_norm': 0.1}}
@@ -52,7 +52,7 @@ call = tiny.caller(script)
 
 @contextmanager
 def workers(count: int, *argv: str | Path) -> Iterator[list[subprocess.Popen]]:
-    """The script with these arguments as workers of this host, which are killed in the end."""
+    """Runs the script in several workers on this host, which are killed at the end."""
     sockets = [socket.socket() for _ in range(count)]
     for unused in sockets:
         unused.bind(('localhost', 0))
@@ -61,10 +61,10 @@ def workers(count: int, *argv: str | Path) -> Iterator[list[subprocess.Popen]]:
         unused.close()
     started = []
     for rank in range(count):
-        told = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': rank}})
+        tf_config = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': rank}})
         command = [sys.executable, script.__file__, *map(str, argv)]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-        started.append(subprocess.Popen(command, env=os.environ | {'TF_CONFIG': told}, **pipes))
+        started.append(subprocess.Popen(command, env=os.environ | {'TF_CONFIG': tf_config}, **pipes))
     try:
         yield started
     finally:
@@ -74,11 +74,11 @@ def workers(count: int, *argv: str | Path) -> Iterator[list[subprocess.Popen]]:
 
 
 def run_workers(count: int, *argv: str | Path) -> list[str]:
-    """What each worker has printed, when all are done."""
+    """Runs workers to the end and returns the output of each."""
     with workers(count, *argv) as started:
-        told = [worker.communicate(timeout=120) for worker in started]
-        assert [worker.returncode for worker in started] == [0] * count, told
-    return [printed for printed, _ in told]
+        outputs = [worker.communicate(timeout=120) for worker in started]
+        assert [worker.returncode for worker in started] == [0] * count, outputs
+    return [output for output, _ in outputs]
 
 
 def assert_same_metrics(one: list[dict], other: list[dict]) -> None:
@@ -89,11 +89,11 @@ def assert_same_metrics(one: list[dict], other: list[dict]) -> None:
 
 
 @pytest.mark.slow
-def test_workers_train_as_one_process_and_resume_each_other(config, tmp_path):
+def test_workers_train_like_one_process_and_resume_its_run(config, tmp_path):
     whole, run = tmp_path / 'whole', tmp_path / 'run'
     assert call('--config', config, '-c', whole, '--set', 'train.epochs=3') == 0
     expected = lines(whole)
-    assert np.ptp([line['train']['loss'] for line in expected]) > 5e-3  # the weights change and matter
+    assert np.ptp([line['train']['loss'] for line in expected]) > 5e-3  # the weights change and affect the loss
 
     _, other = run_workers(2, '--config', config, '-c', run)
     assert other == ''
@@ -104,17 +104,13 @@ def test_workers_train_as_one_process_and_resume_each_other(config, tmp_path):
     assert_same_metrics(lines(run), expected[:2])
 
     with workers(2, '--config', config, '-c', run, '--set', 'train.epochs=1000') as (main, other):
-        for line in main.stdout:
-            if line.startswith('epoch 4/'):
-                break
+        wait_for_line(main, 'epoch 4/')
         other.kill()
-        begin = time.monotonic()
-        _, told = main.communicate(timeout=60)
-    assert time.monotonic() - begin < 60
-    assert main.returncode == 1, told
-    assert told.splitlines()[-1].startswith('error: another worker')
+        _, errors = main.communicate(timeout=60)
+    assert main.returncode == 1, errors
+    assert errors.splitlines()[-1].startswith('error: another worker')
     assert_same_metrics(lines(run)[:3], expected)
-    assert call('-e', run / 'latest_epoch.npz') == 0  # it is whole
+    assert call('-e', run / 'latest_epoch.npz') == 0  # it is intact
 
 
 @pytest.mark.slow
@@ -140,19 +136,17 @@ def test_workers_stop_together_when_one_gets_a_signal(config, tmp_path):
     whole, run = tmp_path / 'whole', tmp_path / 'run'
     run_workers(2, *command, whole)
     with workers(2, *command, run) as started:
-        for line in started[0].stdout:
-            if line.startswith('epoch 2/'):
-                break
-        started[1].send_signal(signal.SIGTERM)  # which is not the one that writes
-        told = [worker.communicate(timeout=60)[1] for worker in started]
-        assert [worker.returncode for worker in started] == [75, 75], told
+        wait_for_line(started[0], 'epoch 2/')
+        started[1].send_signal(signal.SIGTERM)  # not the main worker, which writes
+        errors = [worker.communicate(timeout=60)[1] for worker in started]
+        assert [worker.returncode for worker in started] == [75, 75], errors
     assert len(lines(run)) < 6
     run_workers(2, *command, run)
     tiny.assert_same_run(whole, run)
 
 
 @pytest.mark.slow
-def test_devices_of_a_process_train_as_one(config, tmp_path):
+def test_devices_of_a_process_train_like_one(config, tmp_path):
     assert call('--config', config, '-c', tmp_path / 'whole') == 0
     command = ['--config', config, '-c', tmp_path / 'run', '--set', 'train.accumulation_steps=2']
     code = """
@@ -169,20 +163,20 @@ print('codes', code, cli.run(script.train, args))
     done = subprocess.run(
         [sys.executable, '-c', DIVIDED + code, *map(str, command)], capture_output=True, text=True, cwd=ROOT
     )
-    assert 'traces 1\n' in done.stdout, done.stderr  # the short last batch is no other shape
+    assert 'traces 1\n' in done.stdout, done.stderr  # the short last batch is padded to the same shape
     assert 'codes 0 2\n' in done.stdout
     assert 'set data.batch_size to a multiple of 4' in done.stderr
     assert_same_metrics(lines(tmp_path / 'run'), lines(tmp_path / 'whole'))
     one, other = (checkpoint.load(tmp_path / name / 'latest_epoch.npz', 'vivit')['model'] for name in ('whole', 'run'))
     assert one.keys() == other.keys()
     for name, value in one.items():
-        if 'key/bias' not in name:  # whose gradient is rounding, which Adam makes large
+        if 'key/bias' not in name:  # its gradient is only rounding, which Adam enlarges
             np.testing.assert_allclose(other[name], value, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.slow
 def test_replicas_and_steps_have_their_own_dropout(config):
-    """The loss of a batch is the sum of the replicas' parts; every part depends on its own seed alone."""
+    """The loss of a batch is the sum over replicas; each term depends only on its own seed."""
     code = """
 import numpy as np
 from lib.models import load_config
@@ -233,7 +227,7 @@ def test_steps_are_traced_once(config, tmp_path, compile):
     assert traced == [(8, 2, 8, 17, 2)] * 2
 
 
-def test_parts_of_a_batch_add_up(config, tmp_path):
+def test_micro_batches_add_up_to_the_batch(config, tmp_path):
     for steps in (1, 4):
         accumulated = ['--set', f'train.accumulation_steps={steps}', '--set', 'train.epochs=2']
         assert call('--config', config, '-c', tmp_path / str(steps), *accumulated) == 0

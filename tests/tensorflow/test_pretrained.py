@@ -21,7 +21,7 @@ def values(model) -> dict[str, np.ndarray]:
     return checkpoint.values(model.trainable_variables)
 
 
-def test_all_weights_but_those_of_another_head_are_loaded(pretrained):
+def test_all_weights_except_those_of_another_head_are_loaded(pretrained):
     saved = checkpoint.read(pretrained / 'latest_epoch.npz')['model']
     model = ViViT(**SIZES | {'num_classes': 6})
     lines = load_backbone(model, pretrained / 'latest_epoch.npz')
@@ -37,7 +37,7 @@ def test_all_weights_but_those_of_another_head_are_loaded(pretrained):
 
 
 @pytest.mark.parametrize('changes', [{'clip_len': 16}, {'size': 24}, {'clip_len': 4, 'size': 20}])
-def test_positions_are_resized(pretrained, changes):
+def test_position_embeddings_are_resized(pretrained, changes):
     saved = checkpoint.read(pretrained / 'latest_epoch.npz')['model']['vivit/positions/embedding']
     model = ViViT(**SIZES | changes)
     lines = load_backbone(model, pretrained / 'latest_epoch.npz')
@@ -48,7 +48,7 @@ def test_positions_are_resized(pretrained, changes):
     assert 'resized' in lines[1]
 
 
-def test_positions_are_interpolated_linearly():
+def test_position_embeddings_are_interpolated_linearly():
     steps, rows, columns = np.meshgrid(np.arange(3.0), np.arange(3.0), np.arange(3.0), indexing='ij')
     table = np.stack([steps, rows, columns], axis=-1).reshape(3, 9, 3)  # each place holds its coordinates
     steps, rows, columns = np.meshgrid(np.linspace(0, 2, 5), *[np.linspace(0, 2, 4)] * 2, indexing='ij')
@@ -68,7 +68,7 @@ def test_another_model_is_refused_and_left_unchanged(pretrained):
 @pytest.mark.slow
 def test_a_run_starts_from_another_runs_weights_and_resumes_without_them(pretrained, tmp_path, capsys):
     config, options = pretrained.parent / 'tiny.yaml', ['train.finetune=true', 'model.num_classes=6', 'train.epochs=1']
-    command = ['--config', config, '-c', tmp_path / 'run', *(part for option in options for part in ('--set', option))]
+    command = ['--config', config, '-c', tmp_path / 'run', *tiny.overrides(*options)]
     assert call(*command) == 2
     assert '--pretrained FOLDER' in capsys.readouterr().err
     assert call(*command, '-p', pretrained) == 0

@@ -13,7 +13,7 @@ SMALL = {
     'clip_len': 6, 'size': 4, 'num_joints': 3, 'tubelet_size': (2, 2, 2), 'dim_feat': 8, 'depth': 2,
     'temporal_depth': 2, 'num_heads': 2, 'num_classes': 5,
 }  # fmt: skip
-STEPS, PLACES, WIDTH = 3, 4, 8  # tokens of the small model, and how wide they are
+STEPS, PLACES, WIDTH = 3, 4, 8  # steps, places and width of the small model's tokens
 GRID = np.array(list(itertools.product(range(STEPS), range(PLACES))))  # step and place of each token, in order
 REACHED = {
     'all': np.ones((12, 12), bool),
@@ -23,7 +23,7 @@ REACHED = {
 
 
 def randomise(layer, seed: int = 0):
-    """Moves every weight away from its initial value: no zero hides another weight."""
+    """Moves every weight away from its initial value, so that no zero hides another weight."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         noise = rng.normal(scale=0.3, size=variable.shape)
@@ -53,12 +53,12 @@ def a_block(reaches: tuple[str, ...], drop_rate: float = 0.0, drop_path_rate: fl
 
 
 def weights_of(layer) -> dict[str, np.ndarray]:
-    """float64 by the path below the layer."""
+    """Weights as float64, by their path below the layer."""
     variables = layer.trainable_variables
     return {v.path.removeprefix(f'{layer.path}/'): v.numpy().astype(np.float64) for v in variables}
 
 
-# The models again, in plain NumPy: tokens (N,L,D) in the order of GRID, attention by masks.
+# The same models in plain NumPy: tokens (N,L,D) in the order of GRID, attention with masks.
 
 
 def under(weights: dict, name: str) -> dict:
@@ -75,7 +75,7 @@ def norm(weights: dict, x: np.ndarray) -> np.ndarray:
 
 
 def attention(weights: dict, x: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
-    """masks: for each head, which token (row) reaches which."""
+    """masks: for each head, whether a token (row) attends to another one (column)."""
     query, key, value = (dense(under(weights, name), x) for name in ('query', 'key', 'value'))
     dim = query.shape[-1] // len(masks)
     heads = []
@@ -92,7 +92,7 @@ def mlp(weights: dict, x: np.ndarray) -> np.ndarray:
 
 
 def block(weights: dict, x: np.ndarray, masks: dict[str, list[np.ndarray]]) -> np.ndarray:
-    """masks: for each attention by the name of its reach, those of its heads."""
+    """masks: {reach of an attention layer: masks of its heads}."""
     for reach, of_heads in masks.items():
         x = x + attention(under(weights, f'{reach}_attention'), norm(under(weights, f'{reach}_norm'), x), of_heads)
     return x + mlp(under(weights, 'mlp'), norm(under(weights, 'mlp_norm'), x))
@@ -138,7 +138,7 @@ def test_logits_equal_plain_numpy(kind, head_dim):
 
 
 def test_logits_of_the_original_model_equal_plain_numpy():
-    """ReLU after both layers of the MLPs, and no norm at the end."""
+    """With ReLU after both layers of an MLP and no final norm."""
     model = small_model(activation='relu', activate_output=True, final_norm=False)
     weights, volume = weights_of(model), volumes()
     x = tubelet_tokens(weights, volume) + weights['positions/embedding'].reshape(-1, WIDTH)
@@ -206,7 +206,7 @@ def test_gradients_reach_every_parameter(kind):
     for variable, gradient in zip(
         model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True
     ):
-        # What all keys have in common leaves the softmax as it is: the gradient of their bias is rounding alone.
+        # Softmax ignores a common offset of all keys: the gradient of their bias is only rounding.
         assert np.abs(gradient).max() > 1e-4 or variable.path.endswith('key/bias'), variable.path
 
 
@@ -217,7 +217,7 @@ def test_a_spatial_code_depends_on_its_own_frames():
     changed[0, 24:32] = changed[0, 31:23:-1]
     differs = (model.spatial_codes(volume).numpy() != model.spatial_codes(changed).numpy()).any(-1)
     assert np.argwhere(differs).tolist() == [[0, 3]]
-    assert (model(volume)[0] != model(changed)[0]).numpy().all()  # the temporal blocks do see it
+    assert (model(volume)[0] != model(changed)[0]).numpy().all()  # the temporal blocks depend on it
 
 
 @pytest.mark.parametrize('kind', ['joint', 'factorised_encoder'])
@@ -243,10 +243,10 @@ def test_dropout_acts_on_attention_weights(reach):
     layer.projection.bias.assign(np.zeros(WIDTH))
     tokens = np.repeat(some_tokens(), 500, axis=0)
     np.testing.assert_allclose(layer(tokens), 1, atol=1e-5)
-    sums = layer(tokens, training=True).numpy().reshape(-1, 4, 2)  # of the weights that are left, per head
+    sums = layer(tokens, training=True).numpy().reshape(-1, 4, 2)  # of the remaining weights of each head
     np.testing.assert_array_equal(sums[..., 0], sums[..., 1])
     np.testing.assert_allclose(sums.mean((0, 2)), 1, atol=0.03)
-    # Without scores all weights are alike, and what is left are so many of them times 1 / (.7 * tokens reached).
+    # With zero scores all weights are equal: a sum is the number of kept weights times 1 / (.7 * tokens reached).
     layer.query.kernel.assign(np.zeros((WIDTH, WIDTH)))
     layer.query.bias.assign(np.zeros(WIDTH))
     reached = np.array({'all': [12] * 4, 'time': [3] * 4, 'space': [4] * 4, 'split': [3, 3, 4, 4]}[reach])
@@ -321,7 +321,7 @@ def test_training_step_compiles():
 
     first, second = gradients(volumes()), gradients(volumes())
     assert all(np.isfinite(gradient).all() for gradient in first)
-    assert any((a != b).numpy().any() for a, b in zip(first, second, strict=True))  # dropout is drawn anew
+    assert any((a != b).numpy().any() for a, b in zip(first, second, strict=True))  # new dropout masks
 
 
 @pytest.mark.parametrize('shape', [(2, 6, 4, 4, 4), (2, 6, 4, 5, 3), (2, 8, 4, 4, 3), (2, 6, 3, 4, 4), (6, 4, 4, 3)])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize('make', [MotionBERT, VanillaTransformer])
 def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
-    keypoint, score = map(torch.from_numpy, benchmark.made_up_keypoints(2, 2, 48, 17))
+    keypoint, score = map(torch.from_numpy, benchmark.random_keypoints(2, 2, 48, 17))
     inputs = keypoint / 3.5, score
     ours = make(num_joints=17, dim_in=256, dim_feat=32, depth=2, num_heads=4).eval()
     plain = copy.deepcopy(ours)

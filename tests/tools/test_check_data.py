@@ -19,7 +19,7 @@ CONFIG = {
     'data': {'ann_file': 'x', 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 2, 'seed': 0},
     'heatmap': {'size': 12},
     'model': tiny.MODELS['mbert'],
-    'optimizer': tiny.OPTIMIZERS['mbert'],
+    'optimizer': tiny.optimizer('mbert'),
     'train': {'epochs': 1},
 }
 
@@ -211,7 +211,7 @@ def test_datasets_with_clips_without_persons_are_compared_with_the_config(good, 
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)
 def test_the_resolved_config_is_checked(good, check, kind):
     """Including defaults: num_classes and the length of the model."""
-    content = {'script': kind, 'data': CONFIG['data'], 'train': {'epochs': 1}, 'optimizer': tiny.OPTIMIZERS[kind]}
+    content = {'script': kind, 'data': CONFIG['data'], 'train': {'epochs': 1}, 'optimizer': tiny.optimizer(kind)}
     content['data'] = content['data'] | {'clip_len': load_config(MODELS[kind].default_config).data.clip_len}
     code, text, screen = check(good, content)
     assert code == 0, screen

@@ -66,10 +66,4 @@ def test_a_folder_that_cannot_be_written_is_refused_before_clips_are_classified(
     monkeypatch.setattr(training, 'classify', lambda *arguments: pytest.fail('clips are classified'))
     monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write anywhere
     assert evaluate.main([str(run)]) == 2
-    assert f'{run} is read-only. Name another folder as --out.' in capsys.readouterr().err
-
-
-def test_a_folder_without_checkpoints_is_refused_by_the_scripts_too(tmp_path, capsys):
-    for kind, script in tiny.SCRIPTS.items():
-        assert tiny.caller(script)('--evaluate', tmp_path) == 2
-        assert f'best_epoch.{"npz" if kind == "vivit" else "bin"}' in capsys.readouterr().err
+    assert f'{run} is read-only. Choose another folder for --out.' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Exported graphs that equal the model, and weights without the rest of a checkpoint."""
+"""Exported graphs, which equal the model, and exported weights."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ from lib.tools.export_example import prepare
 from tests import tiny
 from tests.annotations import make_annotations
 
-# For each format: the model, and the changes to its tiny config.
+# {file or folder: (model, changes of its tiny config)}
 GRAPHS = {
     'limbs.onnx': ('vanilla', {'heatmap': {'kind': 'both'}, 'model': {'num_joints': 34}}),
     'joints.pt2': ('mbert', {}),
@@ -108,7 +108,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
         }
         logits.append(graph(batch))
     logits = np.concatenate(logits)
-    assert np.ptp(expected, axis=0).max() > 0.01  # else a graph that looks at nothing would pass
+    assert np.ptp(expected, axis=0).max() > 0.01  # otherwise a constant graph would pass
     assert np.abs(logits - expected).max() < 1e-4
     assert about['script'] == checkpoint.script
     assert about['config'] == plain(open_checkpoint(path, ['train.precision=fp32']).config)
@@ -118,7 +118,7 @@ def test_exported_graphs_equal_the_model_and_describe_their_inputs(exported):
 
 
 def test_the_example_equals_the_model_without_this_project(exported, tmp_path):
-    """On the validation clips: by its functions, and as a user runs it, from another folder."""
+    """On the validation clips: called as functions, and run as a script in another folder."""
     path, out = exported
     example = out / 'example.py' if out.is_dir() else out.with_name(f'{out.stem}_example.py')
     if out.stem == 'keypoints':
@@ -147,7 +147,7 @@ def test_the_example_equals_the_model_without_this_project(exported, tmp_path):
 
 
 def assert_prepares_like_clips(ann_file: Path, split: str, clip_len: int) -> None:
-    """The example's `prepare` gives what the model is given in validation."""
+    """Asserts that `prepare` of the example returns the input of the model in validation."""
     clips = Clips('val', ann_file=str(ann_file), benchmark=[split] * 2, clip_len=clip_len, batch_size=500, seed=0)
     batch, data = clips[0, 0], load_annotations(ann_file)
     about = {
@@ -164,7 +164,7 @@ def assert_prepares_like_clips(ann_file: Path, split: str, clip_len: int) -> Non
 @pytest.mark.filterwarnings('ignore:.* joints with NaN')
 @pytest.mark.parametrize('clip_len', [8, 48])
 def test_the_example_prepares_clips_of_every_kind(write_pickle, clip_len):
-    """Any length, persons who are absent or too many, missing joints and coordinates, tiny persons, NaN."""
+    """Clips of any length with absent or too many persons, missing joints and coordinates, tiny persons, NaN."""
     lengths = [1, 3, 7, 8, 9, 12, 15, 16, 17, 47, 48, 49, 95, 96, 97, 300]
     data = make_annotations(lengths * 3, persons=[1 + i % 3 for i in range(48)])
     random = np.random.default_rng(0)

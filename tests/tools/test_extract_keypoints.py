@@ -27,7 +27,7 @@ from tests.tools.test_predict import predicted
 SIZE, BOX = 128, np.array([24, 48])  # of the pictures, and of a person (w, h), in px
 PLACE = np.stack([24 + 3 * (np.arange(17) * 5 % 17), 20 + 5 * np.arange(17)], axis=-1)  # of the joints, in SimCC bins
 
-# The boxes of what is bright in each channel of a BGR picture, the rightmost first: x1, y1, x2, y2, score.
+# Boxes around the bright pixels in each channel of a BGR picture, the rightmost first: x1, y1, x2, y2, score.
 DETECTOR = """
     <ir_version: 10, opset_import: ["" : 18]>
     detector (float[1, 3, 64, 64] picture) => (float[1, 3, 5] dets)
@@ -55,7 +55,7 @@ DETECTOR = """
         dets = Gather <axis = 1> (unsorted, order)
     }
 """
-# The same places in every picture, RGB; the score is 0.9 for a red person, 0.6 for a blue one.
+# The same joints in every RGB picture; the score is 0.9 for a red person and 0.6 for a blue one.
 POSE = """
     <ir_version: 10, opset_import: ["" : 18]>
     pose (float[1, 3, 64, 48] picture) => (float[1, JOINTS, 96] simcc_x, float[1, JOINTS, 128] simcc_y)
@@ -142,8 +142,8 @@ def refused(capsys, *arguments: object) -> str:
     return text
 
 
-def test_two_persons_in_a_video_stay_two_until_predicted(weights, trained_once, tmp_path, capsys):
-    """They pass each other and come in changing order; one of them comes later."""
+def test_two_persons_in_a_video_are_tracked_and_predicted(weights, trained_once, tmp_path, capsys):
+    """They pass each other and are detected in changing order; one of them appears later."""
     corner = walking(40)
     corner[1, :5] = -1
     both = write_video(tmp_path / 'both.mov', drawn(corner))
@@ -231,7 +231,7 @@ def test_videos_that_cannot_be_read_are_reported_before_any_work(weights, tmp_pa
     assert out.read_text() == 'mine'
 
 
-def test_videos_without_persons_are_left_out(weights, tmp_path, capsys):
+def test_videos_without_persons_are_skipped(weights, tmp_path, capsys):
     empty = write_video(tmp_path / 'empty.mov', np.zeros((4, SIZE, SIZE, 3), np.uint8))
     video, out = write_video(tmp_path / 'video.mov', drawn(walking(4))), tmp_path / 'out.pkl'
     assert 'no person was found' in refused(capsys, empty, '--out', out, *weights)
@@ -293,7 +293,7 @@ def test_weights_are_downloaded_or_put_into_the_cache_by_hand(weights, tmp_path,
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(monkeypatch, weights, tmp_path, number):
+def test_a_signal_leaves_no_files(monkeypatch, weights, tmp_path, number):
     monkeypatch.setattr(extract_keypoints, 'track', lambda frames: signal.raise_signal(number))
     video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
     assert extract_keypoints.main([str(video), '--out', str(tmp_path / 'out.pkl'), *weights]) == 75

@@ -25,8 +25,8 @@ other, folder, out = sys.argv[1:]
 if other == 'torch':
     sys.modules[other] = None  # tensorboardX imports it where it can
 from lib.tools import predict, preview
-assert predict.main([f'{folder}/run', f'{folder}/made_up.pkl']) == 0
-assert preview.main([f'{folder}/made_up.pkl', '--config', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
+assert predict.main([f'{folder}/run', f'{folder}/generated.pkl']) == 0
+assert preview.main([f'{folder}/generated.pkl', '--config', f'{folder}/run', '--out', f'{out}/clip.png']) == 0
 assert sys.modules.get(other) is None
 """
 

@@ -17,7 +17,7 @@ from tests.tiny import content as tiny_content
 
 @pytest.fixture
 def run(trained_once) -> Path:
-    """The folder of a trained and evaluated run, beside made_up.pkl."""
+    """The folder of a trained and evaluated run, beside generated.pkl."""
     return trained_once('vanilla') / 'run'
 
 
@@ -48,7 +48,7 @@ def probabilities_of(entry: dict[str, Any], window: int = 0) -> list[float]:
 def test_predictions_equal_those_of_the_evaluation(trained_once, tmp_path, kind):
     """For the clips of a split in order, and for one clip in a file of another format."""
     run = trained_once(kind) / 'run'
-    ann_file = run.parent / 'made_up.pkl'
+    ann_file = run.parent / 'generated.pkl'
     entries = predicted(tmp_path / 'out', run, ann_file, '--split', 'xsub_val')
     ids, _, logits = read_predictions(run / 'predictions.npz')
     wanted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -191,7 +191,7 @@ def test_user_errors_are_reported_before_prediction(run, tmp_path, write_pickle,
     assert '3d.pkl holds 3D keypoints of 25 joints' in refused(run, three_d)
     assert 'body25' in refused(run, file, '--layout', 'body25')
     assert 'omit --split' in refused(run, file, '--split', 'xsub_val')
-    assert 'xsub_train, xsub_val' in refused(run, run.parent / 'made_up.pkl', '--split', 'test')
+    assert 'xsub_train, xsub_val' in refused(run, run.parent / 'generated.pkl', '--split', 'test')
     assert 'nothing.json' in refused(run, tmp_path / 'nothing.json')
     assert 'holds no checkpoint' in refused(tmp_path, file)
     long = write_array(tmp_path / 'long.npz', *persons(310))

@@ -124,7 +124,7 @@ def test_an_mp4_without_ffmpeg_is_refused(path, tmp_path, capsys, monkeypatch):
 
 def test_a_run_is_shown_with_its_settings(trained_once, tmp_path, capsys):
     folder = trained_once('vanilla')
-    command = [str(folder / 'made_up.pkl'), '--config', str(folder / 'run'), '--out', str(tmp_path / 'clip.png')]
+    command = [str(folder / 'generated.pkl'), '--config', str(folder / 'run'), '--out', str(tmp_path / 'clip.png')]
     assert preview.main(command) == cli.DONE
     assert ' 8 samples of ' in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The generated dataset: NTU60's pickle format, ids and splits, and plausible bodies."""
+"""The generated dataset: pickle format, ids and splits of NTU60, and plausible bodies."""
 
 import csv
 import pickle

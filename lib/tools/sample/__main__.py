@@ -1,8 +1,8 @@
-"""Generate a small action dataset in the format of PYSKL's NTU60 pickles, to try everything without NTU60.
+"""Generate a small action dataset in the format of PYSKL's NTU60 pickles, for trying out the project without NTU60.
 
     python -m lib.tools.sample --out data/action --files data/action/sample_files
 
-Articulated figures of 40 persons perform 14 actions of NTU60 in front of three cameras, with the errors of a pose
+Articulated figures of 40 persons perform 14 actions of NTU60 in front of three cameras, with simulated errors of a pose
 estimator and of a Kinect. Writes sample_hrnet.pkl and sample_3danno.pkl; with --files, also some clips as keypoint
 files (MMPose's JSON) with a table labels.csv. Existing files are replaced.
 """
