@@ -70,6 +70,7 @@ def full_size_pickles(tmp_path_factory):
 def test_every_config_trains_a_step_and_evaluates_at_full_size(full_size_pickles, tmp_path, path):
     is_3d = '3danno' in path.read_text()
     overrides = [f'data.ann_file={full_size_pickles[is_3d]}', 'data.batch_size=2', 'train.epochs=1']
+    overrides.append('train.warmup_epochs=0')
     config = load_config(path, overrides)
     options = training.TrainOptions(**config.train)
     train_clips, val_clips = (make_clips(config, split) for split in ('train', 'val'))
