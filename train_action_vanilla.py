@@ -14,6 +14,7 @@ from lib import cli
 from lib.data.batches import make_clips
 from lib.evaluation import evaluate_checkpoint, scores_of, validation_metrics
 from lib.log import Log
+from lib.metrics import confusion_matrix
 from lib.models import load_config
 from lib.pytorch import checkpoint, distributed, training
 from lib.pytorch.pretrained import load_backbone
@@ -70,7 +71,7 @@ def train(args: argparse.Namespace) -> None:
             logits = training.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
             scores = scores_of(logits, val_clips)
             run.finish_epoch(validation_metrics(scores, val_clips.labels))
-            log.epoch(scores, val_clips.labels)
+            log.epoch(confusion_matrix(scores, val_clips.labels))
         run.wait()
         log.end()
 

@@ -20,15 +20,20 @@ def parse_args(doc: str, script: str, argv: Sequence[str] | None = None) -> argp
     parser.add_argument('--config', metavar='FILE', help=f'YAML config (default: {default_config})')
     parser.add_argument('-c', '--checkpoint', metavar='FOLDER', help='output folder; a run in it is resumed')
     parser.add_argument('-r', '--resume', metavar='FILE', help='checkpoint to resume from in an empty folder')
-    parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint or run folder to evaluate')
-    parser.add_argument('-p', '--pretrained', metavar='FOLDER', help='folder of pretrained weights, for train.finetune')
-    parser.add_argument(
-        '-ms',
-        '--selection',
-        default=f'latest_epoch{suffix}',
-        metavar='FILE',
-        help='file in the folder of --pretrained (default: %(default)s)',
-    )
+    if script == 'pretrain':
+        parser.set_defaults(evaluate=None, pretrained=None)
+    else:
+        parser.add_argument('-e', '--evaluate', metavar='FILE', help='checkpoint or run folder to evaluate')
+        parser.add_argument(
+            '-p', '--pretrained', metavar='FOLDER', help='folder of pretrained weights, for train.finetune'
+        )
+        parser.add_argument(
+            '-ms',
+            '--selection',
+            default=f'latest_epoch{suffix}',
+            metavar='FILE',
+            help='file in the folder of --pretrained (default: %(default)s)',
+        )
     parser.add_argument(
         '-freq',
         '--print_freq',

@@ -7,8 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import yaml
@@ -19,11 +19,19 @@ from lib.console import log_facts
 from lib.data.clips import Clips
 from lib.errors import user_file
 from lib.files import write_text
-from lib.metrics import confusion_matrix
 from lib.plots import confusion_figure
 from lib.run import Run
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 log = logging.getLogger(__name__)
+
+
+def formatted(metrics: Mapping[str, float], separator: str = ' ') -> str:
+    """'loss 1.2345 top1 67.89%'."""
+    parts = (f'loss {v:.4f}' if name == 'loss' else f'{name} {v:6.2%}' for name, v in metrics.items())
+    return separator.join(parts)
 
 
 class Log:
@@ -83,6 +91,11 @@ class Log:
             self._board.add_image(name, image)
             self._board.flush()
 
+    def figure(self, name: str, figure: 'Figure') -> None:
+        """Adds a figure of the last completed epoch to TensorBoard."""
+        if self.run.is_main:
+            self._board.add_figure(name, figure, self.run.epoch)
+
     def progress(
         self, batches: Iterable[tuple[int, dict[str, Any]]], clips: Clips
     ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -109,9 +122,9 @@ class Log:
         return (step + 1) % self.print_freq == 0 or step + 1 == steps
 
     def report(self) -> None:
-        """Reports mean loss and top-1 of the current epoch so far."""
+        """Reports the mean loss, and top-1, of the current epoch so far."""
         means, bar = self.run.means(), self._bar
-        bar.set_postfix_str(f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}')
+        bar.set_postfix_str(formatted(means, ', '))
         self._clips, self._seconds = bar.n - bar.initial, bar.format_dict['elapsed']
         if not sys.stderr.isatty():
             log.info(str(bar))
@@ -119,10 +132,10 @@ class Log:
             log.info(f'peak memory {self._world.peak_memory() / 1e9:.1f} GB')
             self._world = None
 
-    def epoch(self, scores: np.ndarray, labels: np.ndarray) -> None:
+    def epoch(self, confusion: np.ndarray | None = None) -> None:
         """Logs the last completed epoch. Its speed covers the steps of this process only.
 
-        scores (N, K) and labels (N,) of the validation clips: for the confusion matrix of a new best epoch.
+        confusion: confusion matrix of the validation, drawn if the epoch is the best one.
         """
         if self._bar:
             self._bar.close()
@@ -133,10 +146,10 @@ class Log:
         for part in ('train', 'val', 'lr'):
             for name, value in line[part].items():
                 self._board.add_scalar(f'{part}/{name}', value, line['epoch'])
-        self._board.add_scalar('best/top1', best['top1'], line['epoch'])
-        if best['epoch'] == line['epoch']:
-            figure = confusion_figure(confusion_matrix(scores, labels), self.run.class_names)
-            self._board.add_figure('best/confusion_matrix', figure, line['epoch'])
+        metric = self.run.metric
+        self._board.add_scalar(f'best/{metric}', best[metric], line['epoch'])
+        if confusion is not None and best['epoch'] == line['epoch']:
+            self.figure('best/confusion_matrix', confusion_figure(confusion, self.run.class_names))
         speed = ''
         if self._clips:
             clips_per_second = self._clips / self._seconds
@@ -152,17 +165,16 @@ class Log:
             self._board.add_scalar('clips_per_second', clips_per_second, line['epoch'])
             speed = f'  {clips_per_second:.1f} clips/s'
         self._board.flush()
-        train, val = line['train'], line['val']
+        train, val = formatted(line['train']), formatted(line['val'])
         log.info(
-            f'epoch {line["epoch"]}/{self.epochs}  train loss {train["loss"]:.4f} top1 {train["top1"]:6.2%}  '
-            f'val loss {val["loss"]:.4f} top1 {val["top1"]:6.2%} top5 {val["top5"]:6.2%} '
-            f'mean class {val["mean_class"]:6.2%}  best {best["top1"]:.2%} (epoch {best["epoch"]}){speed}'
+            f'epoch {line["epoch"]}/{self.epochs}  train {train}  val {val}  '
+            f'best {best[metric]:.2%} (epoch {best["epoch"]}){speed}'
         )
 
     def end(self) -> None:
-        """Logs best and last top-1 of the run."""
-        best, last = self.run.best, self.run.history[-1]['val']['top1']
-        log.info(f'done: best top1 {best["top1"]:.2%} at epoch {best["epoch"]}, last {last:.2%}')
+        """Logs the best and the last epoch of the run."""
+        metric, best, last = self.run.metric, self.run.best, self.run.history[-1]['val']
+        log.info(f'done: best {metric} {best[metric]:.2%} at epoch {best["epoch"]}, last {last[metric]:.2%}')
 
     def _add_hparams(self) -> None:
         """Adds the config to TensorBoard's HParams tab.

@@ -24,12 +24,14 @@ class Model:
     """Entry of the table of models.
 
     framework: folder in lib. classifier: 'module.Class' in that folder, to which the config section `model` binds.
-    blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes; None: not supported.
+    blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes; None: not supported. program:
+    the command that trains it.
     """
 
     framework: Literal['pytorch', 'tensorflow']
     classifier: str
     default_config: str
+    program: str
     blocks: str | None = None
 
     @property
@@ -69,9 +71,33 @@ class Model:
 
 SUFFIXES = {'pytorch': '.bin', 'tensorflow': '.npz'}
 MODELS = {
-    'mbert': Model('pytorch', 'mbert.MotionBERT', 'configs/action/MB_train.yaml', blocks='dstformer.Block'),
-    'vanilla': Model('pytorch', 'vanilla.VanillaTransformer', 'configs/action/vanilla.yaml', blocks='vanilla.Block'),
-    'vivit': Model('tensorflow', 'vivit.ViViT', 'configs/action/vivit.yaml'),
+    'mbert': Model(
+        framework='pytorch',
+        classifier='mbert.MotionBERT',
+        default_config='configs/action/MB_train.yaml',
+        program='train_action_mbert.py',
+        blocks='dstformer.Block',
+    ),
+    'vanilla': Model(
+        framework='pytorch',
+        classifier='vanilla.VanillaTransformer',
+        default_config='configs/action/vanilla.yaml',
+        program='train_action_vanilla.py',
+        blocks='vanilla.Block',
+    ),
+    'vivit': Model(
+        framework='tensorflow',
+        classifier='vivit.ViViT',
+        default_config='configs/action/vivit.yaml',
+        program='train_action_vivit.py',
+    ),
+    'pretrain': Model(  # of the vanilla transformer
+        framework='pytorch',
+        classifier='pretraining.MotionPretraining',
+        default_config='configs/pretrain/vanilla.yaml',
+        program='python -m lib.tools.pretrain',
+        blocks='vanilla.Block',
+    ),
 }
 
 
@@ -93,7 +119,7 @@ def resolve_config(
         found = 'missing' if own_script is None else shown(own_script)
         raise UserError(f'{where}: script is {found}; it must be one of {", ".join(MODELS)}.')
     if script and own_script != script:
-        raise UserError(f'{where} has script: {own_script}. Use train_action_{own_script}.py.')
+        raise UserError(f'{where} has script: {own_script}. Use {MODELS[own_script].program}.')
     config = override({section: keys for section, keys in config.items() if section != 'script'}, overrides)
     sections = MODELS[own_script].sections
     model_input = config.get('data', {}).get('input', 'heatmap')

@@ -35,11 +35,12 @@ class Run:
     """Progress and folder of a training run. A subclass per framework saves and restores model and optimizer.
 
     epoch: completed epochs. step: completed steps of the current epoch; num_clips, loss_sum, num_correct: over these
-    steps. best: {'top1', 'epoch'} of the best epoch. history: one entry per epoch (see finish_epoch). source: the
+    steps. best: {metric, 'epoch'} of the best epoch. history: one entry per epoch (see finish_epoch). source: the
     checkpoint that the run resumes from; saved: its content, until `restore`. messages: log lines about resuming.
     is_main: whether this process writes the files.
     """
 
+    metric: ClassVar[str] = 'top1'  # of the validation, selects the best epoch
     read: ClassVar[Callable[[Path], dict[str, Any]]]
     write: ClassVar[Callable[[BinaryIO, Mapping[str, Any]], None]]
 
@@ -51,7 +52,7 @@ class Run:
     num_clips: int = 0
     loss_sum: float = 0.0
     num_correct: int = 0
-    best: dict[str, Any] = field(default_factory=lambda: {'top1': -1.0, 'epoch': 0})
+    best: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     source: Path | None = None
     saved: dict[str, Any] | None = None
@@ -144,13 +145,13 @@ class Run:
         return {'loss': self.loss_sum / self.num_clips, 'top1': self.num_correct / self.num_clips}
 
     def finish_epoch(self, val: dict[str, float]) -> None:
-        """Records the metrics of the current epoch and saves a checkpoint, also as the best one if top1 improved."""
+        """Records the metrics of the current epoch and saves a checkpoint, also as the best one if it is."""
         self.epoch += 1
         self.history.append({'epoch': self.epoch, 'lr': self.learning_rates(), 'train': self.means(), 'val': val})
         self.step, self.num_clips, self.loss_sum, self.num_correct = 0, 0, 0.0, 0
-        is_best = val['top1'] > self.best['top1']
+        is_best = val[self.metric] > self.best.get(self.metric, -math.inf)
         if is_best:
-            self.best = {'top1': val['top1'], 'epoch': self.epoch}
+            self.best = {self.metric: val[self.metric], 'epoch': self.epoch}
         self.save(is_best)
 
     def save(self, is_best: bool = False) -> None:
@@ -262,7 +263,7 @@ def check_checkpoint(content: Any, script: str | None, path: str | Path, to_resu
         )
     own = content['config']['script']
     if script and own != script:
-        raise UserError(f'{path} is a checkpoint of {own}: use train_action_{own}.py.')
+        raise UserError(f'{path} is a checkpoint of {own}: use {MODELS[own].program}.')
     if to_resume and 'optimizer' not in content:
         raise UserError(
             f'{path} has no optimizer state and cannot be resumed. It can be evaluated, or used as --pretrained '
@@ -302,8 +303,8 @@ def evaluation_config(
 ) -> EasyDict:
     """Returns the config to evaluate a checkpoint with: `saved`, the checkpoint's own, with `overrides` (--set).
 
-    config_file: a config to compare with it. Raises UserError if model, data or train.partial_train differ; other keys
-    are not compared.
+    config_file: a config to compare with it. Raises UserError if model, data, train.partial_train or
+    optimizer.layer_decay differ; other keys are not compared.
     """
     own = resolve_config(saved, (), str(path))
     config = resolve_config(saved, overrides, str(path))
@@ -317,9 +318,9 @@ def evaluation_config(
 
 
 def _fixed(changed: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
-    """The changed keys that define the model or the data."""
+    """The changed keys that define the model, the data or the optimizer's parameter groups."""
     fixed = [key for key in changed if key.split('.')[0] not in ('optimizer', 'train') and key not in free]
-    return fixed + [key for key in changed if key == 'train.partial_train']
+    return fixed + [key for key in changed if key in ('train.partial_train', 'optimizer.layer_decay')]
 
 
 def check_same(who: str, what: str, numbers: Sequence[int]) -> None:

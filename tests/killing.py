@@ -289,14 +289,14 @@ def fork(script: ModuleType, argv: list[str], output: str, stop: dict | None) ->
 
 def differences(script: ModuleType, one: str, other: str) -> list[str]:
     """Bitwise differences between two run folders, and leftover or damaged files in the second."""
-    one, other = Path(one), Path(other)
+    one, other, read = Path(one), Path(other), MODELS[script.SCRIPT].training.checkpoint.read
     found = [f'{path.name} is left over' for path in other.glob('*.tmp')]
     try:
         for path in sorted(other.glob('*_epoch*')):  # previous versions too, which may be of other steps
-            script.checkpoint.read(path)
+            read(path)
         suffix = MODELS[script.SCRIPT].suffix
         for name in (f'latest_epoch{suffix}', f'best_epoch{suffix}'):
-            a, b = (script.checkpoint.read(folder / name) for folder in (one, other))
+            a, b = (read(folder / name) for folder in (one, other))
             del a['config'], b['config']  # num_workers and save_every may differ
             found += [f'{name}: {place}' for place in different(a, b)]
     except (ValueError, OSError) as error:
@@ -365,7 +365,7 @@ if __name__ == '__main__':
     else:
         replies = os.fdopen(os.dup(1), 'w')
         os.dup2(2, 1)  # other output goes to stderr
-    script = importlib.import_module(f'train_action_{kind}')
+    script = importlib.import_module('lib.tools.pretrain' if kind == 'pretrain' else f'train_action_{kind}')
     if rest:
         stop, argv = Stop(**json.loads(rest[0])), rest[1:]
         sys.exit(train(script, argv, stop, kill_all, Shared(stop))[0])

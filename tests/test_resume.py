@@ -87,7 +87,10 @@ class Crash(BaseException):
 
 @contextlib.contextmanager
 def crash_after(step: int) -> Iterator[None]:
-    """Context manager in which training crashes after the report of a step, counted over all epochs."""
+    """Context manager in which training crashes after the report of a step, counted over all epochs.
+
+    Waits for the save in progress: a killed process would have lost or completed it.
+    """
     reports = []
 
     def report(_: Log) -> None:
@@ -98,6 +101,9 @@ def crash_after(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, 'report', report)
         yield
+    for thread in threading.enumerate():
+        if thread.name.startswith('checkpoint'):
+            thread.join(0.5)
 
 
 @of_all
@@ -108,9 +114,6 @@ def test_crashes_within_an_epoch(kind, call, command, whole, tmp_path, capsys, s
     for step, workers in zip(crashes, (1, 3), strict=True):
         with crash_after(step), pytest.raises(Crash):
             call(*command, *epochs(EPOCHS, f'save_every={save_every}', f'num_workers={workers}'))
-        for thread in threading.enumerate():  # a crashed process would have lost or completed the save
-            if thread.name.startswith('checkpoint'):
-                thread.join(0.5)
     capsys.readouterr()
     assert call(*command, *epochs(EPOCHS, 'save_every=null', 'num_workers=2')) == 0
     output = capsys.readouterr().out
@@ -121,6 +124,17 @@ def test_crashes_within_an_epoch(kind, call, command, whole, tmp_path, capsys, s
     means = tiny.lines(whole(kind))[1]['train']
     assert f'loss {means["loss"]:.4f}, top1 {means["top1"]:.2%}' in line
     tiny.assert_same_run(whole(kind), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('kind', ['vanilla'])
+@pytest.mark.parametrize('option', ['mixup=0.5'])
+def test_options_that_act_in_every_step(kind, call, command, tmp_path, option):
+    config, options = command[:2], epochs(EPOCHS, option, 'save_every=1')
+    assert call(*config, '-c', tmp_path / 'whole', *options) == 0
+    with crash_after(5), pytest.raises(Crash):
+        call(*command, *options)
+    assert call(*command, *options) == 0
+    tiny.assert_same_run(tmp_path / 'whole', tmp_path / 'run')
 
 
 @of_one

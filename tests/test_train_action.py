@@ -13,6 +13,7 @@ import yaml
 from lib.models import MODELS
 from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
+from tests.pytorch.test_pretrained import FORMS, mamp_weights
 from tests.tiny import assert_same_run, files, lines
 
 ROOT = Path(__file__).parents[1]
@@ -279,8 +280,41 @@ def test_fine_tuning(call, config, tmp_path, capsys):
     for folder, flags in ((run, pretrained), (run, []), (within_first, [])):
         assert call(*tune, *flags, '-c', folder, '--set', 'train.epochs=3') == 0
         assert 'loaded' not in capsys.readouterr().out
-    assert call(*tune, *pretrained, '--set', 'train.partial_train=null') == 2
-    assert 'train.partial_train' in capsys.readouterr().err
+    # These change the optimizer's groups of parameters.
+    for change in ('train.partial_train=null', 'optimizer.layer_decay=0.5'):
+        assert call(*tune, *pretrained, '--set', change) == 2
+        assert change.partition('=')[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['vanilla'])
+def test_fine_tuning_of_mamps_encoder(call, kind, tmp_path, write_pickle, capsys):
+    """The row vanilla_finetune_3d with a small encoder: pretrained, resumed, evaluated."""
+    row = yaml.safe_load((ROOT / 'configs/action/vanilla_finetune_3d.yaml').read_text())
+    row['data'] |= {
+        'ann_file': str(write_pickle(make_3d_annotations([5, 70, 120] * 6))),
+        'clip_len': 8,
+        'batch_size': 4,
+    }
+    row['model'] |= {'num_joints': 25, 'num_frames': 8, 'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_classes': 4}
+    row['train'] |= {'epochs': 2, 'warmup_epochs': 1}
+    config, run, weights = tmp_path / 'row.yaml', tmp_path / 'run', mamp_weights(num_joints=25)
+    config.write_text(yaml.safe_dump(row))
+    torch.save(FORMS['checkpoint of MAMP'](weights), tmp_path / 'checkpoint-399.pth')
+    pretrained = ['-p', tmp_path, '-ms', 'checkpoint-399.pth']
+    still = ['--set', 'optimizer.lr_backbone=0.0', '--set', 'train.epochs=1', '--set', 'train.warmup_epochs=0']
+    assert call('--config', config, '-c', tmp_path / 'still', *pretrained, *still) == 0
+    saved = tiny.latest(tmp_path / 'still')['model']
+    assert all(torch.equal(weights[name], value) for name, value in saved.items() if not name.startswith('head.'))
+    for epochs in (2, 3):
+        assert call('--config', config, '-c', run, *pretrained, '--set', f'train.epochs={epochs}') == 0
+    output = capsys.readouterr().out
+    assert 'not in this model, ignored: decoder_' in output
+    assert 'resuming' in output
+    rates = [line['lr'] for line in lines(run)]
+    assert all(rate.keys() == {'backbone', 'head'} and rate['backbone'] == rate['head'] for rate in rates)
+    assert call('-e', run / 'best_epoch.bin') == 0
+    assert call('--config', config, '-c', tmp_path / 'other') == 2
+    assert '--pretrained FOLDER' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('kind', ['mbert', 'vanilla'])

@@ -16,10 +16,12 @@ import train_action_vivit
 from lib import cli
 from lib.pytorch import checkpoint as pytorch_checkpoint
 from lib.tensorflow import checkpoint as tensorflow_checkpoint
+from lib.tools import pretrain
 from tests.annotations import make_annotations
 from tests.killing import different
 
 SCRIPTS = {script.SCRIPT: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
+PROGRAMS = {**SCRIPTS, pretrain.SCRIPT: pretrain}
 CHECKPOINTS = {'.bin': pytorch_checkpoint, '.npz': tensorflow_checkpoint}
 MODELS = {
     'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
@@ -29,6 +31,8 @@ MODELS = {
     'vivit': {'clip_len': 8, 'size': 12, 'num_joints': 17, 'tubelet_size': [4, 4, 4], 'dim_feat': 16, 'depth': 1,
               'num_heads': 2, 'drop_path_rate': 0.1, 'num_classes': 4},
 }  # fmt: skip
+PRETRAINING = {'num_joints': 17, 'num_frames': 8, 't_patch_size': 4, 'dim_in': 144, 'dim_feat': 16, 'depth': 1,
+               'num_heads': 2, 'mlp_ratio': 2, 'decoder_depth': 1}  # fmt: skip
 
 
 def optimizer(kind: str) -> dict[str, float]:
@@ -45,7 +49,7 @@ def content(kind: str, folder: Path, model: dict[str, Any] | None = None) -> dic
         'script': kind,
         'data': {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': 8, 'batch_size': 8, 'seed': 0},
         'heatmap': {'size': 12},
-        'model': dict(model or MODELS[kind]),
+        'model': dict(model or (PRETRAINING if kind == 'pretrain' else MODELS[kind])),
         'optimizer': optimizer(kind),
         'train': {'epochs': 2, 'lr_decay': 0.9},
     }

@@ -16,7 +16,8 @@ def make_clips(config: EasyDict, split: str) -> Clips:
     """Opens a split. Raises UserError if the data or the labels do not fit the config."""
     size = config.heatmap.size if 'heatmap' in config else 0
     clips = Clips(split, Augmentation(**config.augmentation), size, **config.data)
-    clips.check_labels(config.model.num_classes)
+    if 'num_classes' in config.model:  # not in pretraining
+        clips.check_labels(config.model.num_classes)
     return clips
 
 

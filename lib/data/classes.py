@@ -33,13 +33,13 @@ NTU60 = NTU120[:60]
 
 
 def class_names(config: Mapping[str, dict]) -> list[str]:
-    """Names of the model's classes for a resolved config, model.num_classes of them.
+    """Names of the model's classes for a resolved config, model.num_classes of them; none in pretraining.
 
     Read from the text file `data.class_names`, by default <name>_classes.txt beside the pickle, which make_pickle
     writes. Without such a file the names of NTU RGB+D if the model has 60 or 120 classes, else 'class 0', 'class 1',
     ... Raises UserError naming the file if it has too few names.
     """
-    data, num_classes = config['data'], config['model']['num_classes']
+    data, num_classes = config['data'], config['model'].get('num_classes', 0)
     path = data.get('class_names') or _beside(Path(data['ann_file']))
     if path is None:
         known = {len(names): list(names) for names in (NTU60, NTU120)}

@@ -12,15 +12,25 @@ from typing import Self, get_args
 
 import numpy as np
 
-from lib.data.augmentation import Augmentation, Input
+from lib.data.augmentation import Augmentation, Input, Preparation
 from lib.data.geometry import AffineMap, compact_box, extent, project
-from lib.data.keypoints import centre_and_scale, coco_to_h36m, crop_scale, identity_swaps, to_camera
+from lib.data.keypoints import (
+    between_frames,
+    centre,
+    centre_and_scale,
+    coco_to_h36m,
+    crop_in_time,
+    crop_scale,
+    identity_swaps,
+    to_camera,
+)
 from lib.data.sampling import ClipRandom, epoch_order, evaluation_frames, resampled_frames, train_frames
 from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
 from lib.data.store import open_store
 from lib.errors import UserError, check_values
 
 TEST_SCALE = 2.0  # window of a test clip relative to the box around all persons, as in MotionBERT
+TEST_SHARE = 0.95  # of the frames of a test clip that are kept, as in MAMP
 PIECE = 2**16  # clips per lookup in the store
 
 
@@ -34,7 +44,8 @@ class Clips:
         heatmap      'keypoint' (N, M, T, V, 2) float32 in heatmap pixels and 'score' (N, M, T, V) float32. With
                      test_clips or test_flip, validation batches have a view axis: (N, K, M, T, V, ...).
         keypoint_2d  'keypoint' (N, M, T, 17, 3) float32: x, y, score of H36M joints, prepared as in MotionBERT.
-        keypoint_3d  'keypoint' (N, M, T, 25, 3) float32: x, y, z relative to the spine base in the first frame.
+        keypoint_3d  'keypoint' (N, M, T, 25, 3) float32: x, y, z relative to the spine base in the first frame; with
+                     preparation mamp in metres, relative to the middle of the spine there.
 
     Absent persons are zeros (with keypoint_2d, zeros scaled along with the rest, as in MotionBERT).
 
@@ -44,6 +55,7 @@ class Clips:
     input: kind of model input, see above.
     ann_file: PYSKL pickle, or a folder of pickles.
     benchmark: 'xsub' for the splits xsub_train and xsub_val, 'xview' likewise, or two split names [train, val].
+    preparation: of keypoint_3d, that of MotionBERT (adapted to 3D) or MAMP's.
     clip_len: frames per clip, T. batch_size: clips per batch over all processes, N.
     seed: for clip order, frame sampling and augmentation.
     max_persons: M; further persons are dropped.
@@ -61,6 +73,7 @@ class Clips:
         size: int = 56,
         *,
         input: Input = 'heatmap',
+        preparation: Preparation = 'motionbert',
         ann_file: str,
         benchmark: str | list[str],
         clip_len: int,
@@ -77,6 +90,10 @@ class Clips:
         is_heatmap = input == 'heatmap'
         rules = {
             'input': (input in get_args(Input), f'one of {", ".join(get_args(Input))}'),
+            'preparation': (
+                preparation == 'motionbert' or input == 'keypoint_3d',
+                f'motionbert with data.input {input}',
+            ),
             'clip_len': (clip_len >= 1, 'at least 1'),
             'batch_size': (batch_size >= 1, 'at least 1'),
             'max_persons': (max_persons >= 1, 'at least 1'),
@@ -86,11 +103,12 @@ class Clips:
         }
         check_values('data', locals(), rules)
         self.training = split == 'train'
+        self.preparation = preparation
         self.input, self.size, self.clip_len, self.batch_size = input, size, clip_len, batch_size
         self.seed, self.max_persons = seed, max_persons
         self.test_clips, self.test_flip = test_clips, test_flip
         self.augmentation = augmentation or Augmentation()
-        self.augmentation.check_input(input)
+        self.augmentation.check_input(input, preparation)
 
         self.store = open_store(ann_file, store_dir)
         self.split_name = f'{benchmark}_{split}' if isinstance(benchmark, str) else benchmark[0 if self.training else 1]
@@ -253,7 +271,7 @@ class Clips:
         if self.is_3d:
             xy = project(xy, np.zeros(len(index)) if random is None else self.augmentation.camera_angle(random))
         if random is not None:
-            xy = self.augmentation.move_joints(xy, random)
+            xy, score = self.augmentation.drop_joints(self.augmentation.move_joints(xy, random), score, random)
         img_shape = np.maximum(self.store.img_shape[index].astype(np.int64), 1)  # zeros in a 3D pickle
         affine = AffineMap.identity(img_shape).compact(compact_box(*extent(xy), img_shape))
         if random is not None:  # crop_and_flip also resizes to self.size
@@ -301,6 +319,8 @@ class Clips:
         return {'keypoint': crop_scale(keypoint, scale)}
 
     def _keypoint_3d(self, index: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
+        if self.preparation == 'mamp':
+            return self._mamp(index, random)
         frames = self._frames(index, random)
         keypoint = self._tracked(self._read(index, frames)[0], index, frames).astype(np.float32)
         present = (keypoint != 0).any(axis=-1)
@@ -308,6 +328,20 @@ class Clips:
         if random is not None:
             keypoint = self.augmentation.move_keypoints(keypoint, random) * present[..., None]
         return {'keypoint': keypoint}
+
+    def _mamp(self, index: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
+        total_frames = self.store.total_frames[index]
+        if random is None:
+            first, count = crop_in_time(total_frames, TEST_SHARE)
+        else:
+            first, count = self.augmentation.crop_frames(total_frames, random)
+        before, after, weight = between_frames(first, count, self.clip_len)
+        # The origin is in the first frame of the clip, which may be cropped off.
+        frames = np.concatenate([np.zeros_like(before[:, :1]), before, after], axis=1)
+        keypoint = centre(self._read(index, frames)[0].astype(np.float32))
+        before, after = np.split(keypoint[:, :, 1:], 2, axis=2)
+        keypoint = before + (after - before) * weight[:, None, :, None, None]
+        return {'keypoint': keypoint if random is None else self.augmentation.rotate_keypoints(keypoint, random)}
 
     def _frames(self, index: np.ndarray, random: ClipRandom | None) -> np.ndarray:
         """Frame numbers (N, T); of validation clips with several samples (N, test_clips * T)."""

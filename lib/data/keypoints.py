@@ -1,8 +1,11 @@
-"""Keypoint inputs without heatmaps: MotionBERT's preprocessing for action recognition, over a batch of clips.
+"""Keypoint inputs without heatmaps: the preprocessing of MotionBERT and MAMP, over a batch of clips.
 
-Zhu et al., ICCV 2023, lib/data/dataset_action.py and lib/utils/utils_data.py. Stages: camera normalisation, tracking,
-COCO to H36M joints, random move, crop. Frames are sampled by `sampling.resampled_frames`. MotionBERT handles 17 COCO
-joints; for 25 Kinect joints `centre_and_scale` replaces joint mapping and crop.
+MotionBERT: Zhu et al., ICCV 2023, lib/data/dataset_action.py and lib/utils/utils_data.py. Stages: camera normalisation,
+tracking, COCO to H36M joints, random move, crop. Frames are sampled by `sampling.resampled_frames`. MotionBERT handles
+17 COCO joints; for 25 Kinect joints `centre_and_scale` replaces joint mapping and crop.
+
+MAMP (25 Kinect joints): Mao et al., ICCV 2023, feeder/tools.py and, for the centring, data/ntu/seq_transformation.py.
+Stages: `crop_in_time`, `between_frames`, `centre`, interpolation, `rotate_3d`. Identities are not tracked.
 
 N clips, M persons, L frames, V joints, C coordinates.
 """
@@ -15,6 +18,7 @@ MOVE_SHIFT = 0.1  # in either direction, in units of the keypoints
 MOVES_2D = 4  # parameters of a random move: angle, scale, shift in x and y
 MOVES_3D = 7  # angles about x, y and z, scale, shift in x, y and z
 CROP_MINIMUM = 4  # points; MotionBERT sets clips with fewer to zero
+MAMP_MINIMUM = 64  # frames; MAMP does not crop training clips to fewer
 
 # COCO joint of each H36M joint; midpoints of two joints are computed in `coco_to_h36m`.
 _COCO_OF_H36M = np.array([11, 12, 14, 16, 11, 13, 15, 5, 5, 0, 1, 5, 7, 9, 6, 8, 10])
@@ -66,23 +70,16 @@ def random_move(keypoint: np.ndarray, draws: np.ndarray) -> np.ndarray:
     move, including absent ones. draws: (N, K, 2) in [0, 1), values for the first and last frame, K = MOVES_2D or
     MOVES_3D; 0.5 is the identity. (The 3D version is ours: MotionBERT moves only 2D keypoints.)
     """
-    N, _, L, _, C = keypoint.shape
+    _, _, L, _, C = keypoint.shape
     drawn = np.linspace(draws[..., 0], draws[..., 1], L, axis=-1)  # (N, K, L)
     angles, scale, shift = drawn[:, : -C - 1], drawn[:, -C - 1], drawn[:, -C:]
     angles = np.deg2rad(MOVE_ANGLE * (2 * angles - 1))
     scale = MOVE_SCALE[0] + (MOVE_SCALE[1] - MOVE_SCALE[0]) * scale
     shift = MOVE_SHIFT * (2 * shift - 1)
 
-    def turn(angle: np.ndarray, a: int, b: int) -> np.ndarray:  # axis a towards axis b, (N, L, C, C)
-        matrix = np.tile(np.eye(C), (N, L, 1, 1))
-        matrix[..., a, a] = matrix[..., b, b] = np.cos(angle)
-        matrix[..., b, a] = np.sin(angle)
-        matrix[..., a, b] = -matrix[..., b, a]
-        return matrix
-
-    matrix = turn(angles[:, -1], 0, 1)
+    matrix = _turn(angles[:, -1], 0, 1, C)
     if C == 3:
-        matrix = matrix @ turn(angles[:, 1], 2, 0) @ turn(angles[:, 0], 1, 2)
+        matrix = matrix @ _turn(angles[:, 1], 2, 0, C) @ _turn(angles[:, 0], 1, 2, C)
     matrix = (matrix * scale[..., None, None]).astype(keypoint.dtype)
     shift = np.moveaxis(shift, 1, 2).astype(keypoint.dtype)  # (N, L, C)
     turned = keypoint @ np.swapaxes(matrix, -1, -2)[:, None]  # 15 times as fast as einsum
@@ -118,15 +115,75 @@ def centre_and_scale(keypoint: np.ndarray, present: np.ndarray) -> np.ndarray:
     of the box around all joints, persons and frames of the clip, which preserves relative sizes and distances. Joints
     that are not `present` (N, M, L, V) bool become zero, as do clips without extent.
     """
-    has_base = present[:, 0, :, 0]  # (N, L)
-    base = keypoint[np.arange(len(keypoint)), 0, has_base.argmax(axis=1), 0]  # (N, 3)
-    base = np.where(has_base.any(axis=1, keepdims=True), base, 0)
+    base = _first_position(keypoint, present, 0)
     present = present[..., None]
     lowest, highest = _box(keypoint, present)
     side = (highest - lowest).max(axis=1)
     usable = side > 0  # side is -inf if no joint is present
-    scaled = (keypoint - base[:, None, None, None]) / np.where(usable, side, 1)[:, None, None, None, None]
+    scaled = (keypoint - base) / np.where(usable, side, 1)[:, None, None, None, None]
     return np.where(present & usable[:, None, None, None, None], scaled, np.float32(0))
+
+
+def crop_in_time(
+    total_frames: np.ndarray, share: np.ndarray | float, place: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each clip that MAMP keeps: its first frame and its number of frames, (N,) int64 each.
+
+    total_frames: (N,) int. share: fraction to keep, (N,) or one for all. place: (N,) in [0, 1), where the part lies
+    between the start and the end of the clip, for training; None: in the middle, for testing.
+    """
+    T = total_frames.astype(np.int64)
+    if place is None:
+        cut = ((1 - share) * T / 2).astype(np.int64)
+        return cut, T - 2 * cut
+    count = np.minimum(np.maximum((share * T).astype(np.int64), MAMP_MINIMUM), T)
+    return (place * (T - count + 1)).astype(np.int64), count
+
+
+def between_frames(first: np.ndarray, count: np.ndarray, clip_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Linear resampling of `count` frames from `first` on, (N,) int each, as by F.interpolate without align_corners.
+
+    Returns the frames before and after each of the L new ones, (N, L) int64, and the weight of the latter, (N, L)
+    float32.
+    """
+    first, last = first[:, None], (first + count - 1)[:, None]
+    position = np.maximum((np.arange(clip_len) + 0.5) * (count / clip_len)[:, None] - 0.5, 0)
+    before = position.astype(np.int64)
+    weight = (position - before).astype(np.float32)
+    return np.minimum(first + before, last), np.minimum(first + before + 1, last), weight
+
+
+def centre(keypoint: np.ndarray) -> np.ndarray:
+    """Centres Kinect joints (N, M, L, V, 3) on the spine in the first frame; missing joints stay zero.
+
+    The origin is joint 1, the middle of the spine, of person 0 in the first frame where it is present: MAMP uses the
+    files of CTR-GCN's seq_transformation.py ("new origin: joint-2", counted from 1), not the spine base.
+    """
+    present = (keypoint != 0).any(axis=-1)
+    return np.where(present[..., None], keypoint - _first_position(keypoint, present, 1), np.float32(0))
+
+
+def rotate_3d(keypoint: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Rotates clips (N, M, L, V, 3) about the origin: about x, then y, then z, by angles (N, 3) rad."""
+    x, y, z = angles.T
+    matrix = _turn(z, 0, 1, 3) @ _turn(y, 2, 0, 3) @ _turn(x, 1, 2, 3)
+    return keypoint @ np.swapaxes(matrix, -1, -2).astype(keypoint.dtype)[:, None, None]
+
+
+def _turn(angle: np.ndarray, a: int, b: int, C: int) -> np.ndarray:
+    """Matrices that turn axis a towards axis b, (*angle.shape, C, C)."""
+    matrix = np.tile(np.eye(C), (*angle.shape, 1, 1))
+    matrix[..., a, a] = matrix[..., b, b] = np.cos(angle)
+    matrix[..., b, a] = np.sin(angle)
+    matrix[..., a, b] = -matrix[..., b, a]
+    return matrix
+
+
+def _first_position(keypoint: np.ndarray, present: np.ndarray, joint: int) -> np.ndarray:
+    """Position of a joint of person 0 in the first frame where it is present, else zeros: (N, 1, 1, 1, 3)."""
+    has_joint = present[:, 0, :, joint]  # (N, L)
+    position = keypoint[np.arange(len(keypoint)), 0, has_joint.argmax(axis=1), joint]
+    return np.where(has_joint.any(axis=1, keepdims=True), position, 0)[:, None, None, None]
 
 
 def _box(keypoint: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Checkpoints and runs of PyTorch models."""
 
+import argparse
 import re
 import warnings
 import zipfile
@@ -15,8 +16,9 @@ from lib.data.pickles import Dtype, scalar
 from lib.errors import UserError, shown, shown_text, user_file
 from lib.files import check_zip, require_file
 
-# NumPy scalars, such as min_loss in MotionBERT's checkpoints.
+# NumPy scalars, such as min_loss in MotionBERT's checkpoints, and the command line in MAMP's.
 SAFE_GLOBALS = [
+    argparse.Namespace,
     (Dtype, 'numpy.dtype'),
     (scalar, 'numpy.core.multiarray.scalar'),  # NumPy 1
     (scalar, 'numpy._core.multiarray.scalar'),

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from lib.plots import clip_image
 from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone
+from lib.pytorch.pretraining import MotionPretraining
 from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16
 
 
@@ -32,14 +34,20 @@ from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16
 class TrainOptions(Recipe):
     """Section `train`: the recipe, plus options of PyTorch models.
 
+    mixup: alpha of mixup (see `mix`); 0 disables it.
     partial_train: substrings of parameter names; other backbone parameters are frozen. null: train all. The head is
     always trained.
     activation_checkpointing: whether to recompute activations in the backward pass, which takes a third more time and
     much less memory.
     """
 
+    mixup: float = 0.0
     partial_train: list[str] | None = None
     activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_values('train', vars(self), {'mixup': (self.mixup >= 0, '0 or more')})
 
     def check_device(self, device: torch.device) -> None:
         """Raises UserError if the device does not support the precision."""
@@ -78,24 +86,49 @@ def check_batch_norm(model: nn.Module, options: TrainOptions, batch_size: int, w
         )
 
 
-def make_optimizer(model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float) -> torch.optim.AdamW:
-    """Section `optimizer`: AdamW on all trainable parameters, with learning rates for backbone and head."""
+def make_optimizer(
+    model: nn.Module, *, lr_backbone: float, lr_head: float, weight_decay: float, layer_decay: float = 1.0
+) -> torch.optim.AdamW:
+    """Section `optimizer`: AdamW on all trainable parameters, with learning rates for backbone and head (or decoder).
+
+    layer_decay: factor on the learning rate for each layer above a parameter, see layers_above; 1: none.
+    """
     values = {'lr_backbone': lr_backbone, 'lr_head': lr_head, 'weight_decay': weight_decay}
-    check_values('optimizer', values, {key: (value >= 0, '0 or more') for key, value in values.items()})
-    backbone, head = [], []
+    rules = {key: (value >= 0, '0 or more') for key, value in values.items()}
+    rules['layer_decay'] = (0 < layer_decay <= 1, 'above 0 and at most 1')
+    check_values('optimizer', values | {'layer_decay': layer_decay}, rules)
+    above = layers_above(name for name, _ in model.named_parameters())
+    parameters = {}  # of each group, (part of the model, factor on its rate)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (head if name.startswith('head.') else backbone).append(parameter)
-    groups = [
-        {'name': name, 'params': parameters, 'lr': lr, 'initial_lr': lr}
-        for name, parameters, lr in (('backbone', backbone, lr_backbone), ('head', head, lr_head))
-        if parameters
-    ]
+            part = 'head' if name.startswith(('head.', 'decoder_', 'mask_token')) else 'backbone'
+            scale = 1.0 if part == 'head' else layer_decay ** above[name]
+            parameters.setdefault((part, scale), []).append(parameter)
+    groups = []
+    for part, scale in sorted(parameters):  # the largest rate of the backbone last: that one is logged
+        lr = scale * (lr_head if part == 'head' else lr_backbone)
+        groups.append({'name': part, 'params': parameters[part, scale], 'lr': lr, 'initial_lr': lr})
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
+def layers_above(names: Iterable[str]) -> dict[str, int]:
+    """Exponent of the layer decay for each parameter, as in MAMP (after BEiT).
+
+    depth - i for block i of `depth` (`blocks.i`, or `blocks_st.i`, `blocks_ts.i` and `ts_attn.i` of DSTformer),
+    depth + 1 for the embeddings, 0 for what follows the blocks.
+    """
+    blocks = {name: re.search(r'\b(?:blocks|blocks_st|blocks_ts|ts_attn)\.(\d+)\.', name) for name in names}
+    depth = max((int(block[1]) + 1 for block in blocks.values() if block), default=0)
+    return {
+        name: depth - int(block[1]) if block else depth + 1 if '_embed' in name else 0 for name, block in blocks.items()
+    }
+
+
 class RenderAndClassify(nn.Module):
-    """Renders heatmaps and classifies them, or classifies keypoints: (keypoint, score) -> logits (N, K) float32."""
+    """Renders heatmaps and classifies them, or classifies keypoints: (keypoint, score) -> logits (N, K) float32.
+
+    In pretraining the output is errors (N, 2), see MotionPretraining.
+    """
 
     def __init__(self, render: HeatmapRenderer | None, model: nn.Module, precision: str) -> None:
         super().__init__()
@@ -103,8 +136,11 @@ class RenderAndClassify(nn.Module):
         self.dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
 
     def forward(self, keypoint: Tensor, score: Tensor | None = None) -> Tensor:
-        with torch.autocast(keypoint.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.model(keypoint if self.render is None else self.render(keypoint, score, self.dtype)).float()
+        is_bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(keypoint.device.type, torch.bfloat16) if is_bf16 else contextlib.nullcontext():
+            x = keypoint if self.render is None else self.render(keypoint, score, self.dtype)
+            is_pretraining = isinstance(self.model, MotionPretraining)  # its targets are keypoints, whatever the input
+            return (self.model(x, keypoint, score) if is_pretraining else self.model(x)).float()
 
 
 def recompute_blocks(model: nn.Module, script: str) -> None:
@@ -148,35 +184,79 @@ def train_step(
     options: TrainOptions,
     size: int,
     seed: int,
+    criterion: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Trains on this process's share of a batch; returns [mean loss, correct clips] on the device.
 
     size: clips in a full share, which is split into `options.accumulation_steps` micro-batches. A short share is split
-    into fewer, so that none is too small for batch norm. seed: for dropout.
+    into fewer, so that none is too small for batch norm. seed: for dropout and mixup. criterion: (forward, options,
+    **batch) -> mean loss and number of correct clips; None: `classification_loss`.
     """
+    criterion = criterion or classification_loss
     torch.manual_seed(seed)
     optimizer.zero_grad()
     num_clips = len(batch['label'])
+    batch = mix(batch, options.mixup, seed) if options.mixup else batch
     parts = micro_batches(batch, max(1, num_clips * options.accumulation_steps // size))
     results = torch.zeros(2, device=batch['label'].device)
     for i, part in enumerate(parts):
-        label = part.pop('label')
         if options.compile:
             for tensor in part.values():
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)  # no recompilation for a short batch
         is_last = i == len(parts) - 1  # gradients are synchronised only once
         with contextlib.nullcontext() if is_last else getattr(forward, 'no_sync', contextlib.nullcontext)():
-            logits = forward(**part)
-            loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
-            loss = loss * (len(label) / num_clips)
+            loss, num_correct = criterion(forward, options, **part)
+            loss = loss * (len(part['label']) / num_clips)
             loss.backward()
-        results += torch.stack([loss.detach(), (logits.detach().argmax(1) == label).sum()])
+        results += torch.stack([loss.detach(), num_correct])
     if options.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(
             [p for group in optimizer.param_groups for p in group['params']], options.max_grad_norm
         )
     optimizer.step()
     return results
+
+
+def classification_loss(
+    forward: nn.Module,
+    options: TrainOptions,
+    label: Tensor,
+    other_label: Tensor | None = None,
+    weight: Tensor | None = None,
+    **inputs: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of a batch and the number of correct clips.
+
+    other_label, weight: of mixed clips, see `mix`; they count as correct if the heavier one of the two is recognised.
+    """
+    logits = forward(**inputs)
+    loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing, reduction='none')
+    if other_label is not None:
+        other_loss = F.cross_entropy(logits, other_label, label_smoothing=options.label_smoothing, reduction='none')
+        loss = weight * loss + (1 - weight) * other_loss
+    return loss.mean(), (logits.detach().argmax(1) == label).sum()
+
+
+def mix(batch: dict[str, Tensor], alpha: float, seed: int) -> dict[str, Tensor]:
+    """Mixup (Zhang et al., ICLR 2018): mixes each clip of a shuffled batch with the one before it.
+
+    Heatmaps: both clips are drawn into one map, as 2 M persons with weighted scores. Keypoints: weighted means of the
+    coordinates and so of their embeddings, because the models embed linearly.
+    Returns the batch with 'other_label' and 'weight' (N,) of 'label': the greater of lambda ~ Beta(alpha, alpha) and
+    1 - lambda, which only exchanges the roles of the two clips. Drawn on the host, so that the device does not wait.
+    """
+    weight = np.random.default_rng(seed).beta(alpha, alpha)
+    weight = max(weight, 1 - weight)
+    other = {name: tensor.roll(1, 0) for name, tensor in batch.items()}
+    if 'score' in batch:
+        keypoint = torch.cat([batch['keypoint'], other['keypoint']], dim=1)
+        score = torch.cat([weight * batch['score'], (1 - weight) * other['score']], dim=1)
+        mixed = {'keypoint': keypoint, 'score': score}
+    else:
+        mixed = {'keypoint': weight * batch['keypoint'] + (1 - weight) * other['keypoint']}
+    label, other_label = batch['label'], other['label']
+    weight = torch.full(label.shape, weight, device=label.device)
+    return {**mixed, 'label': label, 'other_label': other_label, 'weight': weight}
 
 
 def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:

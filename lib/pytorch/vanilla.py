@@ -41,7 +41,14 @@ class SkeleEmbed(nn.Module):
         self.proj = nn.Conv2d(dim_in, dim_feat, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises UserError if T exceeds num_frames or is not a multiple of t_patch_size, or C or V differ."""
+        """Raises UserError, see `patches`."""
+        return self.embed(self.patches(x))
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The inputs of each token: (N,C,T,V) -> (N,T/t_patch_size,V/patch_size,F), F = t_patch_size * patch_size * C.
+
+        Raises UserError if T exceeds num_frames or is not a multiple of t_patch_size, or C or V differ.
+        """
         _, dim_in, num_frames, num_joints = x.shape
         if num_frames > self.num_frames or num_frames % self.t_patch_size:
             raise UserError(
@@ -53,10 +60,13 @@ class SkeleEmbed(nn.Module):
                 f'the input has {num_joints} joints of {dim_in} channels, but the model has '
                 f'num_joints {self.num_joints} and dim_in {self.proj.in_channels}'
             )
+        step = dict(zip('pq', self.proj.stride, strict=True))
+        return rearrange(x, 'n c (t p) (v q) -> n t v (p q c)', **step)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches (...,F) -> tokens (...,D)."""
         # As a matrix product: on a CPU a convolution is 2 (forward) to 4 (backward) times slower.
-        patch, step = 'n c (t p) (v q) -> n t v (p q c)', dict(zip('pq', self.proj.stride, strict=True))
-        weight = rearrange(self.proj.weight, 'd c p q -> d (p q c)')
-        return linear(rearrange(x, patch, **step), weight, self.proj.bias)
+        return linear(patches, rearrange(self.proj.weight, 'd c p q -> d (p q c)'), self.proj.bias)
 
 
 class Block(nn.Module):
@@ -105,7 +115,7 @@ class Transformer(nn.Module):
     """A plain transformer with an action head: (N,C,T,V,M) -> (N,num_classes), with T up to num_frames.
 
     protocol: the head, 'linprobe' (mean of all tokens, one linear layer) or 'finetune' (MotionBERT's head: mean over
-    frames and persons, a hidden layer of 2048, dropout_ratio before it). Raises UserError for another.
+    frames and persons, a hidden layer of 2048, dropout_ratio before it); None: no head. Raises UserError for another.
     """
 
     def __init__(
@@ -126,10 +136,11 @@ class Transformer(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        protocol: str = 'linprobe',
+        protocol: str | None = 'linprobe',
         dropout_ratio: float = 0.3,
     ) -> None:
         super().__init__()
+        self.dim_in, self.num_joints, self.num_frames, self.t_patch_size = dim_in, num_joints, num_frames, t_patch_size
         self.joints_embed = SkeleEmbed(dim_in, dim_feat, num_frames, num_joints, patch_size, t_patch_size)
         self.temp_embed = nn.Parameter(torch.zeros(1, num_frames // t_patch_size, 1, dim_feat))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1, num_joints // patch_size, dim_feat))
@@ -149,7 +160,9 @@ class Transformer(nn.Module):
             for i in range(depth)
         )
         self.norm = norm_layer(dim_feat)
-        if protocol == 'linprobe':
+        if protocol is None:
+            self.head = nn.Identity()
+        elif protocol == 'linprobe':
             self.head = ActionHeadLinprobe(dim_feat, num_classes)
         elif protocol == 'finetune':
             self.head = ActionHeadClassification(dropout_ratio, dim_feat, num_classes, num_joints // patch_size)
@@ -159,13 +172,28 @@ class Transformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws MAMP's initial weights; the patch embedding keeps torch's."""
-        nn.init.trunc_normal_(self.temp_embed, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for embedding in self.parameters(recurse=False):
+            nn.init.trunc_normal_(embedding, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def check_input(self, *, clip_len: int, num_joints: int, dim_in: int) -> None:
+        """Raises UserError, naming the keys, if the clips of a config do not fit the model (see check_joints)."""
+        next_multiple = clip_len + -clip_len % self.t_patch_size
+        if clip_len > self.num_frames:
+            raise UserError(
+                f'data.clip_len {clip_len} exceeds model.num_frames {self.num_frames}: '
+                f'set data.clip_len to {self.num_frames}, or both to {next_multiple}'
+            )
+        if clip_len != next_multiple:
+            raise UserError(
+                f'data.clip_len {clip_len} is not a multiple of model.t_patch_size {self.t_patch_size}: '
+                f'set data.clip_len to {next_multiple}'
+            )
+        check_joints(self, num_joints, dim_in)
 
     def get_features(self, x: Tensor) -> Tensor:
         """(N,C,T,V,M) -> (N,M,T/t_patch_size,V,D). Raises UserError, see SkeleEmbed."""
@@ -183,12 +211,22 @@ class Transformer(nn.Module):
         return self.head(self.get_features(x))
 
 
+def check_patches(num_frames: int, t_patch_size: int) -> None:
+    """Raises UserError, naming the keys, if the longest clip cannot be divided into patches."""
+    if num_frames % t_patch_size:
+        raise UserError(
+            f'model.num_frames {num_frames} is not a multiple of model.t_patch_size {t_patch_size}: '
+            f'set model.num_frames to {num_frames + -num_frames % t_patch_size}'
+        )
+
+
 class VanillaTransformer(Transformer):
     """The vanilla transformer on heatmap volumes or keypoints; its arguments are the keys of section `model`.
 
     dim_in: inputs per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
-    protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. drop_path_rate: of the
-    blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value out of range.
+    protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. attn_drop_rate,
+    drop_path_rate: of the blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value
+    out of range.
     """
 
     def __init__(
@@ -204,6 +242,7 @@ class VanillaTransformer(Transformer):
         mlp_ratio: float = 4,
         protocol: Literal['linprobe', 'finetune'] = 'linprobe',
         dropout_ratio: float | None = None,
+        attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         num_classes: int = 60,
     ) -> None:
@@ -213,11 +252,7 @@ class VanillaTransformer(Transformer):
             )
         dropout_ratio = 0.3 if dropout_ratio is None else dropout_ratio
         check_model_keys(locals())
-        if num_frames % t_patch_size:
-            raise UserError(
-                f'model.num_frames {num_frames} is not a multiple of model.t_patch_size {t_patch_size}: '
-                f'set model.num_frames to {num_frames + -num_frames % t_patch_size}'
-            )
+        check_patches(num_frames, t_patch_size)
         super().__init__(
             dim_in=dim_in,
             num_classes=num_classes,
@@ -228,29 +263,11 @@ class VanillaTransformer(Transformer):
             num_frames=num_frames,
             num_joints=num_joints,
             t_patch_size=t_patch_size,
+            attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
             protocol=protocol,
             dropout_ratio=dropout_ratio,
         )
-        self.num_joints = num_joints
-        self.num_frames = num_frames
-        self.t_patch_size = t_patch_size
-        self.dim_in = dim_in
-
-    def check_input(self, *, clip_len: int, num_joints: int, dim_in: int) -> None:
-        """Raises UserError, naming the keys, if the clips of a config do not fit the model (see check_joints)."""
-        next_multiple = clip_len + -clip_len % self.t_patch_size
-        if clip_len > self.num_frames:
-            raise UserError(
-                f'data.clip_len {clip_len} exceeds model.num_frames {self.num_frames}: '
-                f'set data.clip_len to {self.num_frames}, or both to {next_multiple}'
-            )
-        if clip_len != next_multiple:
-            raise UserError(
-                f'data.clip_len {clip_len} is not a multiple of model.t_patch_size {self.t_patch_size}: '
-                f'set data.clip_len to {next_multiple}'
-            )
-        check_joints(self, num_joints, dim_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """A volume (N,T,V,H,W) or keypoints (N,M,T,V,C) -> (N,num_classes).

@@ -39,7 +39,11 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Checkpoint:
     if path.suffix not in frameworks:
         raise UserError(f'{path} is not a checkpoint. Give the folder of a run, or its {" or ".join(frameworks)} file.')
     content = importlib.import_module(f'lib.{frameworks[path.suffix]}.checkpoint').read(path)
-    check_checkpoint(content, None, path)
+    script = check_checkpoint(content, None, path)['config']['script']
+    if script == 'pretrain':
+        raise UserError(
+            f'{path} is pretrained and has no classes. Fine-tune it first: train_action_vanilla.py --pretrained.'
+        )
     config = evaluation_config(path, content['config'], overrides)
     names = names_of(content, config)
     return Checkpoint(path, config, content['epoch'], content['model'], names)

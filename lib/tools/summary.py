@@ -41,7 +41,7 @@ def summarise(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set)
     MODELS[config.script].training.TrainOptions(**config.train).check_batch_size(config.data.batch_size, 1)
     total, trained, operations = COSTS[MODELS[config.script].framework](config)
-    log.info('config         %s, for train_action_%s.py', args.config, config.script)
+    log.info('config         %s, for %s', args.config, MODELS[config.script].program)
     log.info('parameters     %s, %s trainable', f'{total:,}', f'{trained:,}')
     log.info('multiply-adds  %s million per clip', f'{operations / 1e6:,.0f}')
     for line in published_lines(args.config, config):
@@ -60,13 +60,15 @@ def pytorch_cost(config: EasyDict) -> tuple[int, int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from lib.pytorch import training
+
     render, model = build_model(config, joints_of(config))
     shape = (1, config.data.max_persons, config.data.clip_len, joints_of(config))
     with torch.device('meta'):
-        inputs = torch.zeros(*shape, 3) if render is None else render(torch.zeros(*shape, 2), torch.zeros(shape))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(inputs)
-    return *MODELS[config.script].training.count_parameters(model), counter.get_total_flops() // 2
+        inputs = [torch.zeros(*shape, 3)] if render is None else [torch.zeros(*shape, 2), torch.zeros(shape)]
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            training.RenderAndClassify(render, model.eval(), 'fp32')(*inputs)
+    return *training.count_parameters(model), counter.get_total_flops() // 2
 
 
 def tensorflow_cost(config: EasyDict) -> tuple[int, int, int]:

@@ -2,10 +2,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 from lib.data.augmentation import Augmentation
 from lib.data.clips import Clips
-from lib.data.sampling import evaluation_frames
+from lib.data.sampling import ClipRandom, evaluation_frames
 from lib.data.skeletons import COCO17
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.oracle import heatmaps
@@ -161,6 +162,21 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
     assert 1.4 < magnified.max() < 1.55  # 1 / sqrt(.56 * 3/4)
 
 
+def test_random_scale_changes_width_and_height_on_their_own(write_pickle):
+    path = write_pickle(make_annotations([16] * 600))  # as many frames as are sampled: the same in both
+    plain, scaled = (
+        whole_split(clips('train', path, random_scale=most, **STILL))['keypoint'][:, 0] for most in (0, 0.2)
+    )
+    change = np.ptp(scaled, axis=(1, 2)) / np.ptp(plain, axis=(1, 2)) - 1  # of width and height, in the map
+    np.testing.assert_allclose(np.abs(change).max(0), 0.2, atol=0.005)
+    np.testing.assert_allclose(change.mean(0), 0, atol=0.02)
+    assert abs(np.corrcoef(change.T)[0, 1]) < 0.15
+    middles = [(keypoint.max((1, 2)) + keypoint.min((1, 2))) / 2 for keypoint in (plain, scaled)]
+    np.testing.assert_allclose(*middles, atol=0.5)  # px
+    still, test = (whole_split(clips('val', path, random_scale=most))['keypoint'] for most in (0, 0.2))
+    np.testing.assert_array_equal(still, test)
+
+
 def test_max_persons_limits_the_persons(write_pickle):
     path = write_pickle(make_annotations([20] * 6, persons=[3] * 6))
     three, two = (clips('val', path, max_persons=m, flip_ratio=0)[0, 0] for m in (3, 2))
@@ -194,8 +210,11 @@ def test_index_and_shuffle_take_few_bytes_per_clip(tmp_path):
         {'clip_len': 0},
         {'batch_size': 0},
         {'flip_ratio': 1.5},
+        {'random_scale': 1.0},
         {'crop_area': [0.9, 0.5]},
         {'rotation': -0.1},
+        {'shear': 1.0},
+        {'joint_drop': 1.0},
         {'test_clips': 0},
         {'scale_range': [3.0, 1.0], 'input': 'keypoint_2d'},
         {'input': 'keypoints'},
@@ -244,7 +263,7 @@ def test_augmentation_leaves_missing_joints_missing(write_pickle):
         annotation['keypoint_score'][:, :, 3] = 0
         annotation['keypoint'][0, :5] = 0
     path = write_pickle(data)
-    aug = {'rotation': 0.3, 'joint_noise': 0.01, **STILL}
+    aug = {'rotation': 0.3, 'shear': 0.2, 'joint_noise': 0.01, **STILL}
     plain, augmented = (whole_split(clips('train', path, **changes)) for changes in (STILL, aug))
     missing = (plain['keypoint'] == 0).all(-1)
     assert missing[:, 0, :, 3].all()
@@ -270,6 +289,22 @@ def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
     np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # no rotation in validation
 
 
+def test_shear_slants_both_axes_of_the_body(write_pickle):
+    # A cross, upright: after shear and box crop its axes lean by amounts that are independent and symmetric.
+    cross = np.zeros((17, 2))
+    cross[:4] = (0, -150), (0, 150), (-150, 0), (150, 0)
+    keypoint = np.tile(np.add(cross, (960, 540)).astype(np.float16), (1, 20, 1, 1))
+    path = write_pickle(copies(make_annotations([20] * 600), keypoint))
+    sheared = whole_split(clips('train', path, shear=0.2, batch_size=100, **STILL))['keypoint'][:, 0, 0]
+    down, right = sheared[:, 1] - sheared[:, 0], sheared[:, 3] - sheared[:, 2]
+    slants = np.stack([down[:, 0] / down[:, 1], right[:, 1] / right[:, 0]])
+    np.testing.assert_allclose(np.abs(slants).max(1), 0.2, atol=0.015)
+    np.testing.assert_allclose(slants.mean(1), 0, atol=0.02)
+    assert abs(np.corrcoef(slants)[0, 1]) < 0.15
+    still = whole_split(clips('val', path, shear=0.2))['keypoint'][:, 0, 0]
+    np.testing.assert_allclose(still[:, 1, 0], still[:, 0, 0], atol=0.01)  # not in testing
+
+
 def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
     path = write_pickle(make_annotations([16] * 300))  # as many frames as are sampled: each once, in order
     still, rolled = (
@@ -281,6 +316,23 @@ def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
         assert len(found) == 1
         shifts += found
     assert set(shifts) == set(range(-5, 6))
+
+
+def test_dropped_joints_are_missing_in_all_frames(write_pickle):
+    path = write_pickle(make_annotations([16] * 600, persons=[2] * 600))
+    plain, dropped = (whole_split(clips('train', path, joint_drop=most, **STILL)) for most in (0, 0.2))
+    missing = dropped['score'] == 0  # (N, M, T, V)
+    assert missing.mean() == pytest.approx(0.2, abs=0.01)
+    assert (missing == missing[:, :, :1]).all()
+    np.testing.assert_array_equal(dropped['score'], np.where(missing, 0, plain['score']))
+    for axis in range(3):  # clips, persons and joints on their own
+        first, second = np.take(missing[:, :, 0], [0, 1], axis).swapaxes(0, axis)
+        assert (first != second).any()
+    shown = np.where(missing[..., None], np.nan, dropped['keypoint']).reshape(len(missing), -1, 2)
+    longest = (np.nanmax(shown, axis=1) - np.nanmin(shown, axis=1)).max(-1)
+    np.testing.assert_allclose(longest, 56 / 1.25, atol=0.5)  # the box is that of the other joints
+    still, test = (whole_split(clips('val', path, joint_drop=most)) for most in (0, 0.2))
+    np.testing.assert_array_equal(still['score'], test['score'])
 
 
 # --- test-time views -------------------------------------------------------------------------------------------------
@@ -394,6 +446,101 @@ def test_3d_keypoints_turn_scale_and_drift_a_little(write_pickle):
     assert 1.07 < magnified.max() < 1.11
 
 
+# --- MAMP's preparation ----------------------------------------------------------------------------------------------
+
+MAMP = {'input': 'keypoint_3d', 'preparation': 'mamp', 'clip_len': 120}
+
+
+def mamp_sample(keypoint: np.ndarray, first: int, count: int, angles: np.ndarray) -> torch.Tensor:
+    """One clip (M, T, 25, 3) as MAMP's feeder prepares it, with given random numbers: (M, 120, 25, 3).
+
+    PyTorch computes positions in float32, which moves joints by about 1e-5 m.
+    """
+    clip = torch.tensor(keypoint.astype(np.float32))
+    missing = (clip == 0).all(-1, keepdim=True)
+    clip = (clip - clip[0, 0, 1]).masked_fill(missing, 0)[:, first : first + count]
+    rows = clip.permute(3, 2, 0, 1).reshape(1, 1, -1, count)  # C V M, T
+    rows = torch.nn.functional.interpolate(rows, (rows.shape[2], 120), mode='bilinear', align_corners=False)
+    clip = rows.reshape(3, 25, len(keypoint), 120).permute(2, 3, 1, 0)
+    for axis, angle in enumerate(torch.tensor(angles)):
+        generator = torch.zeros(3, 3, dtype=torch.float64)
+        generator[axis - 1, axis - 2], generator[axis - 2, axis - 1] = angle, -angle
+        clip = clip @ torch.linalg.matrix_exp(generator).T.float()
+    return clip
+
+
+@pytest.fixture
+def two_persons(write_pickle):
+    """3D clips of all lengths; the second person is absent at first, a joint of the first one later."""
+    data = make_3d_annotations([1, 5, 40, 70, 119, 120, 121, 300] * 3, persons=[1, 2, 2] * 8)
+    for annotation in data['annotations']:
+        keypoint = annotation['keypoint']
+        keypoint[1:, :3] = 0
+        keypoint[0, 2:4, 20] = 0
+    return data, write_pickle(data)
+
+
+def test_mamps_test_clips_are_those_of_its_feeder(two_persons):
+    data, path = two_persons
+    keypoint = whole_split(clips('val', path, **MAMP))['keypoint']
+    assert (keypoint.shape, keypoint.dtype) == ((8, 2, 120, 25, 3), np.float32)
+    for seen, annotation in zip(keypoint, data['annotations'][16:], strict=True):
+        T, persons = annotation['total_frames'], len(annotation['keypoint'])
+        cut = int((1 - 0.95) * T / 2)
+        expected = mamp_sample(annotation['keypoint'], cut, T - 2 * cut, np.zeros(3))
+        np.testing.assert_allclose(seen[:persons], expected, atol=1e-4)
+        assert not seen[persons:].any()
+
+
+def test_mamps_training_clips_are_those_of_its_feeder(two_persons):
+    data, path = two_persons
+    loaded = clips('train', path, rotation=0.3, **MAMP)
+    for b in range(len(loaded)):
+        batch, index = loaded[2, b], loaded.batch_indices(2, b)
+        random = ClipRandom(0, 2, index)
+        shares, places = random.uniform(), random.uniform()
+        angles = 0.3 * (2 * random.uniform(3) - 1)
+        for seen, name, share, place, angle in zip(
+            batch['keypoint'], loaded.names(2, b), 0.5 + shares / 2, places, angles, strict=True
+        ):
+            annotation = next(a for a in data['annotations'] if a['frame_dir'] == name)
+            T, persons = annotation['total_frames'], len(annotation['keypoint'])
+            count = min(max(int(share * T), 64), T)
+            expected = mamp_sample(annotation['keypoint'], int(place * (T - count + 1)), count, angle)
+            np.testing.assert_allclose(seen[:persons], expected, atol=1e-4)
+            assert not seen[persons:].any()
+
+
+def test_mamps_augmentations(two_persons):
+    _, path = two_persons
+    still = {'time_crop': (1.0, 1.0)}
+    whole, other = (whole_split(clips('train', path, **MAMP, **still), epoch)['keypoint'] for epoch in (0, 1))
+    np.testing.assert_array_equal(whole, other)
+    turned = whole_split(clips('train', path, **MAMP, **still, rotation=0.3))['keypoint']
+    assert np.abs(turned - whole).max() > 0.1
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(whole, axis=-1), atol=1e-5)
+    cropped = whole_split(clips('train', path, **MAMP))['keypoint']
+    assert (cropped != whole).any((1, 2, 3, 4)).sum() == 10  # those of more than 64 frames
+
+
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        ({'input': 'heatmap'}, 'data.preparation is mamp; .* data.input heatmap'),
+        ({'input': 'keypoint_2d'}, 'data.preparation is mamp; .* data.input keypoint_2d'),
+        ({'random_move': False}, 'augmentation.random_move .* data.preparation mamp'),
+        ({'preparation': 'motionbert', 'rotation': 0.3}, 'augmentation.rotation .* data.preparation motionbert'),
+        ({'preparation': 'motionbert', 'time_crop': (1.0, 1.0)}, 'augmentation.time_crop .* motionbert'),
+        ({'time_crop': (0.0, 1.0)}, 'augmentation.time_crop is'),
+        ({'time_crop': (1.0, 0.5)}, 'augmentation.time_crop is'),
+        ({'time_crop': (0.5, 1.1)}, 'augmentation.time_crop is'),
+    ],
+)
+def test_keys_without_effect_on_mamps_preparation_are_refused(two_persons, changes, named):
+    with pytest.raises(ValueError, match=named):
+        clips('train', two_persons[1], **{**MAMP, **changes})
+
+
 # --- heatmaps of 3D pickles ------------------------------------------------------------------------------------------
 
 
@@ -436,6 +583,7 @@ def test_an_empty_3d_clip_gives_an_empty_map(write_pickle):
         assert np.isfinite(batch['keypoint']).all()
         assert not batch['score'].any()
         assert not clips(split, path, input='keypoint_3d')[0, 0]['keypoint'].any()
+        assert not clips(split, path, **MAMP)[0, 0]['keypoint'].any()
 
 
 @pytest.mark.parametrize(('name', 'persons'), [('sbu', 2), ('cmu', 1)])
@@ -460,7 +608,9 @@ def test_real_motion(motion, tmp_path, name, persons):
 # --- several devices -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', ['heatmap', 'heatmap augmented', 'heatmap of 3D', 'keypoint_2d', 'keypoint_3d'])
+@pytest.mark.parametrize(
+    'kind', ['heatmap', 'heatmap augmented', 'heatmap of 3D', 'keypoint_2d', 'keypoint_3d', 'keypoint_3d mamp']
+)
 @pytest.mark.parametrize('split', ['train', 'val'])
 @pytest.mark.parametrize('world_size', [2, 4])
 def test_shares_of_devices_are_rows_of_the_batch(write_pickle, kind, split, world_size):
@@ -468,6 +618,8 @@ def test_shares_of_devices_are_rows_of_the_batch(write_pickle, kind, split, worl
     changes = {'input': kind.split()[0]}
     if 'augmented' in kind:
         changes |= {**AUG, 'test_clips': 3, 'test_flip': True}
+    if 'mamp' in kind:
+        changes |= {'preparation': 'mamp', 'rotation': 0.3}
     make = make_3d_annotations if '3' in kind else make_annotations
     path = write_pickle(make([5, 20, 40] * 9, persons=[1, 2, 1] * 9))  # 18 training clips, 9 test clips
     loaded = clips(split, path, batch_size=4, **changes)

@@ -7,11 +7,14 @@ from lib.data.keypoints import (
     MOVE_SHIFT,
     MOVES_2D,
     MOVES_3D,
+    centre,
     centre_and_scale,
     coco_to_h36m,
+    crop_in_time,
     crop_scale,
     identity_swaps,
     random_move,
+    rotate_3d,
     to_camera,
 )
 from lib.data.sampling import resampled_frames
@@ -193,3 +196,48 @@ def test_kinect_clips_without_extent_are_zeros_and_their_neighbours_are_not(rng)
     centred = centre_and_scale(keypoint, present)
     assert [bool(clip.any()) for clip in centred] == [False, True, True, False]
     assert np.isfinite(centred).all()
+
+
+# --- MAMP ------------------------------------------------------------------------------------------------------------
+
+
+def test_mamp_tests_on_the_middle_of_a_clip():
+    for total, expected in {1: (0, 1), 20: (0, 20), 39: (0, 39), 40: (1, 38), 100: (2, 96), 300: (7, 286)}.items():
+        assert np.concatenate(crop_in_time(np.array([total]), 0.95)).tolist() == list(expected)
+
+
+def test_mamp_trains_on_any_part_of_64_frames_or_more(rng):
+    total = np.repeat([1, 63, 64, 100, 300], 4000)
+    share = rng.uniform(0.5, 1, len(total))
+    first, count = crop_in_time(total, share, rng.random(len(total)))
+    last = first + count
+    for frames, lengths in {1: {1}, 63: {63}, 64: {64}, 100: set(range(64, 100)), 300: set(range(150, 300))}.items():
+        of = total == frames
+        assert set(count[of]) == lengths
+        assert (first[of].min(), last[of].max()) == (0, frames)
+        in_middle = of & (first > 0) & (last < frames)
+        assert in_middle.any() == (frames >= 100)
+    longest = (total == 300) & (count < 160)  # anywhere
+    assert np.corrcoef(first[longest], count[longest])[0, 1] < 0.2
+    assert first[longest].mean() == pytest.approx(72.5, abs=5)
+
+
+def test_mamp_centres_on_the_middle_of_the_spine_of_person_0_in_its_first_frame(rng):
+    keypoint = kinect_clips(rng)[0]
+    keypoint[:, 0, :, 1] = rng.random((4, 5, 3)) * np.array([[1] * 5, [0, 0, 1, 0, 1], [0] * 5, [1] * 5])[..., None]
+    present = (keypoint != 0).any(-1)
+    centred = centre(keypoint)
+    for i, origin in enumerate((keypoint[0, 0, 0, 1], keypoint[1, 0, 2, 1], np.zeros(3), keypoint[3, 0, 0, 1])):
+        np.testing.assert_array_equal(centred[i], np.where(present[i][..., None], keypoint[i] - origin, 0))
+    assert centred.dtype == np.float32
+
+
+@pytest.mark.parametrize(('axis', 'a', 'b'), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_rotation_about_one_axis(rng, axis, a, b):
+    keypoint, angles = clip_with(rng, 3), np.zeros((3, 3))
+    angles[:, axis] = (0.3, -0.2, 0)
+    turned = rotate_3d(keypoint, angles)
+    assert turned.dtype == np.float32
+    np.testing.assert_allclose(turned[..., axis], keypoint[..., axis], atol=1e-6)
+    expected = (keypoint[..., a] + 1j * keypoint[..., b]) * np.exp(1j * angles[:, axis])[:, None, None, None]
+    np.testing.assert_allclose(turned[..., a] + 1j * turned[..., b], expected, atol=1e-6)

@@ -1,3 +1,4 @@
+import argparse
 import pickle
 import re
 import zipfile
@@ -10,6 +11,7 @@ from torch import nn
 
 from lib.pytorch.mbert import ActionNet, MotionBERT
 from lib.pytorch.pretrained import fit_length, freeze_backbone, load_backbone, read_weights
+from lib.pytorch.vanilla import Transformer, VanillaTransformer
 from tests import recorded
 from tests.pytorch.test_dstformer import recorded_backbone
 from tests.pytorch.test_models import small_model
@@ -81,6 +83,13 @@ FORMS = {
         'optimizer': {'state': {}},
         'model': wrapped(weights),
         'best_acc': torch.tensor(87.8),
+    },
+    'checkpoint of MAMP': lambda weights: {
+        'model': weights,
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 5e-4, 'betas': (0.9, 0.95)}]},
+        'epoch': 399,
+        'scaler': {'scale': 65536.0, '_growth_tracker': 0},
+        'args': argparse.Namespace(lr=1e-3, device='cuda', train_feeder_args={'p_interval': [0.5, 1]}, clip_grad=None),
     },
     'other numbers of NumPy': lambda weights: {
         'model': weights,
@@ -298,6 +307,61 @@ def test_names_of_a_model_without_backbone_are_unchanged(write):
         'shape mismatch, initialised randomly: head.fc.weight (7, 8) in the file, (9, 8) here, '
         'head.fc.bias (7,) in the file, (9,) here',
     ]
+
+
+def mamp_weights(depth: int = 2, **arguments) -> dict[str, torch.Tensor]:
+    """The names of MAMP's pretraining checkpoint: encoder and decoder, no head."""
+    sizes = {'dim_feat': 16, 'num_heads': 2, 'num_frames': 8, 'num_joints': 5} | arguments
+    encoder, decoder = (Transformer(depth=count, **sizes).state_dict() for count in (depth, 3))
+    weights = {name: torch.rand_like(tensor) for name, tensor in encoder.items() if not name.startswith('head.')}
+    parts = 'temp_embed', 'pos_embed', 'blocks.', 'norm.'
+    weights |= {f'decoder_{name}': tensor for name, tensor in decoder.items() if name.startswith(parts)}
+    layers = {'decoder_embed': nn.Linear(16, 16), 'decoder_pred': nn.Linear(16, 12)}
+    weights |= {
+        f'{name}.{part}': tensor for name, layer in layers.items() for part, tensor in layer.state_dict().items()
+    }
+    return weights | {'mask_token': torch.zeros(1, 1, 16)}
+
+
+def mamp_model(**arguments) -> VanillaTransformer:
+    sizes = {'num_joints': 5, 'num_frames': 8, 'dim_in': 3, 'dim_feat': 16, 'depth': 2, 'num_heads': 2}
+    return VanillaTransformer(**sizes | {'protocol': 'finetune'} | arguments).eval()
+
+
+@pytest.mark.parametrize('wrap', [dict, wrapped])
+def test_mamps_encoder_is_loaded_without_its_decoder(write, wrap):
+    weights, model = mamp_weights(), mamp_model()
+    lines = load_backbone(model, write(FORMS['checkpoint of MAMP'](wrap(weights)), 'checkpoint-399.pth'))
+    own = model.state_dict()
+    encoder = {name for name in own if not name.startswith('head.')}
+    assert encoder == {name for name in weights if not name.startswith(('decoder_', 'mask_token'))}
+    assert all(torch.equal(own[name], weights[name]) for name in encoder)
+    assert lines[0].startswith(f'loaded {len(encoder)} of {len(own)} tensors')
+    assert re.fullmatch(r'missing in the file, initialised randomly: head\.fc1\.weight, .* and 5 more', lines[1])
+    ignored = len(weights) - len(encoder) - 4
+    assert re.fullmatch(rf'not in this model, ignored: decoder_.* and {ignored} more', lines[2])
+    assert len(lines) == 3
+
+
+def test_mamps_encoder_for_other_clips_starts_with_the_layers_that_fit(write):
+    model = mamp_model(num_frames=4, num_joints=6, depth=3)
+    lines = load_backbone(model, write(FORMS['checkpoint of MAMP'](mamp_weights())))
+    assert lines[1] == 'temp_embed: truncated from 2 to 1 steps'
+    assert 'blocks.2.norm1.weight' in lines[2]
+    assert lines[3] == 'shape mismatch, initialised randomly: pos_embed (1, 1, 5, 16) in the file, (1, 1, 6, 16) here'
+
+
+@pytest.mark.parametrize(
+    ('load', 'named'),
+    [
+        (lambda path: load_backbone(mamp_model(dim_feat=32), path), r'pos_embed \(1, 1, 5, 16\) in the file, .* here'),
+        (lambda path: load_backbone(small_model(), path), r'backbone\.pos_embed \(1, 1, 5, 16\) in the file'),
+    ],
+)
+def test_mamps_encoder_for_another_model_is_refused(write, load, named):
+    path = write(FORMS['checkpoint of MAMP'](mamp_weights()))
+    with pytest.raises(ValueError, match=f'{path} holds the weights of another model: .*{named}'):
+        load(path)
 
 
 def half_as_wide() -> dict[str, torch.Tensor]:

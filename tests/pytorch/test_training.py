@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from einops import rearrange
 
 import train_action_mbert
 import train_action_vanilla
 from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
-from lib.models import load_config
+from lib.models import MODELS, load_config
 from lib.pytorch import checkpoint, training
 from lib.pytorch.distributed import World
+from lib.pytorch.heatmap import HeatmapRenderer
+from lib.pytorch.mbert import MotionBERT
+from lib.pytorch.vanilla import VanillaTransformer
 from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.processes import children, torchrun, wait_for_line
@@ -84,6 +88,63 @@ def test_every_config_trains_a_step_and_evaluates_at_full_size(full_size_pickles
         assert torch.equal(p, before[name]) != p.requires_grad, name
     logits = training.predict(forward, model, val_clips, options, ALONE)
     assert logits.shape == (1, 1, config.model.num_classes)
+
+
+def decayed(script: str, depth: int, **rates):
+    """Model and optimizer with layer decay 0.5, learning rates 1 (backbone) and 3 (head)."""
+    sizes = {'num_joints': 5, 'dim_in': 3, 'dim_feat': 16, 'depth': depth, 'num_heads': 2}
+    own = {'mbert': {'dim_rep': 16, 'maxlen': 8}, 'vanilla': {'num_frames': 8}}[script]
+    model = MODELS[script].load_classifier()(**sizes, **own)
+    rates = {'lr_backbone': 1.0, 'lr_head': 3.0, 'weight_decay': 0.0, 'layer_decay': 0.5} | rates
+    return model, training.make_optimizer(model, **rates)
+
+
+DECAYED = {
+    'mbert': {
+        'backbone.joints_embed.weight': 4, 'backbone.pos_embed': 4, 'backbone.temp_embed': 4,
+        'backbone.blocks_st.0.attn_s.qkv.weight': 3, 'backbone.blocks_ts.0.mlp_t.fc1.bias': 3,
+        'backbone.ts_attn.0.weight': 3, 'backbone.blocks_st.1.norm1_s.weight': 2, 'backbone.ts_attn.2.bias': 1,
+        'backbone.blocks_ts.2.mlp_t.fc2.weight': 1, 'backbone.norm.weight': 0, 'backbone.pre_logits.fc.weight': 0,
+    },
+    'vanilla': {
+        'joints_embed.proj.weight': 4, 'pos_embed': 4, 'temp_embed': 4, 'blocks.0.attn.qkv.weight': 3,
+        'blocks.1.norm1.weight': 2, 'blocks.2.mlp.fc2.bias': 1, 'norm.weight': 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DECAYED)
+def test_layer_decay_scales_the_update_of_every_layer(name):
+    model, optimizer = decayed(name, depth=3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # the first step of AdamW moves each weight by its learning rate
+    moved = {name: (before[name] - p).mean().item() for name, p in model.named_parameters()}
+    for parameter, layers in DECAYED[name].items():
+        assert moved[parameter] == pytest.approx(0.5**layers, rel=1e-4), parameter
+    assert {round(value, 4) for name, value in moved.items() if name.startswith('head.')} == {3}
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(before) - 2 * (name == 'mbert')
+    run = checkpoint.Run.__new__(checkpoint.Run)
+    run.optimizer = optimizer
+    assert run.learning_rates() == {'backbone': 1, 'head': 3}
+
+
+@pytest.mark.parametrize('name', DECAYED)
+def test_without_layer_decay_there_are_two_groups_in_the_order_of_the_model(name):
+    model, optimizer = decayed(name, depth=3, layer_decay=1.0)
+    names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    backbone, head = ([names[p] for p in group['params']] for group in optimizer.param_groups)
+    assert [group['name'] for group in optimizer.param_groups] == ['backbone', 'head']
+    assert [group['lr'] for group in optimizer.param_groups] == [1, 3]
+    assert backbone == [name for name in names.values() if not name.startswith('head.')]
+    assert head == [name for name in names.values() if name.startswith('head.')]
+
+
+@pytest.mark.parametrize('value', [0.0, -0.5, 1.1])
+def test_a_layer_decay_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=rf'optimizer\.layer_decay is {value}'):
+        decayed('vanilla', depth=1, layer_decay=value)
 
 
 def test_recipe_options_reach_the_training(script, call, config, tmp_path, monkeypatch):
@@ -286,6 +347,68 @@ def test_batch_norm_needs_two_clips_at_a_time(script, call, config, tmp_path, ca
     if script.SCRIPT == 'vanilla':  # its other head has no batch norm
         linear = ['model.protocol=linprobe', 'model.dropout_ratio=null', 'data.batch_size=1', 'train.epochs=1']
         assert call('--config', config, '-c', tmp_path / 'run', *tiny.overrides(*linear)) == 0
+
+
+@pytest.mark.parametrize('kind', ['joint', 'limb'])
+def test_mixup_draws_two_clips_into_one_map(kind):
+    rng = np.random.default_rng(0)
+    keypoint = torch.from_numpy(rng.uniform(0, 24, (5, 2, 4, 17, 2)).astype(np.float32))
+    score = torch.from_numpy(rng.uniform(0.2, 1, (5, 2, 4, 17)).astype(np.float32))
+    batch = {'keypoint': keypoint, 'score': score, 'label': torch.arange(5)}
+    mixed = training.mix(batch, 0.8, seed=3)
+    weight = mixed['weight'][0].item()
+    assert 0.5 < weight < 1
+    assert mixed['label'].tolist() == [0, 1, 2, 3, 4]
+    assert mixed['other_label'].tolist() == [4, 0, 1, 2, 3]
+    render = HeatmapRenderer(size=24, kind=kind)
+    alone = render(keypoint, score)
+    expected = torch.maximum(weight * alone, (1 - weight) * alone[[4, 0, 1, 2, 3]])
+    torch.testing.assert_close(render(mixed['keypoint'], mixed['score']), expected)
+
+
+def test_mixup_of_keypoints_mixes_their_embeddings():
+    batch = {'keypoint': torch.randn(4, 2, 8, 17, 3), 'label': torch.arange(4)}
+    mixed = training.mix(batch, 1.0, seed=0)
+    weight = mixed['weight'][0].item()
+    assert mixed.keys() == {'keypoint', 'label', 'other_label', 'weight'}
+    vanilla = VanillaTransformer(dim_in=3, dim_feat=16, depth=1).joints_embed
+    mbert = MotionBERT(dim_in=3, dim_feat=16, dim_rep=16, depth=1).backbone.joints_embed
+    for embed, axes in ((vanilla, 'n m t v c -> (n m) c t v'), (mbert, 'n m t v c -> (n m) t v c')):
+        embedded, alone = (
+            rearrange(embed(rearrange(x['keypoint'], axes)), '(n m) ... -> n m ...', m=2) for x in (mixed, batch)
+        )
+        torch.testing.assert_close(embedded, weight * alone + (1 - weight) * alone.roll(1, 0), atol=1e-5, rtol=1e-5)
+
+
+def test_mixup_is_a_function_of_the_seed_with_the_weights_of_beta():
+    batch = {'keypoint': torch.randn(4, 2, 8, 17, 3), 'label': torch.arange(4)}
+    weights = np.array([training.mix(batch, 0.3, seed)['weight'][0] for seed in range(2000)])
+    torch.manual_seed(0)
+    assert [training.mix(batch, 0.3, seed)['weight'][0] for seed in range(5)] == weights[:5].tolist()
+    assert weights.min() >= 0.5
+    assert np.var(np.concatenate([weights, 1 - weights])) == pytest.approx(1 / (4 * (2 * 0.3 + 1)), rel=0.05)
+
+
+@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
+@pytest.mark.parametrize('parts', [1, 4])
+def test_the_loss_of_mixup_is_that_of_both_labels(config, parts):
+    changes = ['model.protocol=linprobe', 'model.dropout_ratio=null', 'train.mixup=1', 'train.label_smoothing=0.1']
+    config = load_config(config, [*changes, f'train.accumulation_steps={parts}'])
+    options, clips = training.TrainOptions(**config.train), make_clips(config, 'train')
+    render, model = make_model(config, clips.num_joints)
+    optimizer = training.make_optimizer(model, **config.optimizer)
+    forward = training.make_forward(render, model, options, ALONE)
+    (_, batch), *_ = training.load_batches(clips, 0, options, ALONE)
+    mixed = training.mix(batch, 1.0, 7)
+    weight = mixed['weight'][:, None]
+    with torch.no_grad():
+        logits = forward(mixed['keypoint'], mixed['score'])
+    targets = torch.nn.functional.one_hot(torch.stack([mixed['label'], mixed['other_label']]), 4).float()
+    target = 0.9 * (weight * targets[0] + (1 - weight) * targets[1]) + 0.1 / 4
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    loss, num_correct = training.train_step(forward, optimizer, batch, options, 8, 7)
+    torch.testing.assert_close(loss, expected)
+    assert num_correct == (logits.argmax(1) == batch['label']).sum()
 
 
 @pytest.mark.parametrize('script', ['vanilla'], indirect=True)  # without batch norm, which normalises each micro-batch
