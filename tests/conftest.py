@@ -83,6 +83,20 @@ def write_pickle(tmp_path):
     return write
 
 
+@pytest.fixture
+def refused(capsys):
+    """refused(main, *arguments) -> the error of a tool, a single line, with exit code 2."""
+
+    def run(main: Callable[[list[str]], int], *arguments: object) -> str:
+        capsys.readouterr()
+        assert main([*map(str, arguments)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('error: ')
+        return line
+
+    return run
+
+
 @pytest.fixture(scope='session')
 def trained_once(tmp_path_factory) -> Callable[[str], Path]:
     """trained_once(kind) -> folder with generated.pkl, tiny.yaml and run/: a tiny model, trained for one epoch.

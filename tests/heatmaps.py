@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -78,6 +79,17 @@ def assert_windows_are_those_of_the_oracle(render, sigma: float) -> None:
     keypoint, options = edges_of_windows(sigma), {'size': SIZE, 'sigma': sigma, 'kind': 'joint'}
     score = np.ones(keypoint.shape[:-1], np.float32)
     np.testing.assert_array_equal(render(keypoint, score, **options) > 0, oracle(keypoint, score, **options) > 0)
+
+
+def assert_invalid_arguments_are_refused(renderer, keypoint, score) -> None:
+    for options in ({'size': 0}, {'sigma': 0.0}, {'sigma': float('nan')}, {'kind': 'bones'}):
+        with pytest.raises(ValueError, match=f'{next(iter(options))} is'):
+            renderer(**options)
+    for wrong in ((keypoint[0], score[0]), (keypoint, score[:1]), (keypoint[..., :1], score)):
+        with pytest.raises(ValueError, match=r'expected \(N,M,T,V,2\)'):
+            renderer()(*wrong)
+    with pytest.raises(ValueError, match='no skeleton with 16 joints'):
+        renderer(kind='limb')(keypoint[:, :, :, :16], score[..., :16])
 
 
 def edges_of_windows(sigma: float) -> np.ndarray:

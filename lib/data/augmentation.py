@@ -27,7 +27,7 @@ class Augmentation:
 
     With data.input heatmap
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
-        random_scale: largest relative change of width and of height, each on its own, after the box crop.
+        random_scale: largest relative change of width and of height, independently, after the box crop.
         flip_ratio: fraction of mirrored clips.
         rotation: largest angle in rad, in either direction, about the centre of the persons.
         shear: largest shear along x and along y, in either direction, about the centre of the persons: x += shear * y.
@@ -39,7 +39,7 @@ class Augmentation:
         random_move: whether to rotate, scale and shift, changing linearly over the clip.
         scale_range: size of the crop window relative to the box around all persons (keypoint_2d only).
     With data.preparation mamp
-        time_crop: range of the share of frames that are kept.
+        time_crop: range of the fraction of frames to keep.
         rotation: largest angle in rad, in either direction, about each axis.
 
     Raises UserError, naming the key, for a value out of range.

@@ -139,7 +139,7 @@ class RenderAndClassify(nn.Module):
         is_bf16 = self.dtype == torch.bfloat16
         with torch.autocast(keypoint.device.type, torch.bfloat16) if is_bf16 else contextlib.nullcontext():
             x = keypoint if self.render is None else self.render(keypoint, score, self.dtype)
-            is_pretraining = isinstance(self.model, MotionPretraining)  # its targets are keypoints, whatever the input
+            is_pretraining = isinstance(self.model, MotionPretraining)  # its targets are keypoints, for any input
             return (self.model(x, keypoint, score) if is_pretraining else self.model(x)).float()
 
 

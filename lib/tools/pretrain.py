@@ -19,7 +19,7 @@ from lib.models import load_config
 from lib.recipe import step_seed
 from lib.stop import StopSignal
 
-SCRIPT = 'pretrain'  # row in the table of models, lib/models.py
+SCRIPT = 'pretrain'  # name in the table of models, lib/models.py
 UNUSED = ('label_smoothing', 'partial_train', 'finetune')  # keys of section train that need classes
 
 

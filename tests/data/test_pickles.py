@@ -1,5 +1,4 @@
 import collections
-import copy
 import pickle
 
 import numpy as np
@@ -78,45 +77,35 @@ def test_other_files_are_not_called_damaged(kind, tmp_path):
         load_annotations(path)
 
 
-def broken(change):
-    data = copy.deepcopy(make_annotations([20, 30, 40]))
-    change(data['annotations'][1], data)
-    return data
+def updated(**changes):
+    return lambda annotation, data: annotation.update(changes)
+
+
+def changed(key, function):
+    return lambda annotation, data: annotation.update({key: function(annotation[key])})
 
 
 ANNOTATION = r'set\.pkl: annotation 1 \(S001C001P001R001A002\)'
-INVALID = {
-    'zero frames': (
-        lambda a, d: a.update(total_frames=0),
-        f'{ANNOTATION}: total_frames is 0.* 30 frames',
-    ),
-    'frames disagree': (lambda a, d: a.update(total_frames=31), f'{ANNOTATION}: total_frames is 31.* 30 frames'),
-    'no person axis': (
-        lambda a, d: a.update(keypoint=a['keypoint'][0]),
-        rf'{ANNOTATION}: keypoint must be .*\(30, 17, 2\)',
-    ),
-    'score shape': (
-        lambda a, d: a.update(keypoint_score=a['keypoint_score'][:, :5]),
-        f'{ANNOTATION}: keypoint_score has shape',
-    ),
-    'label text': (lambda a, d: a.update(label='3'), f"{ANNOTATION}: label must be a whole number.*'3'"),
-    'label array': (
-        lambda a, d: a.update(label=np.array([3])),
-        rf'{ANNOTATION}: label must be .* found array\(\[3\]\)',
-    ),
+INVALID = {  # name: (change of the second annotation and the dataset, part of the message)
+    'zero frames': (updated(total_frames=0), f'{ANNOTATION}: total_frames is 0.* 30 frames'),
+    'frames disagree': (updated(total_frames=31), f'{ANNOTATION}: total_frames is 31.* 30 frames'),
+    'no person axis': (changed('keypoint', lambda a: a[0]), rf'{ANNOTATION}: keypoint must be .*\(30, 17, 2\)'),
+    'score shape': (changed('keypoint_score', lambda a: a[:, :5]), f'{ANNOTATION}: keypoint_score has shape'),
+    'label text': (updated(label='3'), f"{ANNOTATION}: label must be a whole number.*'3'"),
+    'label array': (updated(label=np.array([3])), rf'{ANNOTATION}: label must be .* found array\(\[3\]\)'),
     'shape array': (
-        lambda a, d: a.update(img_shape=np.array([[3]])),
-        rf'{ANNOTATION}: img_shape must be .* found array\(\[\[3\]\]\)',
+        updated(img_shape=np.array([[3]])),
+        rf'{ANNOTATION}: img_shape must be .* array\(\[\[3\]\]\)',
     ),
-    'label negative': (lambda a, d: a.update(label=-1), f'{ANNOTATION}: label must be .* found -1'),
+    'label negative': (updated(label=-1), f'{ANNOTATION}: label must be .* found -1'),
     'no label': (lambda a, d: a.pop('label'), f'{ANNOTATION} lacks label'),
     'no shape': (lambda a, d: a.pop('img_shape'), f'{ANNOTATION}: img_shape must be'),
-    'Kinetics': (lambda a, d: a.update(raw_file='x.pkl'), f'{ANNOTATION} refers to another keypoint file'),
+    'Kinetics': (updated(raw_file='x.pkl'), f'{ANNOTATION} refers to another keypoint file'),
     'joints differ': (
         lambda a, d: a.update(keypoint=a['keypoint'][:, :, :9], keypoint_score=None),
         r'annotation 1 .*\(9, 2\)',
     ),
-    'name': (lambda a, d: a.update(frame_dir=7), 'annotation 1: frame_dir must be text'),
+    'name': (updated(frame_dir=7), 'annotation 1: frame_dir must be text'),
     'no annotations': (lambda a, d: d['annotations'].clear(), 'holds no annotations'),
     'no split': (lambda a, d: d.pop('split'), "a dict with 'split' and 'annotations'"),
     'split of numbers': (lambda a, d: d['split'].update(xsub_val=[1]), "split 'xsub_val' must be a list"),
@@ -125,9 +114,10 @@ INVALID = {
 
 @pytest.mark.parametrize('case', INVALID)
 def test_invalid_content_is_refused_by_name(write_pickle, case):
-    change, message = INVALID[case]
+    (change, message), data = INVALID[case], make_annotations([20, 30, 40])
+    change(data['annotations'][1], data)
     with pytest.raises(ValueError, match=message):
-        load_annotations(write_pickle(broken(change)))
+        load_annotations(write_pickle(data))
 
 
 @pytest.mark.parametrize('protocol', range(6))

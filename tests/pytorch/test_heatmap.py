@@ -12,6 +12,7 @@ from tests.heatmaps import (
     SIZE,
     TOLERANCE,
     assert_equals_oracle,
+    assert_invalid_arguments_are_refused,
     assert_maps_are_recorded,
     assert_windows_are_those_of_the_oracle,
     persons,
@@ -135,16 +136,5 @@ def test_gpu_equals_cpu(compiled):
     torch.testing.assert_close(volume.cpu(), expected, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize('options', [{'size': 0}, {'sigma': 0.0}, {'sigma': float('nan')}, {'kind': 'bones'}])
-def test_invalid_options_are_refused(options):
-    with pytest.raises(ValueError, match=f'{next(iter(options))} is'):
-        HeatmapRenderer(**options)
-
-
-def test_invalid_shapes_are_refused():
-    keypoint, score = tensors(2)
-    for wrong in ((keypoint[0], score[0]), (keypoint, score[:1]), (keypoint[..., :1], score)):
-        with pytest.raises(ValueError, match='expected \\(N,M,T,V,2\\)'):
-            HeatmapRenderer()(*wrong)
-    with pytest.raises(ValueError, match='no skeleton with 16 joints'):
-        HeatmapRenderer(kind='limb')(keypoint[:, :, :, :16], score[..., :16])
+def test_invalid_options_and_shapes_are_refused():
+    assert_invalid_arguments_are_refused(HeatmapRenderer, *tensors(2))

@@ -13,6 +13,7 @@ from tests.heatmaps import (
     SIZE,
     TOLERANCE,
     assert_equals_oracle,
+    assert_invalid_arguments_are_refused,
     assert_maps_are_recorded,
     assert_windows_are_those_of_the_oracle,
     persons,
@@ -105,16 +106,5 @@ def test_compiled_equals_eager_for_any_batch_with_one_trace(mode):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize('options', [{'size': 0}, {'sigma': 0.0}, {'sigma': float('nan')}, {'kind': 'bones'}])
-def test_invalid_options_are_refused(options):
-    with pytest.raises(ValueError, match=f'{next(iter(options))} is'):
-        HeatmapRenderer(**options)
-
-
-def test_invalid_shapes_are_refused():
-    keypoint, score = random_batch(2)
-    for wrong in ((keypoint[0], score[0]), (keypoint, score[:1]), (keypoint[..., :1], score)):
-        with pytest.raises(ValueError, match='expected \\(N,M,T,V,2\\)'):
-            HeatmapRenderer()(*wrong)
-    with pytest.raises(ValueError, match='no skeleton with 16 joints'):
-        HeatmapRenderer(kind='limb')(keypoint[:, :, :, :16], score[..., :16])
+def test_invalid_options_and_shapes_are_refused():
+    assert_invalid_arguments_are_refused(HeatmapRenderer, *random_batch(2))

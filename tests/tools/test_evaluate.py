@@ -34,13 +34,10 @@ def test_the_tool_and_the_script_write_the_same(trained_once, tmp_path, capsys, 
     assert f'{tmp_path / "confusion_matrix.png"} exists' in capsys.readouterr().err
 
 
-def test_other_files_are_refused_in_one_line(tmp_path, capsys):
+def test_other_files_are_refused_in_one_line(tmp_path, refused):
     (tmp_path / 'best_epoch.txt').write_text('')
     for path in (tmp_path, tmp_path / 'best_epoch.txt', tmp_path / 'best_epoch.bin'):
-        assert evaluate.main([str(path)]) == 2
-        error = capsys.readouterr().err
-        assert str(path) in error
-        assert error.count('\n') == 1
+        assert str(path) in refused(evaluate.main, path)
 
 
 def test_processes_evaluate_together_and_one_reports(trained_once, tmp_path):
@@ -61,9 +58,8 @@ def test_only_the_main_process_writes(trained_once, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_clips_are_classified(trained_once, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_clips_are_classified(trained_once, refused, monkeypatch):
     run = trained_once('vanilla') / 'run'
     monkeypatch.setattr(training, 'classify', lambda *arguments: pytest.fail('clips are classified'))
     monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write anywhere
-    assert evaluate.main([str(run)]) == 2
-    assert f'{run} is read-only. Choose another folder for --out.' in capsys.readouterr().err
+    assert f'{run} is read-only. Choose another folder for --out.' in refused(evaluate.main, run)

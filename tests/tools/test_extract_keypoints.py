@@ -6,6 +6,7 @@ import sys
 import urllib.error
 import zipfile
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,12 +135,9 @@ def extracted(out: Path, *arguments: object) -> list[dict]:
     return load_annotations(out)['annotations']
 
 
-def refused(capsys, *arguments: object) -> str:
-    assert extract_keypoints.main([*map(str, arguments)]) == 2
-    text = capsys.readouterr().err.strip()
-    assert text.startswith('error: ')
-    assert '\n' not in text
-    return text
+@pytest.fixture
+def refused(refused):
+    return partial(refused, extract_keypoints.main)
 
 
 def test_two_persons_in_a_video_are_tracked_and_predicted(weights, trained_once, tmp_path, capsys):
@@ -212,7 +210,7 @@ def test_videos_of_a_rotated_camera_are_set_upright(weights, tmp_path, matrix, t
     np.testing.assert_allclose(annotation['keypoint'], joints(corner), atol=0.05)
 
 
-def test_videos_that_cannot_be_read_are_reported_before_any_work(weights, tmp_path, capsys, monkeypatch):
+def test_videos_that_cannot_be_read_are_reported_before_any_work(weights, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(extract_keypoints, 'extract', lambda *arguments: pytest.fail('work has begun'))
     good, out = write_video(tmp_path / 'good.mov', drawn(walking(4))), tmp_path / 'out.pkl'
     (tmp_path / 'junk.mp4').write_bytes(b'no video' * 100)
@@ -221,35 +219,35 @@ def test_videos_that_cannot_be_read_are_reported_before_any_work(weights, tmp_pa
     twin = tmp_path / 'other' / 'good.mov'
     twin.write_bytes(good.read_bytes())
     for name in ('junk.mp4', 'cut.mov', 'nothing.mp4'):
-        assert name in refused(capsys, good, tmp_path / name, '--out', out, *weights)
-    assert 'good' in refused(capsys, good, twin, '--out', out, *weights)  # two clips of one name
-    assert '.pkl' in refused(capsys, good, '--out', tmp_path / 'new.npz', *weights)
-    assert '--fps' in refused(capsys, good, '--out', out, '--fps', 0, *weights)
+        assert name in refused(good, tmp_path / name, '--out', out, *weights)
+    assert 'good' in refused(good, twin, '--out', out, *weights)  # two clips of one name
+    assert '.pkl' in refused(good, '--out', tmp_path / 'new.npz', *weights)
+    assert '--fps' in refused(good, '--out', out, '--fps', 0, *weights)
     assert not out.exists()
     out.write_text('mine')
-    assert 'out.pkl' in refused(capsys, good, '--out', out, *weights)
+    assert 'out.pkl' in refused(good, '--out', out, *weights)
     assert out.read_text() == 'mine'
 
 
-def test_videos_without_persons_are_skipped(weights, tmp_path, capsys):
+def test_videos_without_persons_are_skipped(weights, tmp_path, refused):
     empty = write_video(tmp_path / 'empty.mov', np.zeros((4, SIZE, SIZE, 3), np.uint8))
     video, out = write_video(tmp_path / 'video.mov', drawn(walking(4))), tmp_path / 'out.pkl'
-    assert 'no person was found' in refused(capsys, empty, '--out', out, *weights)
+    assert 'no person was found' in refused(empty, '--out', out, *weights)
     assert not out.exists()
     extracted(out, empty, video, *weights)
     assert load_annotations(out)['split'] == {'all': ['video']}
 
 
 @pytest.mark.parametrize('name', ['rtmlib', 'onnxruntime', 'av'])
-def test_a_missing_package_is_named_with_the_command_that_installs_it(weights, tmp_path, capsys, monkeypatch, name):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(weights, tmp_path, refused, monkeypatch, name):
     video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
     monkeypatch.setitem(sys.modules, name, None)
-    text = refused(capsys, video, '--out', tmp_path / 'out.pkl', *weights)
+    text = refused(video, '--out', tmp_path / 'out.pkl', *weights)
     assert f'{name} cannot be imported' in text
     assert 'pip install rtmlib av' in text
 
 
-def test_unusable_weights_are_named(weights, tmp_path, capsys):
+def test_unusable_weights_are_named(weights, tmp_path, refused):
     video = write_video(tmp_path / 'video.mov', drawn(walking(4)))
     _, detector, pose = weights
     (tmp_path / 'junk.onnx').write_bytes(b'junk' * 100)
@@ -261,9 +259,9 @@ def test_unusable_weights_are_named(weights, tmp_path, capsys):
         ((detector, detector), 'detector.onnx'),
         ((detector, halpe), 'halpe26.onnx'),
     ):
-        assert wrong in refused(capsys, video, '--out', tmp_path / 'out.pkl', '--weights', *pair)
+        assert wrong in refused(video, '--out', tmp_path / 'out.pkl', '--weights', *pair)
     if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
-        assert 'onnxruntime-gpu' in refused(capsys, video, '--out', tmp_path / 'out.pkl', '--device', 'cuda', *weights)
+        assert 'onnxruntime-gpu' in refused(video, '--out', tmp_path / 'out.pkl', '--device', 'cuda', *weights)
     assert not (tmp_path / 'out.pkl').exists()
 
 

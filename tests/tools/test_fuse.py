@@ -1,4 +1,5 @@
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,11 @@ def test_weights_are_tuned_on_other_clips(write, capsys):
     assert re.search('tuned 0.49 0.51 +Acc@1 0.00', capsys.readouterr().out)
 
 
-def test_tuning_on_scored_clips_is_refused(write, capsys):
+def test_tuning_on_scored_clips_is_refused(write, refused):
     here = write('a', 3, FIRST_HALF), write('b', 3, ~FIRST_HALF)
     one_shared = [*OTHER_IDS[:-1], IDS[0]]
     for there in (here, [write(name, 3, FIRST_HALF, one_shared) for name in ('a2', 'b2')]):
-        assert fuse.main([*map(str, here), '--tune', *map(str, there)]) == 2
-        assert f'of the 40 clips of {here[0]}, first clip00' in capsys.readouterr().err
+        assert f'of the 40 clips of {here[0]}, first clip00' in refused(fuse.main, *here, '--tune', *there)
 
 
 def test_the_order_of_the_clips_does_not_matter(write):
@@ -71,13 +71,9 @@ def test_the_order_of_the_clips_does_not_matter(write):
     np.testing.assert_array_equal(aligned.logits.argmax(1) == LABELS, ~FIRST_HALF)
 
 
-def test_predictions_that_do_not_match_are_refused(write, capsys):
-    a = str(write('a', 1, FIRST_HALF))
-
-    def refused(*arguments: object) -> str:
-        assert fuse.main([a, *map(str, arguments)]) == 2
-        return capsys.readouterr().err
-
+def test_predictions_that_do_not_match_are_refused(write, refused):
+    a = write('a', 1, FIRST_HALF)
+    refused = partial(refused, fuse.main, a)
     half = write('half', 1, FIRST_HALF[:20], IDS[:20], LABELS[:20])
     other = write('other', 1, FIRST_HALF, labels=np.roll(LABELS, 1))
     assert 'two or more' in refused()

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def test_frames_and_clips_without_persons(run, tmp_path, write_pickle):
     assert 'timeline' not in nobody
 
 
-def test_a_model_of_3d_keypoints_refuses_2d_keypoints(tmp_path, write_pickle, capsys):
+def test_a_model_of_3d_keypoints_refuses_2d_keypoints(tmp_path, write_pickle, refused):
     content = tiny_content('vanilla', tmp_path)
     del content['heatmap']
     content['data']['input'] = 'keypoint_3d'
@@ -170,21 +171,14 @@ def test_a_model_of_3d_keypoints_refuses_2d_keypoints(tmp_path, write_pickle, ca
     (entry,) = predicted(tmp_path / 'out', run, tmp_path / 'kinect.npy', '--layout', 'ntu25')
     assert (entry['frames'], entry['frames_without_persons']) == (40, 1)
     assert sum(probabilities_of(entry)) == pytest.approx(1, abs=1e-5)
-    capsys.readouterr()
-    assert main([str(run), str(write_array(tmp_path / 'a.npz', *persons(20)))]) == 2
-    assert 'a.npz holds 2D keypoints of 17 joints' in capsys.readouterr().err
+    error = refused(main, run, write_array(tmp_path / 'a.npz', *persons(20)))
+    assert 'a.npz holds 2D keypoints of 17 joints' in error
 
 
-def test_user_errors_are_reported_before_prediction(run, tmp_path, write_pickle, capsys):
+def test_user_errors_are_reported_before_prediction(run, tmp_path, write_pickle, refused):
     out = tmp_path / 'out'
     file = write_array(tmp_path / 'a.npz', *persons(20))
-
-    def refused(*arguments: object) -> str:
-        assert main([*map(str, arguments), '--out', str(out)]) == 2
-        error = capsys.readouterr().err
-        assert error.count('\n') == 1
-        return error
-
+    refused = partial(refused, main, '--out', out)
     body25 = make_annotations([20, 20], joints=25)
     assert '--layout body25 or body25b' in refused(run, write_pickle(body25, 'body25.pkl'))
     three_d = write_pickle(make_3d_annotations([20, 20]), '3d.pkl')
@@ -203,7 +197,6 @@ def test_user_errors_are_reported_before_prediction(run, tmp_path, write_pickle,
 
     predicted(out, run, file)
     before = (out / 'predictions.json').read_bytes()
-    capsys.readouterr()
     assert 'predictions.json' in refused(run, file)
     assert (out / 'predictions.json').read_bytes() == before
 
