@@ -52,11 +52,11 @@ Step = Callable[[], object]
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'benchmark')
-    parser.add_argument('parts', nargs='+', choices=PARTS, metavar='PART', help=', '.join(PARTS))
+    parser.add_argument('parts', nargs='+', choices=PARTS, metavar='PART', help=f'any of {", ".join(PARTS)}')
     parser.add_argument('--config', nargs='+', type=Path, default=[CONFIG], help='for train (default: vanilla.yaml)')
     add_set(parser)
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
-    parser.add_argument('--batch', type=int, metavar='CLIPS', help='(default: 16 for render, 32 for data, 4 for train)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='device (default: %(default)s)')
+    parser.add_argument('--batch', type=int, metavar='CLIPS', help='default: 16 for render, 32 for data, 4 for train')
     parser.add_argument('--rounds', type=int, default=7, help='timed runs of each side (default: %(default)s)')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     return run_tool(benchmark, parser, argv)

@@ -2,7 +2,7 @@
 
     python -m lib.tools.compare checkpoint/action/sample_mbert checkpoint/action/sample_vanilla
 
-Accuracies come from the evaluation (python -m lib.tools.evaluate RUN), otherwise from the best epoch so far. `last` is
+Accuracies are those of the evaluation (python -m lib.tools.evaluate RUN), or else of the best epoch so far. `last` is
 the top-1 accuracy after the last epoch, clips/s the median training speed. Curves and confusion matrices:
 tensorboard --logdir checkpoint/action
 """

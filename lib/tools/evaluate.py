@@ -2,9 +2,9 @@
 
     python -m lib.tools.evaluate checkpoint/action/mbert --set data.benchmark=xview --out out/mbert_xview
 
-Prints accuracies and the ten most confused pairs of classes. Writes evaluation.json (metrics, per class, 95 %
-intervals), predictions.npz (ids, labels, logits) and confusion_matrix.png, by default beside the checkpoint, where they
-replace the files of the last evaluation. --set may change the data and test-time options.
+Prints accuracies and the ten most confused pairs of classes. Writes evaluation.json (metrics, 95 % intervals,
+accuracy per class), predictions.npz (ids, labels, logits) and confusion_matrix.png, by default beside the checkpoint,
+where they replace the files of the last evaluation. --set may change the data and test-time options.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Extract the keypoints of the persons in videos into a PYSKL pickle, to predict, preview or train on.
+"""Extract the keypoints of persons in videos to a PYSKL pickle, for prediction, preview or training.
 
     python -m lib.tools.extract_keypoints video.mp4 --fps 30 --out clip.pkl        # pip install rtmlib av
 
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_out(parser, 'FILE', text='new .pkl file', required=True)
     parser.add_argument('--fps', type=float, help="resample to this rate; NTU's is 30 (default: all frames)")
     parser.add_argument('--mode', choices=MODES, default='balanced', help='models of rtmlib (default: %(default)s)')
-    parser.add_argument('--weights', nargs=2, type=Path, metavar=('DETECTOR', 'POSE'), help='ONNX files to use instead')
+    parser.add_argument('--weights', nargs=2, type=Path, metavar=('DETECTOR', 'POSE'), help='other models (ONNX files)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
     return run_tool(extract_videos, parser, argv)
 

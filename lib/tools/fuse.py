@@ -37,8 +37,8 @@ class Stream(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, 'fuse')
     parser.add_argument('files', nargs='+', type=Path, metavar='FILE', help='predictions.npz or its folder')
-    parser.add_argument('--weights', nargs='+', type=float, metavar='W', help='one per FILE (default: equal)')
-    parser.add_argument('--tune', nargs=2, type=Path, metavar='FILE', help='the same two models on other clips')
+    parser.add_argument('--weights', nargs='+', type=float, metavar='W', help='weight of each FILE (default: equal)')
+    parser.add_argument('--tune', nargs=2, type=Path, metavar='FILE', help='the same two models, other clips')
     return run_tool(fuse, parser, argv)
 
 

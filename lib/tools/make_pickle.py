@@ -1,8 +1,8 @@
-"""Make a PYSKL pickle to train on from keypoint files and a table of their labels.
+"""Convert keypoint files and a table of their labels to a PYSKL pickle for training.
 
     python -m lib.tools.make_pickle data/action/sample_files data/action/sample_files/labels.csv --out own.pkl
 
-SOURCE is a folder with a keypoint file or folder per clip, LABELS a CSV table with the columns file, label and split
+SOURCE is a folder with one keypoint file or folder per clip, LABELS a CSV table with the columns file, label and split
 (data/README.md). The names of the classes are written to own_classes.txt. Other sources: a pickle, with LABELS or with
 --layout to reorder its joints; a folder of NTU RGB+D's .skeleton files; the index of PYSKL's Kinetics-400, with
 --kpfiles.

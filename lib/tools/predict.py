@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar='FRAMES',
         help=f'length of a window (default: {WINDOW} for files of over {LONGEST} frames; none for pickles)',
     )
-    parser.add_argument('--stride', type=int, metavar='FRAMES', help='between windows (default: half a window)')
+    parser.add_argument('--stride', type=int, metavar='FRAMES', help='step between windows (default: half a window)')
     parser.add_argument('--per_person', action='store_true', help='predict each person separately')
     parser.add_argument('--split', metavar='NAME', help='split of a pickle (default: all clips)')
     add_out(parser, 'FOLDER', text='folder for predictions.json and timelines')
