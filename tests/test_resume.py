@@ -126,17 +126,6 @@ def test_crashes_within_an_epoch(kind, call, command, whole, tmp_path, capsys, s
     tiny.assert_same_run(whole(kind), tmp_path / 'run')
 
 
-@pytest.mark.parametrize('kind', ['vanilla'])
-@pytest.mark.parametrize('option', ['mixup=0.5'])
-def test_options_that_act_in_every_step(kind, call, command, tmp_path, option):
-    config, options = command[:2], epochs(EPOCHS, option, 'save_every=1')
-    assert call(*config, '-c', tmp_path / 'whole', *options) == 0
-    with crash_after(5), pytest.raises(Crash):
-        call(*command, *options)
-    assert call(*command, *options) == 0
-    tiny.assert_same_run(tmp_path / 'whole', tmp_path / 'run')
-
-
 @of_one
 @pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
 def test_a_signal_saves_and_exits_with_75(kind, call, command, whole, tmp_path, monkeypatch, capsys, number):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lib.data.geometry import AffineMap, jitter, middle, random_crop_box, rotate, shear, short_edge_shape
+from lib.data.geometry import AffineMap, extent, jitter, random_crop_box, rotate, short_edge_shape
 from lib.data.keypoints import MOVES_2D, MOVES_3D, crop_in_time, random_move, rotate_3d
 from lib.data.sampling import ClipRandom, shifted_frames
 from lib.errors import UserError, check_values
@@ -27,12 +27,9 @@ class Augmentation:
 
     With data.input heatmap
         crop_area, crop_ratio: ranges of area and aspect ratio of the random resized crop.
-        random_scale: largest relative change of width and of height, independently, after the box crop.
         flip_ratio: fraction of mirrored clips.
         rotation: largest angle in rad, in either direction, about the centre of the persons.
-        shear: largest shear along x and along y, in either direction, about the centre of the persons: x += shear * y.
         joint_noise: standard deviation in diagonals of the box around the person.
-        joint_drop: probability that a joint of a person is missing in the whole clip.
         temporal_shift: largest shift in frames, in either direction; frames wrap around.
         view_angle: largest angle in degrees, in either direction, of the camera about the vertical axis (3D pickles).
     With data.input keypoint_2d or keypoint_3d
@@ -47,12 +44,9 @@ class Augmentation:
 
     crop_area: tuple[float, float] = _key((0.56, 1.0), 'heatmap')
     crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), 'heatmap')
-    random_scale: float = _key(0.0, 'heatmap')
     flip_ratio: float = _key(0.5, 'heatmap')
     rotation: float = _key(0.0, 'heatmap', 'mamp')
-    shear: float = _key(0.0, 'heatmap')
     joint_noise: float = _key(0.0, 'heatmap')
-    joint_drop: float = _key(0.0, 'heatmap')
     temporal_shift: int = _key(0, 'heatmap')
     view_angle: float = _key(30.0, 'heatmap')
     random_move: bool = _key(True, 'keypoint_2d', 'keypoint_3d')
@@ -66,12 +60,9 @@ class Augmentation:
         rules = {
             'crop_area': (0 < area_low <= area_high <= 1, 'two rising shares of the area, at most 1'),
             'crop_ratio': (0 < ratio_low <= ratio_high, 'two rising positive ratios'),
-            'random_scale': (0 <= self.random_scale < 1, 'at least 0 and below 1'),
             'flip_ratio': (0 <= self.flip_ratio <= 1, 'between 0 and 1'),
             'rotation': (self.rotation >= 0, '0 or more'),
-            'shear': (0 <= self.shear < 1, 'at least 0 and below 1'),
             'joint_noise': (self.joint_noise >= 0, '0 or more'),
-            'joint_drop': (0 <= self.joint_drop < 1, 'at least 0 and below 1'),
             'temporal_shift': (self.temporal_shift >= 0, '0 or more'),
             'view_angle': (self.view_angle >= 0, '0 or more'),
             'scale_range': (0 < scale_low <= scale_high, 'two rising positive lengths'),
@@ -98,27 +89,16 @@ class Augmentation:
         return random.symmetric(np.radians(self.view_angle))
 
     def move_joints(self, xy: np.ndarray, random: ClipRandom) -> np.ndarray:
-        """Rotates, shears and jitters joints xy (2, N, M, T, V) in image pixels. Missing joints stay zero."""
+        """Rotates and jitters joints xy (2, N, M, T, V) in image pixels. Missing joints stay zero."""
         if self.rotation:
-            xy = rotate(xy, random.symmetric(self.rotation), middle(xy))
-        if self.shear:
-            xy = shear(xy, random.symmetric(self.shear, 2), middle(xy))
+            lowest, highest = (np.where(np.isfinite(edge), edge, 0) for edge in extent(xy))
+            xy = rotate(xy, random.symmetric(self.rotation), (lowest + highest) / 2)
         if self.joint_noise:
             xy = jitter(xy, self.joint_noise, np.moveaxis(random.uniform(3, *xy.shape[2:]), 1, 0))
         return xy
 
-    def drop_joints(self, xy: np.ndarray, score: np.ndarray, random: ClipRandom) -> tuple[np.ndarray, np.ndarray]:
-        """Sets random joints of xy (2, N, M, T, V) and their scores (N, M, T, V) to zero in all frames."""
-        if not self.joint_drop:
-            return xy, score
-        _, M, _, V = score.shape
-        kept = random.uniform(M, 1, V) >= self.joint_drop
-        return xy * kept, score * kept
-
     def crop_and_flip(self, affine: AffineMap, size: int, random: ClipRandom) -> tuple[AffineMap, np.ndarray]:
-        """Random scale, crop and flip to a heatmap of `size` px: the affine map, and the flipped clips (N,) bool."""
-        if self.random_scale:  # after the crop to the box, which would undo it
-            affine = affine.stretch(1 + random.symmetric(self.random_scale, 2))
+        """Random resized crop and flip to a heatmap of `size` px: the affine map, and the flipped clips (N,) bool."""
         affine = affine.resize(short_edge_shape(affine.shape))
         affine = affine.crop(random_crop_box(affine.shape, random, self.crop_area, self.crop_ratio))
         flipped = random.uniform() < self.flip_ratio

@@ -271,7 +271,7 @@ class Clips:
         if self.is_3d:
             xy = project(xy, np.zeros(len(index)) if random is None else self.augmentation.camera_angle(random))
         if random is not None:
-            xy, score = self.augmentation.drop_joints(self.augmentation.move_joints(xy, random), score, random)
+            xy = self.augmentation.move_joints(xy, random)
         img_shape = np.maximum(self.store.img_shape[index].astype(np.int64), 1)  # zeros in a 3D pickle
         affine = AffineMap.identity(img_shape).compact(compact_box(*extent(xy), img_shape))
         if random is not None:  # crop_and_flip also resizes to self.size

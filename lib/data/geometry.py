@@ -3,8 +3,8 @@
 PYSKL's pipeline (Duan et al., CVPR 2022): crop to the box around the persons, resize, random resized crop, resize,
 flip. All stages are composed into one affine map per clip and axis, which is applied to the keypoints once.
 
-As in PYSKL, `AffineMap` and `extent` treat each coordinate that is exactly zero as missing. `project`, `rotate`,
-`shear` and `jitter`, which act before this map, treat a joint as missing if all its coordinates are zero; it stays so.
+As in PYSKL, `AffineMap` and `extent` treat each coordinate that is exactly zero as missing. `project`, `rotate` and
+`jitter`, which act before this map, treat a joint as missing if all its coordinates are zero; it stays zero.
 
 N clips, M persons, T frames, V joints. Points are xy (2, N, M, T, V) in pixels, one plane per coordinate, so that NumPy
 works on long rows. Image shapes are (h, w).
@@ -46,14 +46,6 @@ class AffineMap:
     def crop(self, box: np.ndarray) -> Self:
         """Like `compact`, but also moves missing coordinates, as PYSKL's random crop does."""
         return AffineMap(self.scale, self.shift - box[:, :2], self.missing - box[:, :2], _box_shape(box))
-
-    def stretch(self, factor: np.ndarray) -> Self:
-        """Scales the content, but not the image, by `factor` (N, 2), (x, y), about the centre of the image.
-
-        Missing coordinates do not move.
-        """
-        centre = self.shape[:, ::-1] / 2
-        return AffineMap(self.scale * factor, (self.shift - centre) * factor + centre, self.missing, self.shape)
 
     def resize(self, shape: np.ndarray | tuple[int, int]) -> Self:
         """Scales the image to `shape` (N, 2) or (2,), (h, w)."""
@@ -98,12 +90,6 @@ def extent(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lowest = np.where(missing, np.float32(np.inf), xy).min(axes)
     highest = np.where(missing, np.float32(-np.inf), xy).max(axes)
     return lowest.T, highest.T
-
-
-def middle(xy: np.ndarray) -> np.ndarray:
-    """Centre of the box around the points of each clip, (N, 2) float32; zero if there are none."""
-    lowest, highest = (np.where(np.isfinite(edge), edge, 0) for edge in extent(xy))
-    return (lowest + highest) / 2
 
 
 def compact_box(lowest: np.ndarray, highest: np.ndarray, img_shape: np.ndarray) -> np.ndarray:
@@ -192,12 +178,6 @@ def rotate(xy: np.ndarray, angle: np.ndarray, centre: np.ndarray) -> np.ndarray:
     x, y = xy - centre
     rotated = np.stack([x * cos - y * sin, x * sin + y * cos]) + centre
     return np.where((xy == 0).all(axis=0), np.float32(0), rotated)
-
-
-def shear(xy: np.ndarray, amount: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Shears points xy (2, N, M, T, V) about centre (N, 2): x += a * y and y += b * x, amount (N, 2) = (a, b)."""
-    amount, centre = (part.T.astype(np.float32)[..., None, None, None] for part in (amount, centre))
-    return np.where((xy == 0).all(axis=0), np.float32(0), xy + amount * (xy - centre)[::-1])
 
 
 def jitter(xy: np.ndarray, sigma: float, draws: np.ndarray) -> np.ndarray:

@@ -39,9 +39,9 @@ class ClipRandom:
         draws *= 2.0**-53
         return draws.reshape(-1, *shape)
 
-    def symmetric(self, limit: float, *shape: int) -> np.ndarray:
-        """Next draws of each clip, scaled to [-limit, limit): (N, *shape) float64."""
-        return limit * (2 * self.uniform(*shape) - 1)
+    def symmetric(self, limit: float) -> np.ndarray:
+        """Next draw of each clip, scaled to [-limit, limit): (N,) float64."""
+        return limit * (2 * self.uniform() - 1)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

@@ -34,20 +34,14 @@ from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16
 class TrainOptions(Recipe):
     """Section `train`: the recipe, plus options of PyTorch models.
 
-    mixup: alpha of mixup (see `mix`); 0 disables it.
     partial_train: substrings of parameter names; other backbone parameters are frozen. null: train all. The head is
     always trained.
     activation_checkpointing: whether to recompute activations in the backward pass, which takes a third more time and
     much less memory.
     """
 
-    mixup: float = 0.0
     partial_train: list[str] | None = None
     activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_values('train', vars(self), {'mixup': (self.mixup >= 0, '0 or more')})
 
     def check_device(self, device: torch.device) -> None:
         """Raises UserError if the device does not support the precision."""
@@ -189,14 +183,13 @@ def train_step(
     """Trains on this process's share of a batch; returns [mean loss, correct clips] on the device.
 
     size: clips in a full share, which is split into `options.accumulation_steps` micro-batches. A short share is split
-    into fewer, so that none is too small for batch norm. seed: for dropout and mixup. criterion: (forward, options,
+    into fewer, so that none is too small for batch norm. seed: for dropout. criterion: (forward, options,
     **batch) -> mean loss and number of correct clips; None: `classification_loss`.
     """
     criterion = criterion or classification_loss
     torch.manual_seed(seed)
     optimizer.zero_grad()
     num_clips = len(batch['label'])
-    batch = mix(batch, options.mixup, seed) if options.mixup else batch
     parts = micro_batches(batch, max(1, num_clips * options.accumulation_steps // size))
     results = torch.zeros(2, device=batch['label'].device)
     for i, part in enumerate(parts):
@@ -218,45 +211,12 @@ def train_step(
 
 
 def classification_loss(
-    forward: nn.Module,
-    options: TrainOptions,
-    label: Tensor,
-    other_label: Tensor | None = None,
-    weight: Tensor | None = None,
-    **inputs: Tensor,
+    forward: nn.Module, options: TrainOptions, label: Tensor, **inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of a batch and the number of correct clips.
-
-    other_label, weight: of mixed clips, see `mix`; they count as correct if the heavier one of the two is recognised.
-    """
+    """Mean cross-entropy of a batch and the number of correct clips."""
     logits = forward(**inputs)
-    loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing, reduction='none')
-    if other_label is not None:
-        other_loss = F.cross_entropy(logits, other_label, label_smoothing=options.label_smoothing, reduction='none')
-        loss = weight * loss + (1 - weight) * other_loss
-    return loss.mean(), (logits.detach().argmax(1) == label).sum()
-
-
-def mix(batch: dict[str, Tensor], alpha: float, seed: int) -> dict[str, Tensor]:
-    """Mixup (Zhang et al., ICLR 2018): mixes each clip of a shuffled batch with the one before it.
-
-    Heatmaps: both clips are drawn into one map, as 2 M persons with weighted scores. Keypoints: weighted means of the
-    coordinates and so of their embeddings, because the models embed linearly.
-    Returns the batch with 'other_label' and 'weight' (N,) of 'label': the greater of lambda ~ Beta(alpha, alpha) and
-    1 - lambda, which only exchanges the roles of the two clips. Drawn on the host, so that the device does not wait.
-    """
-    weight = np.random.default_rng(seed).beta(alpha, alpha)
-    weight = max(weight, 1 - weight)
-    other = {name: tensor.roll(1, 0) for name, tensor in batch.items()}
-    if 'score' in batch:
-        keypoint = torch.cat([batch['keypoint'], other['keypoint']], dim=1)
-        score = torch.cat([weight * batch['score'], (1 - weight) * other['score']], dim=1)
-        mixed = {'keypoint': keypoint, 'score': score}
-    else:
-        mixed = {'keypoint': weight * batch['keypoint'] + (1 - weight) * other['keypoint']}
-    label, other_label = batch['label'], other['label']
-    weight = torch.full(label.shape, weight, device=label.device)
-    return {**mixed, 'label': label, 'other_label': other_label, 'weight': weight}
+    loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+    return loss, (logits.detach().argmax(1) == label).sum()
 
 
 def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:

@@ -224,8 +224,8 @@ class VanillaTransformer(Transformer):
     """The vanilla transformer on heatmap volumes or keypoints; its arguments are the keys of section `model`.
 
     dim_in: inputs per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
-    protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. attn_drop_rate,
-    drop_path_rate: of the blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value
+    protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. drop_path_rate: of the
+    blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value
     out of range.
     """
 
@@ -242,7 +242,6 @@ class VanillaTransformer(Transformer):
         mlp_ratio: float = 4,
         protocol: Literal['linprobe', 'finetune'] = 'linprobe',
         dropout_ratio: float | None = None,
-        attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         num_classes: int = 60,
     ) -> None:
@@ -263,7 +262,6 @@ class VanillaTransformer(Transformer):
             num_frames=num_frames,
             num_joints=num_joints,
             t_patch_size=t_patch_size,
-            attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
             protocol=protocol,
             dropout_ratio=dropout_ratio,

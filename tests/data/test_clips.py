@@ -162,21 +162,6 @@ def test_training_draws_crops_and_mirrors_half_of_the_clips(write_pickle):
     assert 1.4 < magnified.max() < 1.55  # 1 / sqrt(.56 * 3/4)
 
 
-def test_random_scale_changes_width_and_height_on_their_own(write_pickle):
-    path = write_pickle(make_annotations([16] * 600))  # as many frames as are sampled: the same in both
-    plain, scaled = (
-        whole_split(clips('train', path, random_scale=most, **STILL))['keypoint'][:, 0] for most in (0, 0.2)
-    )
-    change = np.ptp(scaled, axis=(1, 2)) / np.ptp(plain, axis=(1, 2)) - 1  # of width and height, in the map
-    np.testing.assert_allclose(np.abs(change).max(0), 0.2, atol=0.005)
-    np.testing.assert_allclose(change.mean(0), 0, atol=0.02)
-    assert abs(np.corrcoef(change.T)[0, 1]) < 0.15
-    middles = [(keypoint.max((1, 2)) + keypoint.min((1, 2))) / 2 for keypoint in (plain, scaled)]
-    np.testing.assert_allclose(*middles, atol=0.5)  # px
-    still, test = (whole_split(clips('val', path, random_scale=most))['keypoint'] for most in (0, 0.2))
-    np.testing.assert_array_equal(still, test)
-
-
 def test_max_persons_limits_the_persons(write_pickle):
     path = write_pickle(make_annotations([20] * 6, persons=[3] * 6))
     three, two = (clips('val', path, max_persons=m, flip_ratio=0)[0, 0] for m in (3, 2))
@@ -210,11 +195,8 @@ def test_index_and_shuffle_take_few_bytes_per_clip(tmp_path):
         {'clip_len': 0},
         {'batch_size': 0},
         {'flip_ratio': 1.5},
-        {'random_scale': 1.0},
         {'crop_area': [0.9, 0.5]},
         {'rotation': -0.1},
-        {'shear': 1.0},
-        {'joint_drop': 1.0},
         {'test_clips': 0},
         {'scale_range': [3.0, 1.0], 'input': 'keypoint_2d'},
         {'input': 'keypoints'},
@@ -263,7 +245,7 @@ def test_augmentation_leaves_missing_joints_missing(write_pickle):
         annotation['keypoint_score'][:, :, 3] = 0
         annotation['keypoint'][0, :5] = 0
     path = write_pickle(data)
-    aug = {'rotation': 0.3, 'shear': 0.2, 'joint_noise': 0.01, **STILL}
+    aug = {'rotation': 0.3, 'joint_noise': 0.01, **STILL}
     plain, augmented = (whole_split(clips('train', path, **changes)) for changes in (STILL, aug))
     missing = (plain['keypoint'] == 0).all(-1)
     assert missing[:, 0, :, 3].all()
@@ -289,22 +271,6 @@ def test_rotation_is_symmetric_about_the_middle_of_the_body(write_pickle):
     np.testing.assert_allclose(still[:, 16, 0], still[:, 0, 0], atol=0.01)  # no rotation in validation
 
 
-def test_shear_slants_both_axes_of_the_body(write_pickle):
-    # A cross, upright: after shear and box crop its axes lean by amounts that are independent and symmetric.
-    cross = np.zeros((17, 2))
-    cross[:4] = (0, -150), (0, 150), (-150, 0), (150, 0)
-    keypoint = np.tile(np.add(cross, (960, 540)).astype(np.float16), (1, 20, 1, 1))
-    path = write_pickle(copies(make_annotations([20] * 600), keypoint))
-    sheared = whole_split(clips('train', path, shear=0.2, batch_size=100, **STILL))['keypoint'][:, 0, 0]
-    down, right = sheared[:, 1] - sheared[:, 0], sheared[:, 3] - sheared[:, 2]
-    slants = np.stack([down[:, 0] / down[:, 1], right[:, 1] / right[:, 0]])
-    np.testing.assert_allclose(np.abs(slants).max(1), 0.2, atol=0.015)
-    np.testing.assert_allclose(slants.mean(1), 0, atol=0.02)
-    assert abs(np.corrcoef(slants)[0, 1]) < 0.15
-    still = whole_split(clips('val', path, shear=0.2))['keypoint'][:, 0, 0]
-    np.testing.assert_allclose(still[:, 1, 0], still[:, 0, 0], atol=0.01)  # not in testing
-
-
 def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
     path = write_pickle(make_annotations([16] * 300))  # as many frames as are sampled: each once, in order
     still, rolled = (
@@ -316,23 +282,6 @@ def test_temporal_shift_rolls_time_and_keeps_every_frame_whole(write_pickle):
         assert len(found) == 1
         shifts += found
     assert set(shifts) == set(range(-5, 6))
-
-
-def test_dropped_joints_are_missing_in_all_frames(write_pickle):
-    path = write_pickle(make_annotations([16] * 600, persons=[2] * 600))
-    plain, dropped = (whole_split(clips('train', path, joint_drop=most, **STILL)) for most in (0, 0.2))
-    missing = dropped['score'] == 0  # (N, M, T, V)
-    assert missing.mean() == pytest.approx(0.2, abs=0.01)
-    assert (missing == missing[:, :, :1]).all()
-    np.testing.assert_array_equal(dropped['score'], np.where(missing, 0, plain['score']))
-    for axis in range(3):  # clips, persons and joints on their own
-        first, second = np.take(missing[:, :, 0], [0, 1], axis).swapaxes(0, axis)
-        assert (first != second).any()
-    shown = np.where(missing[..., None], np.nan, dropped['keypoint']).reshape(len(missing), -1, 2)
-    longest = (np.nanmax(shown, axis=1) - np.nanmin(shown, axis=1)).max(-1)
-    np.testing.assert_allclose(longest, 56 / 1.25, atol=0.5)  # the box is that of the other joints
-    still, test = (whole_split(clips('val', path, joint_drop=most)) for most in (0, 0.2))
-    np.testing.assert_array_equal(still['score'], test['score'])
 
 
 # --- test-time views -------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from lib.data.geometry import (
     jitter,
     project,
     rotate,
-    shear,
     short_edge_shape,
 )
 from lib.data.skeletons import COCO17
@@ -117,16 +116,6 @@ def test_flipping_twice_is_the_identity():
     np.testing.assert_allclose(flip.apply(once), xy, rtol=1e-6)
 
 
-def test_stretching_keeps_the_centre_of_the_image_and_missing_coordinates():
-    xy, factor = random_clips(4), np.array([[1.2, 1], [1, 0.8], [0.9, 1.1], [1, 1]])
-    affine = AffineMap.identity(np.full((4, 2), (800, 1200))).compact(np.tile([100, 50, 900, 650], (4, 1)))
-    stretched, plain = affine.stretch(factor), affine.apply(xy)
-    np.testing.assert_array_equal(stretched.shape, affine.shape)
-    factor, centre = (part.T[..., None, None, None] for part in (factor, np.tile([400, 300], (4, 1))))
-    expected = np.where(xy == 0, 0, (plain - centre) * factor + centre)
-    np.testing.assert_allclose(stretched.apply(xy), expected, rtol=1e-5, atol=1e-3)
-
-
 def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
     xy = random_clips(4)
     angle, centre = np.array([0.3, -0.2, 1.5, 0.0]), np.array([[600, 500], [0, 0], [100, 900], [5, 5]])
@@ -140,19 +129,6 @@ def test_rotating_back_is_the_identity_and_missing_joints_stay_missing():
     np.testing.assert_allclose(quarter[:, 0][:, present], centre[0][:, None] + np.stack([-y, x]), atol=1e-3)
     back = rotate(turned, -angle, centre)
     assert np.abs(back - xy).max() <= 1e-6 * np.abs(xy).max()
-
-
-def test_a_shear_moves_x_by_y_and_y_by_x_and_missing_joints_stay_missing():
-    xy = random_clips(4)
-    amount, centre = np.array([[0.3, 0], [0, -0.2], [0.1, 0.4], [0, 0]]), np.array([[6, 5], [0, 0], [9, 2], [5, 5]])
-    sheared = shear(xy, amount, centre)
-    assert sheared.dtype == np.float32
-    missing = (xy == 0).all(0)
-    np.testing.assert_array_equal((sheared == 0).all(0), missing)
-    for i in range(4):
-        (x, y), (a, b), (cx, cy) = xy[:, i][:, ~missing[i]], amount[i], centre[i]
-        expected = np.stack([x + a * (y - cy), y + b * (x - cx)])
-        np.testing.assert_allclose(sheared[:, i][:, ~missing[i]], expected, rtol=1e-5)
 
 
 def test_joint_noise_has_the_given_size_and_all_directions():

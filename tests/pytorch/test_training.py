@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from einops import rearrange
 
 import train_action_mbert
 import train_action_vanilla
@@ -21,9 +20,6 @@ from lib.metrics import mean_over_views
 from lib.models import MODELS, load_config
 from lib.pytorch import checkpoint, training
 from lib.pytorch.distributed import World
-from lib.pytorch.heatmap import HeatmapRenderer
-from lib.pytorch.mbert import MotionBERT
-from lib.pytorch.vanilla import VanillaTransformer
 from tests import tiny
 from tests.annotations import make_3d_annotations, make_annotations
 from tests.processes import children, torchrun, wait_for_line
@@ -348,68 +344,6 @@ def test_batch_norm_needs_two_clips_at_a_time(script, call, config, tmp_path, ca
     if script.SCRIPT == 'vanilla':  # its other head has no batch norm
         linear = ['model.protocol=linprobe', 'model.dropout_ratio=null', 'data.batch_size=1', 'train.epochs=1']
         assert call('--config', config, '-c', tmp_path / 'run', *tiny.overrides(*linear)) == 0
-
-
-@pytest.mark.parametrize('kind', ['joint', 'limb'])
-def test_mixup_draws_two_clips_into_one_map(kind):
-    rng = np.random.default_rng(0)
-    keypoint = torch.from_numpy(rng.uniform(0, 24, (5, 2, 4, 17, 2)).astype(np.float32))
-    score = torch.from_numpy(rng.uniform(0.2, 1, (5, 2, 4, 17)).astype(np.float32))
-    batch = {'keypoint': keypoint, 'score': score, 'label': torch.arange(5)}
-    mixed = training.mix(batch, 0.8, seed=3)
-    weight = mixed['weight'][0].item()
-    assert 0.5 < weight < 1
-    assert mixed['label'].tolist() == [0, 1, 2, 3, 4]
-    assert mixed['other_label'].tolist() == [4, 0, 1, 2, 3]
-    render = HeatmapRenderer(size=24, kind=kind)
-    alone = render(keypoint, score)
-    expected = torch.maximum(weight * alone, (1 - weight) * alone[[4, 0, 1, 2, 3]])
-    torch.testing.assert_close(render(mixed['keypoint'], mixed['score']), expected)
-
-
-def test_mixup_of_keypoints_mixes_their_embeddings():
-    batch = {'keypoint': torch.randn(4, 2, 8, 17, 3), 'label': torch.arange(4)}
-    mixed = training.mix(batch, 1.0, seed=0)
-    weight = mixed['weight'][0].item()
-    assert mixed.keys() == {'keypoint', 'label', 'other_label', 'weight'}
-    vanilla = VanillaTransformer(dim_in=3, dim_feat=16, depth=1).joints_embed
-    mbert = MotionBERT(dim_in=3, dim_feat=16, dim_rep=16, depth=1).backbone.joints_embed
-    for embed, axes in ((vanilla, 'n m t v c -> (n m) c t v'), (mbert, 'n m t v c -> (n m) t v c')):
-        embedded, alone = (
-            rearrange(embed(rearrange(x['keypoint'], axes)), '(n m) ... -> n m ...', m=2) for x in (mixed, batch)
-        )
-        torch.testing.assert_close(embedded, weight * alone + (1 - weight) * alone.roll(1, 0), atol=1e-5, rtol=1e-5)
-
-
-def test_mixup_is_a_function_of_the_seed_with_the_weights_of_beta():
-    batch = {'keypoint': torch.randn(4, 2, 8, 17, 3), 'label': torch.arange(4)}
-    weights = np.array([training.mix(batch, 0.3, seed)['weight'][0] for seed in range(2000)])
-    torch.manual_seed(0)
-    assert [training.mix(batch, 0.3, seed)['weight'][0] for seed in range(5)] == weights[:5].tolist()
-    assert weights.min() >= 0.5
-    assert np.var(np.concatenate([weights, 1 - weights])) == pytest.approx(1 / (4 * (2 * 0.3 + 1)), rel=0.05)
-
-
-@pytest.mark.parametrize('script', ['vanilla'], indirect=True)
-@pytest.mark.parametrize('parts', [1, 4])
-def test_the_loss_of_mixup_is_that_of_both_labels(config, parts):
-    changes = ['model.protocol=linprobe', 'model.dropout_ratio=null', 'train.mixup=1', 'train.label_smoothing=0.1']
-    config = load_config(config, [*changes, f'train.accumulation_steps={parts}'])
-    options, clips = training.TrainOptions(**config.train), make_clips(config, 'train')
-    render, model = make_model(config, clips.num_joints)
-    optimizer = training.make_optimizer(model, **config.optimizer)
-    forward = training.make_forward(render, model, options, ALONE)
-    (_, batch), *_ = training.load_batches(clips, 0, options, ALONE)
-    mixed = training.mix(batch, 1.0, 7)
-    weight = mixed['weight'][:, None]
-    with torch.no_grad():
-        logits = forward(mixed['keypoint'], mixed['score'])
-    targets = torch.nn.functional.one_hot(torch.stack([mixed['label'], mixed['other_label']]), 4).float()
-    target = 0.9 * (weight * targets[0] + (1 - weight) * targets[1]) + 0.1 / 4
-    expected = -(target * logits.log_softmax(1)).sum(1).mean()
-    loss, num_correct = training.train_step(forward, optimizer, batch, options, 8, 7)
-    torch.testing.assert_close(loss, expected)
-    assert num_correct == (logits.argmax(1) == batch['label']).sum()
 
 
 @pytest.mark.parametrize('script', ['vanilla'], indirect=True)  # without batch norm, which normalises each micro-batch

@@ -112,13 +112,6 @@ def test_qk_scale_and_missing_bias():
     torch.testing.assert_close(model()(x), model(qk_scale=8**-0.5)(x))  # 8 channels per head
 
 
-def test_attention_dropout_reaches_every_block():
-    model = small_model(depth=3, attn_drop_rate=0.5)
-    assert [block.attn.attn_drop for block in model.blocks] == [0.5] * 3
-    with pytest.raises(ValueError, match=r'model\.attn_drop_rate is 1\.0'):
-        small_model(attn_drop_rate=1.0)
-
-
 def test_drop_path_grows_with_depth():
     model = small_model(depth=3, drop_path_rate=0.5)
     assert [block.drop_path.p for block in model.blocks] == [0, 0.25, 0.5]
