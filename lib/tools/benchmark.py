@@ -265,7 +265,7 @@ def make_step(config: EasyDict, world: Any, is_reference: bool = False) -> Step:
         batch = dict(zip(('keypoint', 'score'), random_keypoints(*shape), strict=True))
     else:
         batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
-    batch['label'] = np.arange(config.data.batch_size) % config.model.num_classes
+    batch['label'] = np.arange(config.data.batch_size) % config.model.get('num_classes', 1)
     if MODELS[config.script].framework == 'tensorflow':
         return tensorflow_step(config, batch, world)
     return pytorch_step(config, batch, world, is_reference)
@@ -282,7 +282,7 @@ def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_
     """The reference uses torch's layers, explicit attention and heatmap formulas, a loop over parameters in AdamW."""
     import torch
 
-    from lib.pytorch import training
+    from lib.pytorch import pretraining, training
 
     device, count = world.device, len(batch['label'])
     options = training.TrainOptions(**config.train)
@@ -301,7 +301,8 @@ def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_
         training.recompute_blocks(model, config.script)
     forward = training.make_forward(render, model.train(), options, world)
     batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-    return lambda: training.train_step(forward, optimizer, dict(batch), options, count, 0).tolist()
+    criterion = pretraining.motion_loss if config.script == 'pretrain' else None
+    return lambda: training.train_step(forward, optimizer, dict(batch), options, count, 0, criterion).tolist()
 
 
 def straightforward_maps(

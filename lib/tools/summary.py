@@ -110,6 +110,8 @@ def published_lines(path: Path, config: EasyDict) -> list[str]:
         if row.data.input == config.data.input:
             published = re.search(r'^# (Published: .*)', file.read_text(), re.MULTILINE)
             rows[file] = published[1] if published else 'not published', row
+    if not rows:
+        return []
     nearest = path.resolve()
     if nearest not in rows:
         nearest = min(rows, key=lambda file: len(changes(rows[file][1], config)))

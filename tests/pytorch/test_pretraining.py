@@ -1,6 +1,7 @@
 """Masked motion pretraining: targets, masks, and that the encoder sees only visible tokens."""
 
 import os
+import re
 import signal
 
 import numpy as np
@@ -12,6 +13,7 @@ from lib.pytorch import pretraining
 from lib.pytorch.pretrained import load_backbone
 from lib.pytorch.pretraining import MotionPretraining
 from lib.pytorch.vanilla import VanillaTransformer
+from lib.tools import summary
 from lib.tools.checkpoints import open_checkpoint
 from tests import tiny
 
@@ -144,6 +146,18 @@ def test_the_full_size_encoder_is_loaded_for_fine_tuning(name, tmp_path):
     encoder = {key: value for key, value in model.named_parameters() if not key.startswith('head.')}
     assert all(torch.equal(value, own[key]) for key, value in encoder.items())
     assert f'loaded {len(encoder)} of' in report[0]
+
+
+@pytest.mark.slow
+def test_a_full_size_step_costs_half_of_a_supervised_one(capsys):
+    """Multiply-adds per clip, and a training step of four clips on this device."""
+    costs = []
+    for config in ('configs/pretrain/vanilla.yaml', 'configs/action/vanilla.yaml'):
+        assert summary.main([config, '--set', 'data.batch_size=4', '--measure']) == 0
+        output = capsys.readouterr().out
+        assert 'per step of 4 clips' in output
+        costs.append(int(re.search(r'multiply-adds  ([\d,]+) million', output)[1].replace(',', '')))
+    assert costs[0] == pytest.approx(0.52 * costs[1], rel=0.02)
 
 
 @pytest.fixture
