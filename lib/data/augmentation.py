@@ -14,7 +14,7 @@ from lib.data.sampling import ClipRandom, shifted_frames
 from lib.errors import UserError, check_values
 
 Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']  # values of data.input
-Preparation = Literal['motionbert', 'mamp']  # values of data.preparation
+Preparation = Literal['default', 'mamp']  # values of data.preparation
 
 
 def _key(default: Any, *inputs: Input | Preparation) -> Any:
@@ -37,7 +37,7 @@ class Augmentation:
         scale_range: size of the crop window relative to the box around all persons (keypoint_2d only).
     With data.preparation mamp
         time_crop: range of the fraction of frames to keep.
-        rotation: largest angle in rad, in either direction, about each axis.
+        rotation: largest angle in rad, in either direction, about each axis (keypoint_3d).
 
     Raises UserError, naming the key, for a value out of range.
     """
@@ -70,14 +70,15 @@ class Augmentation:
         }
         check_values('augmentation', vars(self), rules)
 
-    def check_input(self, input: Input, preparation: Preparation = 'motionbert') -> None:
+    def check_input(self, input: Input, preparation: Preparation = 'default') -> None:
         """Raises UserError if a key without effect on this input differs from its default."""
-        kind = preparation if preparation == 'mamp' else input
-        setting = f'data.input {input}' + f' and data.preparation {preparation}' * (input == 'keypoint_3d')
+        kinds = {input} if preparation == 'default' else {'mamp'} if input == 'keypoint_3d' else {input, 'mamp'}
+        setting = f'data.input {input} and data.preparation {preparation}'
         for key in fields(self):
             value, default = getattr(self, key.name), key.default
             changed = list(value) != list(default) if isinstance(default, tuple) else value != default
-            if changed and kind not in key.metadata['inputs']:
+            resized = key.name == 'temporal_shift' and preparation == 'mamp'  # instead of sampled
+            if changed and (resized or not kinds & {*key.metadata['inputs']}):
                 raise UserError(f'augmentation.{key.name} has no effect with {setting}. Omit it.')
 
     def shift_frames(self, frames: np.ndarray, random: ClipRandom) -> np.ndarray:
@@ -115,10 +116,10 @@ class Augmentation:
         low, high = self.scale_range
         return low + (high - low) * random.uniform()
 
-    def crop_frames(self, total_frames: np.ndarray, random: ClipRandom) -> tuple[np.ndarray, np.ndarray]:
-        """Random part of each clip of total_frames (N,): first frame and number of frames, (N,) int each."""
+    def crop_frames(self, total_frames: np.ndarray, random: ClipRandom, least: int) -> tuple[np.ndarray, np.ndarray]:
+        """Random part of each clip of total_frames (N,), `least` frames or more: first frame and number, (N,) int."""
         low, high = self.time_crop
-        return crop_in_time(total_frames, low + (high - low) * random.uniform(), random.uniform())
+        return crop_in_time(total_frames, low + (high - low) * random.uniform(), random.uniform(), least)
 
     def rotate_keypoints(self, keypoint: np.ndarray, random: ClipRandom) -> np.ndarray:
         """Rotates the clips (N, M, T, V, 3) about the origin, each by one angle per axis."""

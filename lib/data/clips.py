@@ -15,6 +15,7 @@ import numpy as np
 from lib.data.augmentation import Augmentation, Input, Preparation
 from lib.data.geometry import AffineMap, compact_box, extent, project
 from lib.data.keypoints import (
+    MAMP_MINIMUM,
     between_frames,
     centre,
     centre_and_scale,
@@ -22,6 +23,7 @@ from lib.data.keypoints import (
     crop_in_time,
     crop_scale,
     identity_swaps,
+    interpolate,
     to_camera,
 )
 from lib.data.sampling import ClipRandom, epoch_order, evaluation_frames, resampled_frames, train_frames
@@ -55,7 +57,8 @@ class Clips:
     input: kind of model input, see above.
     ann_file: PYSKL pickle, or a folder of pickles.
     benchmark: 'xsub' for the splits xsub_train and xsub_val, 'xview' likewise, or two split names [train, val].
-    preparation: of keypoint_3d, that of MotionBERT (adapted to 3D) or MAMP's.
+    preparation: 'mamp' takes a part of each clip and resizes it linearly to clip_len frames, as in MAMP (heatmap,
+    keypoint_3d); see above for keypoint_3d.
     clip_len: frames per clip, T. batch_size: clips per batch over all processes, N.
     seed: for clip order, frame sampling and augmentation.
     max_persons: M; further persons are dropped.
@@ -73,7 +76,7 @@ class Clips:
         size: int = 56,
         *,
         input: Input = 'heatmap',
-        preparation: Preparation = 'motionbert',
+        preparation: Preparation = 'default',
         ann_file: str,
         benchmark: str | list[str],
         clip_len: int,
@@ -91,8 +94,8 @@ class Clips:
         rules = {
             'input': (input in get_args(Input), f'one of {", ".join(get_args(Input))}'),
             'preparation': (
-                preparation == 'motionbert' or input == 'keypoint_3d',
-                f'motionbert with data.input {input}',
+                preparation == 'default' or (input != 'keypoint_2d' and test_clips == 1),
+                'default with keypoint_2d or data.test_clips',
             ),
             'clip_len': (clip_len >= 1, 'at least 1'),
             'batch_size': (batch_size >= 1, 'at least 1'),
@@ -266,7 +269,12 @@ class Clips:
         return make[self.input](index, random) | {'label': self.store.label[index]}
 
     def _heatmap(self, index: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
-        keypoint, score, present = self._read(index, self._frames(index, random))
+        if self.preparation == 'mamp':
+            frames, weight = self._part(index, random, least=self.clip_len)
+            keypoint, score, present = self._read(index, frames)
+            keypoint, score = interpolate(keypoint, score, weight)
+        else:
+            keypoint, score, present = self._read(index, self._frames(index, random))
         xy, score = np.moveaxis(keypoint, -1, 0).astype(np.float32, order='C'), score.astype(np.float32)
         if self.is_3d:
             xy = project(xy, np.zeros(len(index)) if random is None else self.augmentation.camera_angle(random))
@@ -330,18 +338,25 @@ class Clips:
         return {'keypoint': keypoint}
 
     def _mamp(self, index: np.ndarray, random: ClipRandom | None) -> dict[str, np.ndarray]:
-        total_frames = self.store.total_frames[index]
-        if random is None:
-            first, count = crop_in_time(total_frames, TEST_SHARE)
-        else:
-            first, count = self.augmentation.crop_frames(total_frames, random)
-        before, after, weight = between_frames(first, count, self.clip_len)
+        frames, weight = self._part(index, random)
         # The origin is in the first frame of the clip, which may be cropped off.
-        frames = np.concatenate([np.zeros_like(before[:, :1]), before, after], axis=1)
+        frames = np.concatenate([np.zeros_like(frames[:, :1]), frames], axis=1)
         keypoint = centre(self._read(index, frames)[0].astype(np.float32))
         before, after = np.split(keypoint[:, :, 1:], 2, axis=2)
         keypoint = before + (after - before) * weight[:, None, :, None, None]
         return {'keypoint': keypoint if random is None else self.augmentation.rotate_keypoints(keypoint, random)}
+
+    def _part(
+        self, index: np.ndarray, random: ClipRandom | None, least: int = MAMP_MINIMUM
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Frames before and after each frame of the resized parts of clips, (N, 2 * T), and weights of the latter."""
+        total_frames = self.store.total_frames[index]
+        if random is None:
+            first, count = crop_in_time(total_frames, TEST_SHARE)
+        else:
+            first, count = self.augmentation.crop_frames(total_frames, random, least)
+        before, after, weight = between_frames(first, count, self.clip_len)
+        return np.concatenate([before, after], axis=1), weight
 
     def _frames(self, index: np.ndarray, random: ClipRandom | None) -> np.ndarray:
         """Frame numbers (N, T); of validation clips with several samples (N, test_clips * T)."""

@@ -125,18 +125,19 @@ def centre_and_scale(keypoint: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def crop_in_time(
-    total_frames: np.ndarray, share: np.ndarray | float, place: np.ndarray | None = None
+    total_frames: np.ndarray, share: np.ndarray | float, place: np.ndarray | None = None, least: int = MAMP_MINIMUM
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each clip that MAMP keeps: its first frame and its number of frames, (N,) int64 each.
 
     total_frames: (N,) int. share: fraction to keep, (N,) or one for all. place: (N,) in [0, 1), where the part lies
-    between the start and the end of the clip, for training; None: in the middle, for testing.
+    between the start and the end of the clip, for training; None: in the middle, for testing. least: frames that
+    training keeps at least.
     """
     T = total_frames.astype(np.int64)
     if place is None:
         cut = ((1 - share) * T / 2).astype(np.int64)
         return cut, T - 2 * cut
-    count = np.minimum(np.maximum((share * T).astype(np.int64), MAMP_MINIMUM), T)
+    count = np.minimum(np.maximum((share * T).astype(np.int64), least), T)
     return (place * (T - count + 1)).astype(np.int64), count
 
 
@@ -151,6 +152,19 @@ def between_frames(first: np.ndarray, count: np.ndarray, clip_len: int) -> tuple
     before = position.astype(np.int64)
     weight = (position - before).astype(np.float32)
     return np.minimum(first + before, last), np.minimum(first + before + 1, last), weight
+
+
+def interpolate(keypoint: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N, M, L, V, C) and scores (N, M, L, V) between frames, float32.
+
+    keypoint, score: those of the L frames before, then of the L frames after, (N, M, 2 * L, V, ...). weight: (N, L), of
+    the latter. If a joint is missing in one of the two, those of the nearer frame.
+    """
+    (first, second), (score, second_score) = (np.split(a.astype(np.float32), 2, axis=2) for a in (keypoint, score))
+    weight = np.broadcast_to(weight[:, None, :, None], score.shape)
+    both = (first != 0).any(axis=-1) & (second != 0).any(axis=-1)
+    weight = np.where(both, weight, weight >= 0.5).astype(np.float32)
+    return first + (second - first) * weight[..., None], score + (second_score - score) * weight
 
 
 def centre(keypoint: np.ndarray) -> np.ndarray:

@@ -472,14 +472,49 @@ def test_mamps_augmentations(two_persons):
     assert (cropped != whole).any((1, 2, 3, 4)).sum() == 10  # those of more than 64 frames
 
 
+RESIZED = {'preparation': 'mamp', 'clip_len': 16, **STILL}
+
+
+def test_resized_heatmap_clips_move_evenly(write_pickle):
+    """A body in steady motion: sampled frames are apart by different amounts, resized ones by the same."""
+    data = make_annotations([23] * 20)
+    body = np.random.default_rng(0).uniform(300, 600, (17, 2))
+    moving = (body + 10 * np.arange(23)[:, None, None])[None].astype(np.float32)
+    path = write_pickle(copies(data, moving))
+    for split in ('train', 'val'):
+        sampled, resized = (
+            np.diff(whole_split(clips(split, path, **changes))['keypoint'][:, 0], axis=1)
+            for changes in ({**RESIZED, 'preparation': 'default'}, RESIZED)
+        )
+        np.testing.assert_allclose(resized, resized[:, :1, :1].repeat(15, 1).repeat(17, 2), atol=0.01)
+        assert np.ptp(sampled[..., 0], axis=1).min() > 0.5
+    shares = resized[:, 0, 0, 0]
+    np.testing.assert_allclose(shares, shares[0])  # in testing, the same part of each clip
+
+
+def test_missing_joints_are_not_interpolated(write_pickle):
+    data = make_annotations([23] * 20)
+    for annotation in data['annotations']:
+        annotation['keypoint'][:, 8:15, 3] = 0
+        annotation['keypoint_score'][:, 8:15, 3] = 0
+    batch = clips('val', write_pickle(data), **RESIZED)[0, 0]
+    missing = (batch['keypoint'][:, 0, :, 3] == 0).all(-1)
+    assert 3 <= missing.sum(1).min() <= missing.sum(1).max() <= 6
+    assert not batch['score'][:, 0, :, 3][missing].any()
+    body = batch['keypoint'][:, 0]
+    box = np.ptp(np.delete(body, 3, axis=2), axis=2)
+    moves = np.abs(np.diff(body[:, :, 3], axis=1))[~missing[:, 1:] & ~missing[:, :-1]]
+    assert moves.max() < box.max()  # no joint on its way to the corner of the map
+
+
 @pytest.mark.parametrize(
     ('changes', 'named'),
     [
-        ({'input': 'heatmap'}, 'data.preparation is mamp; .* data.input heatmap'),
-        ({'input': 'keypoint_2d'}, 'data.preparation is mamp; .* data.input keypoint_2d'),
+        ({'input': 'keypoint_2d'}, 'data.preparation is mamp; .* with keypoint_2d'),
         ({'random_move': False}, 'augmentation.random_move .* data.preparation mamp'),
-        ({'preparation': 'motionbert', 'rotation': 0.3}, 'augmentation.rotation .* data.preparation motionbert'),
-        ({'preparation': 'motionbert', 'time_crop': (1.0, 1.0)}, 'augmentation.time_crop .* motionbert'),
+        ({'input': 'heatmap', 'temporal_shift': 3}, 'augmentation.temporal_shift .* data.preparation mamp'),
+        ({'preparation': 'default', 'rotation': 0.3}, 'augmentation.rotation .* data.preparation default'),
+        ({'preparation': 'default', 'time_crop': (1.0, 1.0)}, 'augmentation.time_crop .* default'),
         ({'time_crop': (0.0, 1.0)}, 'augmentation.time_crop is'),
         ({'time_crop': (1.0, 0.5)}, 'augmentation.time_crop is'),
         ({'time_crop': (0.5, 1.1)}, 'augmentation.time_crop is'),
