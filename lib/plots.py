@@ -67,15 +67,15 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> 'Figure':
 def motion_figure(truth: np.ndarray, prediction: np.ndarray, visible: np.ndarray, title: str) -> 'Figure':
     """Plots the true and the predicted motion of the joints of one person over time, both (V, T).
 
-    visible: (V, T) bool, where the model has seen the joint; grey in the prediction.
+    visible: (V, T) bool, where the model has seen the joint; black in the prediction.
     """
     figure = new_figure(10, 5)
     upper, lower = figure.subplots(2, sharex=True)
-    lower.set_facecolor(GRID)
+    lower.set_facecolor(INK)
     for axes, values, name in ((upper, truth, 'true'), (lower, np.where(visible, np.nan, prediction), 'predicted')):
         image = axes.imshow(values, cmap='coolwarm', vmin=-2, vmax=2, aspect='auto', interpolation='nearest')
         axes.set_ylabel(f'joint ({name})')
-    lower.set_xlabel('frame (grey: visible to the model)')
+    lower.set_xlabel('frame (black: visible to the model)')
     upper.set_title(_shorten(title, 60), loc='left', fontsize=11, parse_math=False)
     figure.colorbar(image, ax=[upper, lower], label='horizontal motion, normalised', pad=0.02)
     return figure
