@@ -27,7 +27,7 @@ SCRIPT = 'mbert'  # name in the table of models, lib/models.py
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set, SCRIPT)
     options, world = training.TrainOptions(**config.train), distributed.init()
-    options.check_device(world.device)
+    options.set_precision(world.device)
     options.check_batch_size(config.data.batch_size, world.size)
     run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
     pretrained = options.pretrained_file(args, resumes=run.source is not None)

@@ -27,7 +27,7 @@ class Recipe:
     label_smoothing: float = 0.0
     max_grad_norm: float | None = None
     seed: int = 0
-    precision: Literal['fp32', 'bf16'] = 'fp32'
+    precision: Literal['fp32', 'tf32', 'bf16'] = 'fp32'
     accumulation_steps: int = 1
     compile: bool = False
     num_workers: int = 1
@@ -95,11 +95,12 @@ def cpu_has_bf16() -> bool:
     return re.search(r'^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b', info, re.MULTILINE) is not None
 
 
-def refuse_bf16(device: str) -> NoReturn:
-    """Raises UserError for train.precision bf16 on a device of this name."""
+def refuse_precision(precision: str, device: str) -> NoReturn:
+    """Raises UserError for a train.precision that the device of this name lacks."""
+    having = {'tf32': 'GPUs from Ampere on do', 'bf16': 'GPUs from Ampere on and CPUs with AVX512-BF16 or AMX do'}
     raise UserError(
-        f'train.precision is bf16, but {device} does not support bfloat16 (GPUs from Ampere on and CPUs with '
-        'AVX512-BF16 or AMX do): set train.precision to fp32.'
+        f'train.precision is {precision}, but {device} does not support it ({having[precision]}): set train.precision '
+        'to fp32.'
     )
 
 

@@ -27,7 +27,7 @@ from lib.pytorch import checkpoint, distributed
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone
 from lib.pytorch.pretraining import MotionPretraining
-from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16
+from lib.recipe import Recipe, cpu_has_bf16, refuse_precision
 
 
 @dataclass(kw_only=True)
@@ -43,12 +43,20 @@ class TrainOptions(Recipe):
     partial_train: list[str] | None = None
     activation_checkpointing: bool = False
 
-    def check_device(self, device: torch.device) -> None:
-        """Raises UserError if the device does not support the precision."""
-        if self.precision == 'bf16' and not (
-            torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' else cpu_has_bf16()
-        ):
-            refuse_bf16(torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU')
+    def set_precision(self, device: torch.device) -> None:
+        """Sets the precision of float32 matrix products in this process (bf16 acts in RenderAndClassify).
+
+        Raises UserError if the device does not support the precision.
+        """
+        if device.type == 'cuda':
+            lacks = self.precision != 'fp32' and torch.cuda.get_device_capability(device) < (8, 0)
+        else:
+            lacks = self.precision == 'tf32' or (self.precision == 'bf16' and not cpu_has_bf16())
+        if lacks:
+            refuse_precision(
+                self.precision, torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'
+            )
+        torch.set_float32_matmul_precision('high' if self.precision == 'tf32' else 'highest')
 
 
 def make_model(config: EasyDict, num_joints: int, device: torch.device) -> tuple[HeatmapRenderer | None, nn.Module]:
@@ -291,7 +299,7 @@ def load_model(
 
     Raises UserError if the device does not support the precision, or weights or joints do not fit the model.
     """
-    TrainOptions(**config.train).check_device(world.device)
+    TrainOptions(**config.train).set_precision(world.device)
     render, model = make_model(config, num_joints, world.device)
     checkpoint.load_weights(model, weights, path)
     return render, model.eval()

@@ -19,7 +19,7 @@ from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
 from lib.plots import clip_image
-from lib.recipe import Recipe, cpu_has_bf16, refuse_bf16, step_seed
+from lib.recipe import Recipe, cpu_has_bf16, refuse_precision, step_seed
 from lib.tensorflow import checkpoint, distributed
 from lib.tensorflow.heatmap import HeatmapRenderer
 
@@ -28,16 +28,20 @@ from lib.tensorflow.heatmap import HeatmapRenderer
 class TrainOptions(Recipe):
     """Section `train`: the recipe. compile: whether to compile the steps with XLA; they are always tf.functions."""
 
-    def check_device(self) -> None:
-        """Raises UserError if a device does not support the precision."""
-        if self.precision != 'bf16':
+    def set_precision(self) -> None:
+        """Sets the precision of float32 matrix products in this process, which TensorFlow computes in TF32 by default.
+
+        Raises UserError if a device does not support the precision.
+        """
+        tf.config.experimental.enable_tensor_float_32_execution(self.precision == 'tf32')
+        if self.precision == 'fp32':
             return
         gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices('GPU')]
         lacking = [gpu.get('device_name', 'the GPU') for gpu in gpus if gpu.get('compute_capability', (0, 0)) < (8, 0)]
-        if not gpus and not cpu_has_bf16():
+        if not gpus and not (self.precision == 'bf16' and cpu_has_bf16()):
             lacking = ['this CPU']
         if lacking:
-            refuse_bf16(lacking[0])
+            refuse_precision(self.precision, lacking[0])
 
 
 def make_model(config: EasyDict, num_joints: int, world: distributed.World) -> tuple[HeatmapRenderer, keras.Model]:
@@ -238,7 +242,7 @@ def load_model(
 
     Raises UserError if a device does not support the precision, or weights or joints do not fit the model.
     """
-    TrainOptions(**config.train).check_device()
+    TrainOptions(**config.train).set_precision()
     render, model = make_model(config, num_joints, world)
     checkpoint.assign(model.variables, weights, path)
     return render, model

@@ -286,7 +286,7 @@ def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_
 
     device, count = world.device, len(batch['label'])
     options = training.TrainOptions(**config.train)
-    options.check_device(device)
+    options.set_precision(device)
     options.check_batch_size(count, 1)
     render, model = training.make_model(config, batch['keypoint'].shape[3], device)
     if is_reference:
@@ -348,7 +348,7 @@ def tensorflow_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any) 
 
     count = len(batch['label'])
     options = training.TrainOptions(**config.train)
-    options.check_device()
+    options.set_precision()
     options.check_batch_size(count, 1)
     render, model = training.make_model(config, batch['keypoint'].shape[3], world)
     optimizer = training.make_optimizer(model, **config.optimizer)

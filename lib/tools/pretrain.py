@@ -31,7 +31,7 @@ def train(args: argparse.Namespace) -> None:
     for key in UNUSED:
         if config.train[key]:
             raise UserError(f'train.{key} has no effect in pretraining. Omit it.')
-    options.check_device(world.device)
+    options.set_precision(world.device)
     options.check_batch_size(config.data.batch_size, world.size)
     run = pretraining.Run.open(args.checkpoint, args.resume, config, world.is_main)
 

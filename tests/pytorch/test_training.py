@@ -391,6 +391,20 @@ def test_a_short_batch_causes_no_recompilation(call, config, tmp_path, monkeypat
         assert compiled['train'] == pytest.approx(eager['train'], abs=1e-5)
 
 
+def test_tf32_is_for_gpus_that_have_it(monkeypatch):
+    gpu, tf32 = torch.device('cuda'), training.TrainOptions(epochs=1, precision='tf32')
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Tesla V100')
+    for capability, device, name in (((7, 0), gpu, 'Tesla V100'), ((9, 0), torch.device('cpu'), 'this CPU')):
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, found=capability: found)
+        with pytest.raises(ValueError, match=f'train.precision is tf32, but {name}'):
+            tf32.set_precision(device)
+        assert torch.get_float32_matmul_precision() == 'highest'
+    tf32.set_precision(gpu)
+    assert torch.get_float32_matmul_precision() == 'high'
+    training.TrainOptions(epochs=1).set_precision(gpu)
+    assert torch.get_float32_matmul_precision() == 'highest'
+
+
 def test_bf16_keeps_weights_in_float32(call, script, config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training, 'cpu_has_bf16', lambda: False)
     assert call('--config', config, '-c', tmp_path / 'run', '--set', 'train.precision=bf16') == 2

@@ -262,9 +262,13 @@ def test_bf16_is_refused_if_the_device_lacks_it(config, tmp_path, capsys, monkey
     monkeypatch.setattr(tf.config.experimental, 'get_device_details', lambda device: gpu)
     options = training.TrainOptions(epochs=1, precision='bf16')
     with pytest.raises(ValueError, match='Tesla V100'):
-        options.check_device()
+        options.set_precision()
     gpu['compute_capability'] = (8, 0)
-    options.check_device()
+    options.set_precision()
+    training.TrainOptions(epochs=1, precision='tf32').set_precision()
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
+    training.TrainOptions(epochs=1).set_precision()
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
     assert not (tmp_path / 'run').exists()
 
 
