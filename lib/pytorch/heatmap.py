@@ -1,4 +1,4 @@
-"""Renders heatmap volumes from keypoints, on the device of the keypoints.
+"""Renders heatmap volumes from keypoints.
 
 lib/data/heatmap.py defines the maps (PYSKL's GeneratePoseTarget).
 Axes: N clips, M persons, T frames, V joints, L limbs, H = W = size; all lengths in pixels of the map.
@@ -20,7 +20,7 @@ LOG_TINY = -87.0  # smaller values become 0: exp() of them is denormal, 50 times
 class HeatmapRenderer(nn.Module):
     """Renders 3D heatmap volumes: one Gaussian map per joint (or limb) and frame.
 
-    Move the module to the device of the keypoints, or every call copies its buffers (indices only).
+    The module must be on the device of the keypoints.
     size: H = W in pixels. sigma: standard deviation in pixels.
     kind: 'joint' (V channels), 'limb' (one channel per limb of the skeleton) or 'both' (joints, then limbs).
     Raises UserError for values out of range.
@@ -94,7 +94,7 @@ class HeatmapRenderer(nn.Module):
         score = score.permute(0, 2, 3, 1).contiguous()[..., None]  # (N,T,V,M,1)
         first, last = self._window(keypoint, keypoint)
         (x, y), (left, top), (right, bottom) = keypoint.unbind(-2), first.unbind(-2), last.unbind(-2)
-        col, row = left + self.tap_col.to(keypoint.device), top + self.tap_row.to(keypoint.device)  # (N,T,V,M,K*K)
+        col, row = left + self.tap_col, top + self.tap_row  # (N,T,V,M,K*K)
         value = score * torch.exp(((col - x) ** 2 + (row - y) ** 2) * (-0.5 / self.sigma**2))
         # Pixels outside the window get the value 0, which has no effect at the clamped index.
         value = torch.where((col <= right) & (row <= bottom) & (score >= MIN_SCORE), value, 0)
@@ -103,7 +103,7 @@ class HeatmapRenderer(nn.Module):
 
     def _limbs(self, keypoint: Tensor, score: Tensor) -> Tensor:
         """Limb channels (N,T,L,H,W)."""
-        limbs = getattr(self, f'limbs_{keypoint.shape[-2]}').to(keypoint.device)
+        limbs = getattr(self, f'limbs_{keypoint.shape[-2]}')
         start, end = keypoint[..., limbs[:, 0], :], keypoint[..., limbs[:, 1], :]  # (N,M,T,L,2)
         start_score, end_score = score[..., limbs[:, 0]], score[..., limbs[:, 1]]
         value = torch.minimum(start_score, end_score)
