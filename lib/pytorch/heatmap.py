@@ -130,19 +130,23 @@ class HeatmapRenderer(nn.Module):
         # All parameters of a limb in one tensor, so that compiled code computes them once, not per pixel.
         limb = (ux / unit, uy / unit, middle, length / 2, level, log_value, *first.unbind(-1), *last.unbind(-1))
         limb = torch.stack([number.float() for number in limb])[..., None, None]  # (10,N,M,T,L,1,1)
-        ux, uy, middle, half, level, log_value, left, top, right, bottom = limb.unbind()
+        log_maps = limb.new_tensor(-math.inf)
+        for person in limb.unbind(2):  # one at a time, to save memory
+            log_maps = torch.maximum(log_maps, self._log_limbs(person))
+        return torch.where(log_maps > LOG_TINY, log_maps.clamp(min=LOG_TINY).exp(), 0)
 
-        x = torch.arange(self.size, device=keypoint.device, dtype=keypoint.dtype)
+    def _log_limbs(self, limb: Tensor) -> Tensor:
+        """Logarithms of the limb maps of one person in each clip, (N,T,L,H,W); limb: (10,N,T,L,1,1), see _limbs."""
+        ux, uy, middle, half, level, log_value, left, top, right, bottom = limb.unbind()
+        x = torch.arange(self.size, device=limb.device, dtype=limb.dtype)
         y = x[:, None]
         # Row-only terms first: they are cheap.
-        log_value = torch.where((y >= top) & (y <= bottom), log_value, -math.inf)  # (N,M,T,L,H,1)
+        log_value = torch.where((y >= top) & (y <= bottom), log_value, -math.inf)  # (N,T,L,H,1)
         # Distance to the segment: beyond its ends, and perpendicular to it.
         beyond = ((x * ux + (y * uy - middle)).abs() - half).relu()
         aside = (y * ux - level) - x * uy
-        log_maps = log_value - (beyond**2 + aside**2)
         inside = (x - (left + right) / 2).abs() <= (right - left) / 2
-        log_maps = torch.where(inside, log_maps, -math.inf).amax(1)
-        return torch.where(log_maps > LOG_TINY, log_maps.clamp(min=LOG_TINY).exp(), 0)
+        return torch.where(inside, log_value - (beyond**2 + aside**2), -math.inf)
 
     def _window(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """First and last pixel within 3 sigma of [low, high] along an axis, by truncation in float32.

@@ -1,4 +1,4 @@
-"""Forward passes on fake CUDA tensors, which need no GPU: all tensors are on one device, and no value is read by the host."""
+"""Forward passes on fake CUDA tensors, which need no GPU: all is on one device, and the host reads no value."""
 
 from pathlib import Path
 
