@@ -3,6 +3,7 @@
 {'frame_0012.jpg': RESULT}    {'fps': 30, 'frames': [RESULT]}    [{'frame': 12, 'landmarks': RESULT}]
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from lib.formats.values import has, whole_number
@@ -15,7 +16,7 @@ def by_frame(content: Any) -> tuple[list[str], list[Any]] | None:
     """Names or numbers of frames and the result of each; None if the content has no such form."""
     if isinstance(content, dict):
         is_named = set(map(type, content.values())) <= {list, str, type(None)}
-        if is_named and not content.keys() & {*_RESULT} and (len(content) > 1 or any(map(str.isdigit, *content))):
+        if is_named and not content.keys() & {*_RESULT} and (len(content) > 1 or _has_digit(content)):
             return list(content), list(content.values())
         inner = _result(content)
         return None if inner is None else by_frame(inner) or ([str(i) for i in range(len(inner))], inner)
@@ -27,6 +28,10 @@ def by_frame(content: Any) -> tuple[list[str], list[Any]] | None:
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(content)))
     return list(map(str, numbers)), results
+
+
+def _has_digit(names: Iterable[str]) -> bool:
+    return any(character.isdigit() for name in names for character in name)
 
 
 def _result(entry: dict[str, Any]) -> list[Any] | None:

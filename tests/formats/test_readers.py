@@ -301,6 +301,14 @@ def test_label_folders_of_ultralytics(size, numbers_after, box, tmp_path):
     assert found['first_frame'] == 11
 
 
+@pytest.mark.parametrize('content', ['{}', '[]', '{"a": []}'])
+def test_a_file_with_empty_content_is_refused(tmp_path, content):
+    path = tmp_path / 'clip.json'
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf'{re.escape(str(path))} (has no person|is in no supported format)'):
+        read_keypoint_file(path)
+
+
 def test_empty_files_at_the_start_of_a_folder_are_frames_without_persons(tmp_path):
     (tmp_path / 'v_4.json').write_text('[]')
     for t in (5, 6):
