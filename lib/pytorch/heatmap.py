@@ -5,6 +5,7 @@ Axes: N clips, M persons, T frames, V joints, L limbs, H = W = size; all lengths
 """
 
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -130,9 +131,7 @@ class HeatmapRenderer(nn.Module):
         # All parameters of a limb in one tensor, so that compiled code computes them once, not per pixel.
         limb = (ux / unit, uy / unit, middle, length / 2, level, log_value, *first.unbind(-1), *last.unbind(-1))
         limb = torch.stack([number.float() for number in limb])[..., None, None]  # (10,N,M,T,L,1,1)
-        log_maps = limb.new_tensor(-math.inf)
-        for person in limb.unbind(2):  # one at a time, to save memory
-            log_maps = torch.maximum(log_maps, self._log_limbs(person))
+        log_maps = reduce(torch.maximum, map(self._log_limbs, limb.unbind(2)))  # one person at a time, to save memory
         return torch.where(log_maps > LOG_TINY, log_maps.clamp(min=LOG_TINY).exp(), 0)
 
     def _log_limbs(self, limb: Tensor) -> Tensor:
