@@ -95,20 +95,7 @@ class MotionPretraining(Transformer):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim_feat))
         self.decoder_temp_embed = nn.Parameter(torch.zeros_like(self.temp_embed))
         self.decoder_pos_embed = nn.Parameter(torch.zeros_like(self.pos_embed))
-        self.decoder_blocks = nn.ModuleList(
-            Block(
-                dim_feat,
-                num_heads,
-                mlp_ratio,
-                qkv_bias=True,
-                qk_scale=None,
-                drop=0.0,
-                attn_drop=0.0,
-                drop_path=0.0,
-                norm_layer=nn.LayerNorm,
-            )
-            for _ in range(decoder_depth)
-        )
+        self.decoder_blocks = nn.ModuleList(Block(dim_feat, num_heads, mlp_ratio) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(dim_feat)
         self.decoder_pred = nn.Linear(dim_feat, num_persons * t_patch_size * dim_motion)
         self.reset_parameters()

@@ -81,12 +81,12 @@ class Block(nn.Module):
         num_heads: int,
         mlp_ratio: float,
         *,
-        qkv_bias: bool,
-        qk_scale: float | None,
-        drop: float,
-        attn_drop: float,
-        drop_path: float,
-        norm_layer: Callable[[int], nn.Module],
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         self.norm1 = norm_layer(dim)
@@ -225,8 +225,7 @@ class VanillaTransformer(Transformer):
 
     dim_in: inputs per joint and frame, H * W of its heatmap or C of a keypoint. num_frames: longest clip.
     protocol: the head, see Transformer. dropout_ratio: of the head `finetune`, by default 0.3. drop_path_rate: of the
-    blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value
-    out of range.
+    blocks. The defaults are those of vanilla.yaml. Raises UserError, naming the key, for a value out of range.
     """
 
     def __init__(
