@@ -75,7 +75,8 @@ def train(args: argparse.Namespace) -> None:
             errors = training.predict(forward, model, val_clips, options, world, lambda: run.exit_if(stop, world))
             run.finish_epoch(pretraining.motion_metrics(errors))
             log.epoch()
-            log.figure('motion', pretraining.first_motion(render, model, val_clips, world.device))
+            if world.is_main:
+                log.figure('motion', pretraining.first_motion(render, model, val_clips, world.device))
         run.wait()
         log.end()
 
