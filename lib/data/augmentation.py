@@ -9,16 +9,17 @@ from typing import Any, Literal
 import numpy as np
 
 from lib.data.geometry import AffineMap, extent, jitter, random_crop_box, rotate, short_edge_shape
-from lib.data.keypoints import MOVES_2D, MOVES_3D, crop_in_time, random_move, rotate_3d
-from lib.data.sampling import ClipRandom, shifted_frames
+from lib.data.keypoints import MOVES_2D, MOVES_3D, random_move, rotate_3d
+from lib.data.sampling import ClipRandom, crop_in_time, shifted_frames
 from lib.errors import UserError, check_values
 
 Input = Literal['heatmap', 'keypoint_2d', 'keypoint_3d']  # values of data.input
 Preparation = Literal['default', 'mamp']  # values of data.preparation
+HEATMAPS = ('heatmap', 'heatmap mamp')  # data.input, and data.preparation unless it is the default
 
 
-def _key(default: Any, *inputs: Input | Preparation) -> Any:
-    return field(default=default, metadata={'inputs': inputs})
+def _key(default: Any, *pipelines: str) -> Any:
+    return field(default=default, metadata={'pipelines': pipelines})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +43,16 @@ class Augmentation:
     Raises UserError, naming the key, for a value out of range.
     """
 
-    crop_area: tuple[float, float] = _key((0.56, 1.0), 'heatmap')
-    crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), 'heatmap')
-    flip_ratio: float = _key(0.5, 'heatmap')
-    rotation: float = _key(0.0, 'heatmap', 'mamp')
-    joint_noise: float = _key(0.0, 'heatmap')
+    crop_area: tuple[float, float] = _key((0.56, 1.0), *HEATMAPS)
+    crop_ratio: tuple[float, float] = _key((3 / 4, 4 / 3), *HEATMAPS)
+    flip_ratio: float = _key(0.5, *HEATMAPS)
+    rotation: float = _key(0.0, *HEATMAPS, 'keypoint_3d mamp')
+    joint_noise: float = _key(0.0, *HEATMAPS)
     temporal_shift: int = _key(0, 'heatmap')
-    view_angle: float = _key(30.0, 'heatmap')
+    view_angle: float = _key(30.0, *HEATMAPS)
     random_move: bool = _key(True, 'keypoint_2d', 'keypoint_3d')
     scale_range: tuple[float, float] = _key((1.0, 3.0), 'keypoint_2d')
-    time_crop: tuple[float, float] = _key((0.5, 1.0), 'mamp')
+    time_crop: tuple[float, float] = _key((0.5, 1.0), 'heatmap mamp', 'keypoint_3d mamp')
 
     def __post_init__(self) -> None:
         (area_low, area_high), (ratio_low, ratio_high) = self.crop_area, self.crop_ratio
@@ -72,13 +73,12 @@ class Augmentation:
 
     def check_input(self, input: Input, preparation: Preparation = 'default') -> None:
         """Raises UserError if a key without effect on this input differs from its default."""
-        kinds = {input} if preparation == 'default' else {'mamp'} if input == 'keypoint_3d' else {input, 'mamp'}
-        setting = f'data.input {input} and data.preparation {preparation}'
+        pipeline = input if preparation == 'default' else f'{input} {preparation}'
         for key in fields(self):
             value, default = getattr(self, key.name), key.default
             changed = list(value) != list(default) if isinstance(default, tuple) else value != default
-            resized = key.name == 'temporal_shift' and preparation == 'mamp'  # instead of sampled
-            if changed and (resized or not kinds & {*key.metadata['inputs']}):
+            if changed and pipeline not in key.metadata['pipelines']:
+                setting = f'data.input {input} and data.preparation {preparation}'
                 raise UserError(f'augmentation.{key.name} has no effect with {setting}. Omit it.')
 
     def shift_frames(self, frames: np.ndarray, random: ClipRandom) -> np.ndarray:
@@ -123,4 +123,4 @@ class Augmentation:
 
     def rotate_keypoints(self, keypoint: np.ndarray, random: ClipRandom) -> np.ndarray:
         """Rotates the clips (N, M, T, V, 3) about the origin, each by one angle per axis."""
-        return rotate_3d(keypoint, self.rotation * (2 * random.uniform(3) - 1)) if self.rotation else keypoint
+        return rotate_3d(keypoint, random.symmetric(self.rotation, 3)) if self.rotation else keypoint

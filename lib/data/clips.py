@@ -14,19 +14,18 @@ import numpy as np
 
 from lib.data.augmentation import Augmentation, Input, Preparation
 from lib.data.geometry import AffineMap, compact_box, extent, project
-from lib.data.keypoints import (
+from lib.data.keypoints import centre, centre_and_scale, coco_to_h36m, crop_scale, identity_swaps, to_camera
+from lib.data.sampling import (
     MAMP_MINIMUM,
+    ClipRandom,
     between_frames,
-    centre,
-    centre_and_scale,
-    coco_to_h36m,
     crop_in_time,
-    crop_scale,
-    identity_swaps,
+    epoch_order,
+    evaluation_frames,
     interpolate,
-    to_camera,
+    resampled_frames,
+    train_frames,
 )
-from lib.data.sampling import ClipRandom, epoch_order, evaluation_frames, resampled_frames, train_frames
 from lib.data.skeletons import COCO17, H36M17, Skeleton, skeleton_of
 from lib.data.store import open_store
 from lib.errors import UserError, check_values

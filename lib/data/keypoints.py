@@ -5,7 +5,7 @@ tracking, COCO to H36M joints, random move, crop. Frames are sampled by `samplin
 17 COCO joints; for 25 Kinect joints `centre_and_scale` replaces joint mapping and crop.
 
 MAMP (25 Kinect joints): Mao et al., ICCV 2023, feeder/tools.py and, for the centring, data/ntu/seq_transformation.py.
-Stages: `crop_in_time`, `between_frames`, `centre`, interpolation, `rotate_3d`. Identities are not tracked.
+Stages: centring, resizing in time (`sampling.between_frames`), `rotate_3d`. Identities are not tracked.
 
 N clips, M persons, L frames, V joints, C coordinates.
 """
@@ -18,7 +18,6 @@ MOVE_SHIFT = 0.1  # in either direction, in units of the keypoints
 MOVES_2D = 4  # parameters of a random move: angle, scale, shift in x and y
 MOVES_3D = 7  # angles about x, y and z, scale, shift in x, y and z
 CROP_MINIMUM = 4  # points; MotionBERT sets clips with fewer to zero
-MAMP_MINIMUM = 64  # frames; MAMP does not crop training clips to fewer
 
 # COCO joint of each H36M joint; midpoints of two joints are computed in `coco_to_h36m`.
 _COCO_OF_H36M = np.array([11, 12, 14, 16, 11, 13, 15, 5, 5, 0, 1, 5, 7, 9, 6, 8, 10])
@@ -122,49 +121,6 @@ def centre_and_scale(keypoint: np.ndarray, present: np.ndarray) -> np.ndarray:
     usable = side > 0  # side is -inf if no joint is present
     scaled = (keypoint - base) / np.where(usable, side, 1)[:, None, None, None, None]
     return np.where(present & usable[:, None, None, None, None], scaled, np.float32(0))
-
-
-def crop_in_time(
-    total_frames: np.ndarray, share: np.ndarray | float, place: np.ndarray | None = None, least: int = MAMP_MINIMUM
-) -> tuple[np.ndarray, np.ndarray]:
-    """The part of each clip that MAMP keeps: its first frame and its number of frames, (N,) int64 each.
-
-    total_frames: (N,) int. share: fraction to keep, (N,) or one for all. place: (N,) in [0, 1), where the part lies
-    between the start and the end of the clip, for training; None: in the middle, for testing. least: frames that
-    training keeps at least.
-    """
-    T = total_frames.astype(np.int64)
-    if place is None:
-        cut = ((1 - share) * T / 2).astype(np.int64)
-        return cut, T - 2 * cut
-    count = np.minimum(np.maximum((share * T).astype(np.int64), least), T)
-    return (place * (T - count + 1)).astype(np.int64), count
-
-
-def between_frames(first: np.ndarray, count: np.ndarray, clip_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Linear resampling of `count` frames from `first` on, (N,) int each, as by F.interpolate without align_corners.
-
-    Returns the frames before and after each of the L new ones, (N, L) int64, and the weight of the latter, (N, L)
-    float32.
-    """
-    first, last = first[:, None], (first + count - 1)[:, None]
-    position = np.maximum((np.arange(clip_len) + 0.5) * (count / clip_len)[:, None] - 0.5, 0)
-    before = position.astype(np.int64)
-    weight = (position - before).astype(np.float32)
-    return np.minimum(first + before, last), np.minimum(first + before + 1, last), weight
-
-
-def interpolate(keypoint: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keypoints (N, M, L, V, C) and scores (N, M, L, V) between frames, float32.
-
-    keypoint, score: those of the L frames before, then of the L frames after, (N, M, 2 * L, V, ...). weight: (N, L), of
-    the latter. If a joint is missing in one of the two, those of the nearer frame.
-    """
-    (first, second), (score, second_score) = (np.split(a.astype(np.float32), 2, axis=2) for a in (keypoint, score))
-    weight = np.broadcast_to(weight[:, None, :, None], score.shape)
-    both = (first != 0).any(axis=-1) & (second != 0).any(axis=-1)
-    weight = np.where(both, weight, weight >= 0.5).astype(np.float32)
-    return first + (second - first) * weight[..., None], score + (second_score - score) * weight
 
 
 def centre(keypoint: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Frame sampling and the random numbers of training.
+"""Sampling and resizing of clips in time, and the random numbers of training.
 
 N clips, T frames of a clip, L clip_len. Heatmap inputs use the uniform sampling of PoseC3D (Duan et al., CVPR 2022) as
-implemented in PYSKL, keypoint inputs the resampling of MotionBERT (Zhu et al., ICCV 2023).
+implemented in PYSKL, keypoint inputs the resampling of MotionBERT (Zhu et al., ICCV 2023). With data.preparation mamp,
+a part of the clip is resized linearly as in MAMP (Mao et al., ICCV 2023).
 """
 
 import math
@@ -10,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 TEST_SEED = 255  # as in PYSKL: test frames depend only on T, L and the number of clips
+MAMP_MINIMUM = 64  # frames; MAMP does not crop training clips to fewer
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -39,9 +41,9 @@ class ClipRandom:
         draws *= 2.0**-53
         return draws.reshape(-1, *shape)
 
-    def symmetric(self, limit: float) -> np.ndarray:
-        """Next draw of each clip, scaled to [-limit, limit): (N,) float64."""
-        return limit * (2 * self.uniform() - 1)
+    def symmetric(self, limit: float, *shape: int) -> np.ndarray:
+        """Next draws of each clip, scaled to [-limit, limit): (N, *shape) float64."""
+        return limit * (2 * self.uniform(*shape) - 1)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
@@ -134,3 +136,46 @@ def resampled_frames(total_frames: np.ndarray, clip_len: int, draws: np.ndarray 
     either = np.sort(np.where(draws >= 0.5, np.floor(position), np.ceil(position)), axis=1)
     inside = position + draws * (T / clip_len)
     return np.minimum(np.where(clip_len > T, either, inside), T - 1).astype(np.int64)
+
+
+def crop_in_time(
+    total_frames: np.ndarray, share: np.ndarray | float, place: np.ndarray | None = None, least: int = MAMP_MINIMUM
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each clip that MAMP keeps: its first frame and its number of frames, (N,) int64 each.
+
+    total_frames: (N,) int. share: fraction to keep, (N,) or one for all. place: (N,) in [0, 1), where the part lies
+    between the start and the end of the clip, for training; None: in the middle, for testing. least: frames that
+    training keeps at least.
+    """
+    T = total_frames.astype(np.int64)
+    if place is None:
+        cut = ((1 - share) * T / 2).astype(np.int64)
+        return cut, T - 2 * cut
+    count = np.minimum(np.maximum((share * T).astype(np.int64), least), T)
+    return (place * (T - count + 1)).astype(np.int64), count
+
+
+def between_frames(first: np.ndarray, count: np.ndarray, clip_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Linear resampling of `count` frames from `first` on, (N,) int each, as by F.interpolate without align_corners.
+
+    Returns the frames before and after each of the L new ones, (N, L) int64, and the weight of the latter, (N, L)
+    float32.
+    """
+    first, last = first[:, None], (first + count - 1)[:, None]
+    position = np.maximum((np.arange(clip_len) + 0.5) * (count / clip_len)[:, None] - 0.5, 0)
+    before = position.astype(np.int64)
+    weight = (position - before).astype(np.float32)
+    return np.minimum(first + before, last), np.minimum(first + before + 1, last), weight
+
+
+def interpolate(keypoint: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N, M, L, V, C) and scores (N, M, L, V) between frames, float32.
+
+    keypoint, score: those of the L frames before, then of the L frames after, (N, M, 2 * L, V, ...). weight: (N, L), of
+    the latter. If a joint is missing in one of the two, those of the nearer frame.
+    """
+    (first, second), (score, second_score) = (np.split(a.astype(np.float32), 2, axis=2) for a in (keypoint, score))
+    weight = np.broadcast_to(weight[:, None, :, None], score.shape)
+    both = (first != 0).any(axis=-1) & (second != 0).any(axis=-1)
+    weight = np.where(both, weight, weight >= 0.5).astype(np.float32)
+    return first + (second - first) * weight[..., None], score + (second_score - score) * weight
