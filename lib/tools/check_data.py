@@ -38,10 +38,10 @@ from lib.data.pickles import (
 )
 from lib.data.skeletons import PICKLE_SKELETONS, skeleton_of
 from lib.data.store import pickles_of
-from lib.errors import UserError, shown_text
+from lib.errors import UserError, numbered, shown_text
 from lib.models import load_config
 from lib.tools.checkpoints import build_model
-from lib.tools.running import hidden_messages, listed, log, make_parser, numbered, progress, run_tool
+from lib.tools.running import hidden_messages, listed, log, make_parser, progress, run_tool
 
 SWAPPED_OUTSIDE = 0.25  # minimum share of joints outside the image if img_shape is swapped
 SWAPPED_INSIDE = 0.98  # minimum share of joints inside the transposed image

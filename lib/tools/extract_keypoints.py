@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.data.pickles import save_annotations
-from lib.errors import UserError, shown_text
+from lib.errors import UserError, numbered, shown_text
 from lib.files import require_file
 from lib.formats.frame_numbers import MOST_FRAMES
 from lib.formats.tracking import track
@@ -35,7 +35,6 @@ from lib.tools.running import (
     listed,
     log,
     make_parser,
-    numbered,
     progress,
     require_package,
     run_tool,

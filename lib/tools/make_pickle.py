@@ -24,7 +24,7 @@ import numpy as np
 from lib.data.classes import read_class_names
 from lib.data.pickles import read_pickle, require_form, save_annotations
 from lib.data.skeletons import COCO17
-from lib.errors import UserError, shown, shown_text, user_file
+from lib.errors import UserError, numbered, shown, shown_text, user_file
 from lib.files import make_folder, require_file, write_text
 from lib.formats import ntu_skeleton, pyskl, read_keypoint_file
 from lib.formats.clip import to_annotation
@@ -39,7 +39,6 @@ from lib.tools.running import (
     listed,
     log,
     make_parser,
-    numbered,
     progress,
     run_tool,
 )

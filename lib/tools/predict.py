@@ -28,7 +28,7 @@ from lib.data.batches import make_clips
 from lib.data.heatmap import joints_with
 from lib.data.pickles import require_form, save_annotations, score_of
 from lib.data.skeletons import LAYOUTS
-from lib.errors import UserError, shown_text
+from lib.errors import UserError, numbered, shown_text
 from lib.evaluation import Checkpoint
 from lib.files import make_folder, write_text
 from lib.formats import SUPPORTED, pyskl, read_keypoint_file
@@ -45,7 +45,6 @@ from lib.tools.running import (
     img_shape_of,
     log,
     make_parser,
-    numbered,
     run_tool,
 )
 

@@ -26,11 +26,11 @@ from lib.data.classes import NTU120, class_names
 from lib.data.clips import Clips
 from lib.data.skeletons import Skeleton
 from lib.data.store import Store, open_store
-from lib.errors import UserError, shown_text
+from lib.errors import UserError, numbered, shown_text
 from lib.files import make_folder, replacing
 from lib.models import MODELS, load_config
 from lib.plots import GRID, INK, channel_colours, colour_channels, new_figure, save_figure, side_colour
-from lib.tools.running import add_out, check_new, listed, log, make_parser, numbered, progress, run_tool
+from lib.tools.running import add_out, check_new, listed, log, make_parser, progress, run_tool
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

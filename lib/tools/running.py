@@ -27,7 +27,6 @@ from tqdm import tqdm
 from lib.cli import exit_code
 from lib.data.skeletons import LAYOUTS
 from lib.errors import UserError, shown_text
-from lib.errors import numbered as numbered
 from lib.files import check_writable
 from lib.formats.clip import LARGEST_COORDINATE
 
