@@ -179,6 +179,15 @@ def load_batches(
         yield b, {name: tensor.to(world.device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def classification_loss(
+    forward: nn.Module, options: TrainOptions, label: Tensor, **inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of a batch and the number of correct clips."""
+    logits = forward(**inputs)
+    loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
+    return loss, (logits.detach().argmax(1) == label).sum()
+
+
 def train_step(
     forward: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -186,15 +195,14 @@ def train_step(
     options: TrainOptions,
     size: int,
     seed: int,
-    criterion: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    criterion: Callable[..., tuple[Tensor, Tensor]] = classification_loss,
 ) -> Tensor:
     """Trains on this process's share of a batch; returns [mean loss, correct clips] on the device.
 
     size: clips in a full share, which is split into `options.accumulation_steps` micro-batches. A short share is split
-    into fewer, so that none is too small for batch norm. seed: for dropout. criterion: (forward, options,
-    **batch) -> mean loss and number of correct clips; None: `classification_loss`.
+    into fewer, so that none is too small for batch norm. seed: for dropout. criterion: (forward, options, **batch) ->
+    mean loss and number of correct clips.
     """
-    criterion = criterion or classification_loss
     torch.manual_seed(seed)
     optimizer.zero_grad()
     num_clips = len(batch['label'])
@@ -216,15 +224,6 @@ def train_step(
         )
     optimizer.step()
     return results
-
-
-def classification_loss(
-    forward: nn.Module, options: TrainOptions, label: Tensor, **inputs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of a batch and the number of correct clips."""
-    logits = forward(**inputs)
-    loss = F.cross_entropy(logits, label, label_smoothing=options.label_smoothing)
-    return loss, (logits.detach().argmax(1) == label).sum()
 
 
 def micro_batches(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:

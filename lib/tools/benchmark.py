@@ -301,7 +301,7 @@ def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_
         training.recompute_blocks(model, config.script)
     forward = training.make_forward(render, model.train(), options, world)
     batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-    criterion = pretraining.motion_loss if config.script == 'pretrain' else None
+    criterion = pretraining.motion_loss if config.script == 'pretrain' else training.classification_loss
     return lambda: training.train_step(forward, optimizer, dict(batch), options, count, 0, criterion).tolist()
 
 
