@@ -75,6 +75,7 @@ def motion_figure(truth: np.ndarray, prediction: np.ndarray, visible: np.ndarray
     for axes, values, name in ((upper, truth, 'true'), (lower, np.where(visible, np.nan, prediction), 'predicted')):
         image = axes.imshow(values, cmap='coolwarm', vmin=-2, vmax=2, aspect='auto', interpolation='nearest')
         axes.set_ylabel(f'joint ({name})')
+        axes.set_yticks(range(0, len(values), 4))
     lower.set_xlabel('frame (black: visible to the model)')
     upper.set_title(_shorten(title, 60), loc='left', fontsize=11, parse_math=False)
     figure.colorbar(image, ax=[upper, lower], label='horizontal motion, normalised', pad=0.02)
