@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.data.store import CLIP, open_store, store_folder
-from lib.tools.benchmark import JOINTS, write_pickle
+from lib.tools.benchmark.steps import JOINTS, write_pickle
 
 
 def write_sparse_store(ann_file: Path, num_clips: int) -> None:

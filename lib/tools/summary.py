@@ -22,7 +22,7 @@ from lib.cli import add_set
 from lib.config import differences, read_config
 from lib.models import MODELS, load_config, resolve_config
 from lib.run import FREE_KEYS
-from lib.tools.benchmark import joints_of, make_step
+from lib.tools.benchmark.steps import joints_of, make_step
 from lib.tools.checkpoints import build_model
 from lib.tools.running import log, make_parser, run_tool
 

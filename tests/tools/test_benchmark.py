@@ -15,7 +15,8 @@ from lib.errors import UserError
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
 from lib.pytorch.vanilla import VanillaTransformer
-from lib.tools import benchmark
+from lib.tools.benchmark import __main__ as benchmark
+from lib.tools.benchmark import steps
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize('make', [MotionBERT, VanillaTransformer])
 def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
-    keypoint, score = map(torch.from_numpy, benchmark.random_keypoints(2, 2, 48, 17))
+    keypoint, score = map(torch.from_numpy, steps.random_keypoints(2, 2, 48, 17))
     inputs = keypoint / 3.5, score
     ours = make(num_joints=17, dim_in=256, dim_feat=32, depth=2, num_heads=4).eval()
     plain = copy.deepcopy(ours)
-    benchmark.make_straightforward(plain)
-    volume = benchmark.straightforward_maps(16, 0.6, *inputs, torch.float32)
+    steps.make_straightforward(plain)
+    volume = steps.straightforward_maps(16, 0.6, *inputs, torch.float32)
     torch.testing.assert_close(volume, HeatmapRenderer(size=16)(*inputs), rtol=0, atol=2e-6)
     for model in (ours, plain):
         model.logits = model(volume)
@@ -42,11 +43,11 @@ def test_the_straightforward_model_has_the_same_outputs_and_gradients(make):
 
 def test_the_two_sides_alternate():
     calls = []
-    row = benchmark.compare(partial(calls.append, 'a'), partial(calls.append, 'b'), 3, 10)
+    row = steps.compare(partial(calls.append, 'a'), partial(calls.append, 'b'), 3, 10)
     assert ''.join(calls) in ('abababbaab', 'ababbaabba')
     assert row['ratio'] > 0
     assert row['clips/s'] > 0
-    assert benchmark.compare(lambda: None, None, 1, 10).keys() == {'clips/s'}
+    assert steps.compare(lambda: None, None, 1, 10).keys() == {'clips/s'}
 
 
 def test_a_failing_part_does_not_affect_the_others(monkeypatch, capsys):
@@ -75,7 +76,7 @@ def test_a_failing_part_does_not_affect_the_others(monkeypatch, capsys):
 def test_training_steps_are_measured(kind, tmp_path, monkeypatch, capsys):
     """In this process, because a new one takes seconds to import the frameworks."""
     monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(benchmark, 'SIZE', 12)
+    monkeypatch.setattr(steps, 'SIZE', 12)
     assert benchmark.main(['train', '--config', str(tiny.write_config(kind, tmp_path)), '--rounds', '2', '--json']) == 0
     (row,) = json.loads(capsys.readouterr().out)['rows'].values()
     assert row.keys() == {'clips/s', 'peak memory'} | (set() if kind == 'vivit' else {'reference clips/s', 'ratio'})
@@ -94,12 +95,12 @@ def test_a_missing_gpu_is_not_replaced_by_the_cpu(kind, tmp_path, monkeypatch, c
 
 def test_a_killed_process_is_an_error():
     with pytest.raises(ChildProcessError, match='exit code 9'):
-        benchmark.in_new_process(os._exit, 9)
+        steps.in_new_process(os._exit, 9)
     with pytest.raises(ChildProcessError, match='exit code 1'):
-        benchmark.in_new_process(int, 'no number')
+        steps.in_new_process(int, 'no number')
     with pytest.raises(UserError, match='no such row'):
-        benchmark.in_new_process(refuse, 'no such row')
-    assert benchmark.in_new_process(int, '12') == 12
+        steps.in_new_process(refuse, 'no such row')
+    assert steps.in_new_process(int, '12') == 12
 
 
 def refuse(text):

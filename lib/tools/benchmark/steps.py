@@ -1,24 +1,9 @@
-"""Measure speed and memory of rendering, loading and training.
+"""Measurements: a function in a new process, two functions in turn, training steps on random or generated data."""
 
-    python -m lib.tools.benchmark render data train --device cuda --batch 32 --config configs/action/MB_train.yaml
-
-render: heatmap volumes, against filling the same memory with a constant.
-data: training batches on one core with rotation, noise and shift, against the default crop and flip alone; from a
-generated dataset like NTU60.
-train: training steps of a config; in PyTorch against a straightforward implementation of the same model.
-
-The two sides alternate. The table shows medians; a time ratio below 1 means faster than the reference.
-"""
-
-import argparse
-import json
 import multiprocessing
-import os
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -29,62 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from easydict import EasyDict
 
-from lib.cli import add_set
-from lib.data.augmentation import Augmentation
-from lib.data.clips import Clips
 from lib.data.heatmap import MIN_SCORE, joints_with
 from lib.data.pickles import save_annotations
 from lib.data.skeletons import PICKLE_SKELETONS
 from lib.errors import UserError
-from lib.models import MODELS, load_config
-from lib.tools.running import log, make_parser, progress, run_tool
+from lib.models import MODELS
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG = Path(__file__).parents[2] / 'configs' / 'action' / 'vanilla.yaml'
-PARTS = ('render', 'data', 'train')
-AUGMENTATION = {'rotation': 0.3, 'joint_noise': 0.01, 'temporal_shift': 5}
 SIZE, FRAMES, JOINTS = 56, 48, 17
 
 Step = Callable[[], object]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(__doc__, 'benchmark')
-    parser.add_argument('parts', nargs='+', choices=PARTS, metavar='PART', help=f'any of {", ".join(PARTS)}')
-    parser.add_argument('--config', nargs='+', type=Path, default=[CONFIG], help='for train (default: vanilla.yaml)')
-    add_set(parser)
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='device (default: %(default)s)')
-    parser.add_argument('--batch', type=int, metavar='CLIPS', help='default: 16 for render, 32 for data, 4 for train')
-    parser.add_argument('--rounds', type=int, default=7, help='timed runs of each side (default: %(default)s)')
-    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
-    return run_tool(benchmark, parser, argv)
-
-
-def benchmark(args: argparse.Namespace) -> int:
-    """Runs each measurement in a separate process, so that one failure does not affect the others. Returns 1 if any."""
-    if args.rounds < 1 or (args.batch is not None and args.batch < 1):
-        raise UserError('--batch and --rounds must be at least 1.')
-    tasks: dict[str, partial] = {}
-    if 'render' in args.parts:
-        batch = args.batch or 16
-        for kind in ('joint', 'limb'):
-            name = f'render {kind}, {batch} clips of 2 persons'
-            tasks[name] = partial(in_new_process, render, kind, batch, args.device, args.rounds)
-    if 'data' in args.parts:
-        tasks[f'data, {args.batch or 32} clips'] = partial(in_new_process, data, args.batch or 32, args.rounds)
-    for path in args.config if 'train' in args.parts else ():
-        config = load_config(path, [f'data.batch_size={args.batch or 4}', *args.set])
-        tasks[f'train {path.stem}, {config.data.batch_size} clips'] = partial(train, config, args.device, args.rounds)
-    rows = {}
-    for name, task in progress(tasks.items(), total=len(tasks), unit='part'):
-        try:
-            rows[name] = task()
-        except (UserError, ChildProcessError) as error:
-            rows[name] = {'error': str(error)}
-    log.info('%s', json.dumps({'device': args.device, 'rows': rows}, indent=2) if args.json else as_table(rows))
-    return int(any('error' in row for row in rows.values()))
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -92,7 +33,8 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises its UserError, and ChildProcessError if it raises another exception (the traceback is printed) or is killed.
     """
-    context = multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['lib.pytorch.training'])  # its import takes seconds
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send_result, args=(sender, function, arguments))
     process.start()
@@ -138,65 +80,33 @@ def compare(ours: Step, reference: Step | None, rounds: int, num_clips: int) -> 
     return row | {'ratio': float(np.median(seconds[0] / seconds[1]))} if reference else row
 
 
-def as_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Formats rows as a table."""
-    width = max(map(len, rows))
-    lines = [f'{"":<{width}}   clips/s  reference  time ratio  peak memory: ours, reference']
-    for name, row in rows.items():
-        cells = [f'{name:<{width}}']
-        if 'error' in row:
-            cells.append(f'failed: {row["error"]}')
-        else:
-            cells += [f'{row["clips/s"]:>8,.1f}']
-            cells += [f'{row.get("reference clips/s", np.nan):>9,.1f}', f'{row.get("ratio", np.nan):>10.2f}']
-            cells += [f'{size / 1e9:>7.2f} GB' for size in row.get('peak memory', ())]
-        lines.append('  '.join(cells))
-    return '\n'.join(lines)
+def waiting(function: Callable[[], Any], device: str) -> Step:
+    """A function that calls `function` and waits for the device, a PyTorch one."""
+    import torch
+
+    def call() -> None:
+        function()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    return call
 
 
-def render(kind: str, batch: int, device: str, rounds: int) -> dict[str, Any]:
-    """The compiled renderer against filling a volume, which each call allocates as in a training step."""
+def make_renderer(kind: str, batch: int, device: str) -> tuple['torch.nn.Module', list['torch.Tensor']]:
+    """PyTorch's renderer and random keypoints and scores of `batch` clips on a device."""
     import torch
 
     from lib.pytorch.heatmap import HeatmapRenderer
 
     make_world('vanilla', device)
-    renderer = HeatmapRenderer(size=SIZE, kind=kind).to(device)
-    compiled = torch.compile(renderer, fullgraph=True)
     inputs = [torch.from_numpy(array).to(device) for array in random_keypoints(batch, 2, FRAMES, JOINTS)]
-    shape = (batch, FRAMES, renderer.num_maps(JOINTS), SIZE, SIZE)
-
-    def and_wait(function: Callable[..., torch.Tensor], *arguments: Any) -> None:
-        function(*arguments)
-        if device == 'cuda':
-            torch.cuda.synchronize()
-
-    fill = partial(torch.full, shape, 0.5, device=device)
-    with torch.inference_mode():
-        return compare(partial(and_wait, compiled, *inputs), partial(and_wait, fill), rounds, batch)
+    return HeatmapRenderer(size=SIZE, kind=kind).to(device), inputs
 
 
 def random_keypoints(*shape: int) -> tuple[np.ndarray, np.ndarray]:
     """Random keypoint (N,M,T,V,2) in heatmap pixels, some outside, and score (N,M,T,V). shape: (N,M,T,V)."""
     rng = np.random.default_rng(0)
     return rng.uniform(-2, SIZE + 2, (*shape, 2)).astype(np.float32), rng.uniform(0, 1, shape).astype(np.float32)
-
-
-def data(batch: int, rounds: int) -> dict[str, Any]:
-    """Training batches with more augmentation against the default crop and flip alone, on one core."""
-    if hasattr(os, 'sched_setaffinity'):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with tempfile.TemporaryDirectory() as folder:
-        ann_file = Path(folder) / 'generated.pkl'
-        write_pickle(ann_file, max(4000, 2 * batch))
-        options = {'ann_file': str(ann_file), 'benchmark': 'xsub', 'clip_len': FRAMES, 'batch_size': batch, 'seed': 0}
-        default, augmented = Clips('train', **options), Clips('train', Augmentation(**AUGMENTATION), **options)
-        count = min(64, len(default))
-
-        def load(clips: Clips) -> Step:
-            return lambda: [clips[0, b] for b in range(count)]
-
-        return compare(load(augmented), load(default), rounds, sum(default.batch_sizes[:count]))
 
 
 def write_pickle(path: Path, num_clips: int) -> None:
@@ -214,30 +124,6 @@ def write_pickle(path: Path, num_clips: int) -> None:
     names = [annotation['frame_dir'] for annotation in annotations]
     split = {'xsub_train': names[: num_clips * 7 // 10], 'xsub_val': names[num_clips * 7 // 10 :]}
     save_annotations(path, split, annotations)
-
-
-def train(config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
-    """Training steps from keypoints in memory: rendering, forward, backward, optimizer."""
-    kind = config.heatmap.kind if 'heatmap' in config else 'joint'
-    has_reference = MODELS[config.script].framework == 'pytorch' and kind == 'joint'
-    sides = [False, True] if has_reference else [False]
-    row = in_new_process(time_of_steps, has_reference, config, device, rounds)
-    return row | {'peak memory': [in_new_process(memory_of_step, side, config, device) for side in sides]}
-
-
-def time_of_steps(has_reference: bool, config: EasyDict, device: str, rounds: int) -> dict[str, Any]:
-    world = make_world(config.script, device)
-    ours = make_step(config, world)
-    reference = make_step(config, world, is_reference=True) if has_reference else None
-    return compare(ours, reference, rounds, config.data.batch_size)
-
-
-def memory_of_step(is_reference: bool, config: EasyDict, device: str) -> int:
-    """Peak memory of two training steps in bytes: of tensors on a GPU, of this process on a CPU."""
-    world = make_world(config.script, device)
-    step = make_step(config, world, is_reference)
-    step(), step()
-    return world.peak_memory()
 
 
 def make_world(script: str, device: str) -> Any:
@@ -260,15 +146,20 @@ def make_world(script: str, device: str) -> Any:
 
 def make_step(config: EasyDict, world: Any, is_reference: bool = False) -> Step:
     """A function that trains a new model on a random batch and waits for the device."""
+    batch = random_batch(config)
+    if MODELS[config.script].framework == 'tensorflow':
+        return tensorflow_step(config, batch, world)
+    return pytorch_step(config, batch, world, is_reference)
+
+
+def random_batch(config: EasyDict) -> dict[str, np.ndarray]:
+    """A random batch for a config, as from Clips."""
     shape = (config.data.batch_size, config.data.max_persons, config.data.clip_len, joints_of(config))
     if config.data.input == 'heatmap':
         batch = dict(zip(('keypoint', 'score'), random_keypoints(*shape), strict=True))
     else:
         batch = {'keypoint': np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)}
-    batch['label'] = np.arange(config.data.batch_size) % config.model.get('num_classes', 1)
-    if MODELS[config.script].framework == 'tensorflow':
-        return tensorflow_step(config, batch, world)
-    return pytorch_step(config, batch, world, is_reference)
+    return batch | {'label': np.arange(config.data.batch_size) % config.model.get('num_classes', 1)}
 
 
 def joints_of(config: EasyDict) -> int:
@@ -356,7 +247,3 @@ def tensorflow_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any) 
     batch |= {'weight': np.full(count, 1 / count, np.float32), 'seed': np.zeros(2, np.int64)}
     shares = world.distribute([batch] * len(world.local_replicas))
     return lambda: train_step(shares).numpy()
-
-
-if __name__ == '__main__':
-    sys.exit(main())

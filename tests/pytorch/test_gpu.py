@@ -1,0 +1,84 @@
+"""Training and evaluation of tiny models on a CUDA GPU, against the CPU."""
+
+import json
+
+import pytest
+import torch
+
+from lib.data.batches import make_clips
+from lib.models import load_config
+from lib.pytorch import distributed, pretraining, training
+from tests import tiny
+
+pytestmark = pytest.mark.gpu
+KINDS = ('mbert', 'vanilla', 'pretrain')
+OPTIONS = ('seed=0', 'precision=tf32', 'precision=bf16', 'compile=true', 'accumulation_steps=2',
+           'activation_checkpointing=true')  # fmt: skip
+
+
+def use_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_losses_are_those_of_the_cpu(kind, option, tmp_path, monkeypatch, capsys):
+    """Loosely, for the devices draw other masks, and batch norm sees micro-batches. The benchmark compares exactly."""
+    no_dropout = ['model.dropout_ratio=0.0'] if kind != 'pretrain' else []
+    command = ['--config', tiny.write_config(kind, tmp_path), *tiny.overrides(*no_dropout)]
+    call = tiny.caller(tiny.PROGRAMS[kind])
+    assert call(*command, '-c', tmp_path / 'gpu', '--set', f'train.{option}') == 0
+    assert 'on cuda' in capsys.readouterr().out
+    use_cpu(monkeypatch)
+    assert call(*command, '-c', tmp_path / 'cpu') == 0
+    assert 'on cpu' in capsys.readouterr().out
+    tolerance = 0.5 if option.startswith('accumulation') else 0.15
+    for gpu, cpu in zip(tiny.lines(tmp_path / 'gpu'), tiny.lines(tmp_path / 'cpu'), strict=True):
+        for split in ('train', 'val'):
+            assert gpu[split]['loss'] == pytest.approx(cpu[split]['loss'], abs=tolerance)
+
+
+@pytest.mark.parametrize('kind', ['mbert', 'vanilla'])
+def test_several_views_are_evaluated_as_on_the_cpu(kind, trained, monkeypatch):
+    run, call = trained(kind) / 'run', tiny.caller(tiny.SCRIPTS[kind])
+    losses = []
+    for _ in range(2):
+        assert call('-e', run, '--set', 'data.test_clips=2', '--set', 'data.test_flip=true') == 0
+        losses.append(json.loads((run / 'evaluation.json').read_text())['loss'])
+        use_cpu(monkeypatch)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_epoch_does_not_wait_for_the_gpu(kind, precision, tmp_path, monkeypatch):
+    """Neither a copy of a batch, from pinned memory, nor a step with the fused AdamW."""
+    config, world = load_config(tiny.write_config(kind, tmp_path), [f'train.precision={precision}']), distributed.init()
+    options, clips = training.TrainOptions(**config.train), make_clips(config, 'train')
+    render, model = training.make_model(config, clips.num_joints, world.device)
+    optimizer = training.make_optimizer(model, **config.optimizer)
+    forward = training.make_forward(render, model.train(), options, world)
+    criterion = pretraining.motion_loss if kind == 'pretrain' else training.classification_loss
+    prefetch, pinned = training.prefetch, []
+
+    def watched(*args):
+        for b, batch in prefetch(*args):
+            pinned.extend(tensor.is_pinned() for tensor in batch.values())
+            yield b, batch
+
+    def train():
+        for _, batch in training.load_batches(clips, 0, options, world):
+            assert all(tensor.is_cuda for tensor in batch.values())
+            training.train_step(forward, optimizer, batch, options, config.data.batch_size, 0, criterion)
+
+    monkeypatch.setattr(training, 'prefetch', watched)
+    train()  # the first steps create handles and states
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        train()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert pinned
+    assert all(pinned)
+    assert all(group['fused'] for group in optimizer.param_groups)
+    assert all(value.is_cuda for state in optimizer.state.values() for value in state.values())

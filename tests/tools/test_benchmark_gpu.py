@@ -1,0 +1,88 @@
+"""The GPU benchmark, tried out on the CPU with small models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lib.errors import UserError
+from lib.tools.benchmark import __main__ as benchmark
+from lib.tools.benchmark import gpu
+
+FACTS = {'name': 'CPU', 'torch': '2'}
+
+
+@pytest.fixture
+def setup(tmp_path):
+    return gpu.Setup('cpu', True, tmp_path / 'correctness.jsonl')
+
+
+def test_a_failure_is_a_row_and_affects_no_other(setup):
+    with setup.row('a'):
+        raise UserError('this CPU does not support it')
+    with setup.row('b'):
+        raise RuntimeError('CUDA error:\n  an illegal memory access')
+    with setup.row('c'):
+        setup.add('c', error=0.5, limit=0.1)
+    skipped, failed, wrong = gpu.read(setup.file)
+    assert skipped == {'name': 'a', 'skipped': 'this CPU does not support it'}
+    assert failed == {'name': 'b', 'failed': 'RuntimeError: CUDA error: an illegal memory access'}
+    table = gpu.as_table('correctness', FACTS, skipped, failed, wrong, {'name': 'd', 'error': 0.05, 'limit': 0.1})
+    assert table.count('WRONG') == table.count('ok') == 1
+
+
+def test_an_inaccurate_gradient_is_found(setup):
+    rng = np.random.default_rng(0)
+    expected = {'logits': rng.normal(size=(2, 5)), 'a': rng.normal(size=100), 'b': rng.normal(size=100)}
+    gpu.add_errors(setup, 'model', expected, expected | {'b': expected['b'] + 0.01 * rng.normal(size=100)})
+    logits, gradients = gpu.read(setup.file)
+    assert logits['error'] == 0
+    assert gradients['of'] == 'b'
+    assert gradients['error'] == pytest.approx(0.01, rel=0.3)
+    assert gradients['error'] > gradients['limit']
+
+
+@pytest.mark.parametrize(('row', 'code'), [({'error': 0.2}, 1), ({'error': 0.1}, 0), ({'failed': 'OSError'}, 1)])
+def test_wrong_results_and_failures_have_exit_code_1(row, code, tmp_path, monkeypatch, capsys, refused):
+    monkeypatch.setattr(gpu, 'in_new_process', lambda function, device: FACTS)
+    monkeypatch.setattr(gpu, 'check_all', lambda setup: setup.add('x', limit=0.1, **{'error': 0.0} | row))
+    command = ['gpu', '--out', str(tmp_path / 'out'), '--part', 'correctness', '--device', 'cpu']
+    assert benchmark.main(command) == code
+    assert capsys.readouterr().out.rstrip() == (tmp_path / 'out' / 'results.md').read_text().rstrip()
+    assert 'correctness.jsonl exists' in refused(benchmark.main, *command)
+
+
+def test_a_missing_gpu_is_refused(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(gpu, 'in_new_process', lambda function, device: function(device))
+    assert 'pytorch sees no GPU' in refused(benchmark.main, 'gpu', '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_models_are_measured_once():
+    names = [gpu.label(path) for path in gpu.different_models()]
+    assert names[:2] == ['MB_train', 'vanilla']
+    assert 'pretrain/vanilla' in names
+    assert not {'MB_train_aug', 'vanilla_big_aug', 'vivit'} & {*names}  # the models of others, or of TensorFlow
+
+
+@pytest.mark.slow
+def test_every_row_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, 'MEASURED', ('vanilla', 'vivit'))
+    monkeypatch.setattr(gpu, 'different_models', lambda: [gpu.ACTION / 'vanilla.yaml', gpu.ACTION / 'vanilla_2d.yaml'])
+    assert benchmark.main(['gpu', '--out', str(tmp_path), '--device', 'cpu', '--quick']) == 0
+    rows = {
+        part: {row['name']: row for row in map(json.loads, (tmp_path / f'{part}.jsonl').read_text().splitlines())}
+        for part in gpu.PARTS
+    }
+    assert len(rows['correctness']) == 1 + 12 + 2 * 2 + 1 + 3
+    assert rows['correctness']['resume, different tensors']['of'] > 50
+    assert {row['skipped'][:24] for row in rows['speed'].values() if 'skipped' in row} <= {
+        'train.precision is tf32,',
+        'train.precision is bf16,',
+    }
+    for name in ('vanilla, fp32, 4 clips', 'vivit, fp32, 2 clips', 'joint maps, float32, 2 clips'):
+        assert rows['speed'][name]['clips/s'] > 0
+    assert len(rows['speed']) == 1 + 4 + 16 + (1 if 'run of MB_train' in rows['speed'] else 4) + 1
+    assert (tmp_path / 'results.md').read_text().count('\n| ') > 40
