@@ -77,6 +77,15 @@ def caller(script: ModuleType) -> Callable[..., int]:
     return call
 
 
+def tool_modules() -> dict[str, str]:
+    """Modules with the function main of all tools, by name: lib.tools.NAME, or its __main__ if it is a package."""
+    tools = Path(cli.__file__).parent / 'tools'
+    modules = {path.stem: f'lib.tools.{path.stem}' for path in tools.glob('*.py') if '\ndef main(' in path.read_text()}
+    return modules | {
+        path.parent.name: f'lib.tools.{path.parent.name}.__main__' for path in tools.glob('*/__main__.py')
+    }
+
+
 def files(folder: Path) -> dict[Path, bytes]:
     """Content of all files in a folder."""
     return {path: path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import tool_modules
+
 ROOT = Path(__file__).parents[2]
-TOOLS = [path.stem for path in (ROOT / 'lib' / 'tools').glob('*.py') if '\ndef main(' in path.read_text()]
+TOOLS = tool_modules()
 HELP = """
 import importlib, sys
 for name in sys.argv[1:]:
-    module = importlib.import_module(f'lib.tools.{name}')
+    module = importlib.import_module(name)
     try:
         module.main(['--help'])
     except SystemExit as left:
@@ -33,14 +35,14 @@ assert sys.modules.get(other) is None
 
 def test_help_needs_no_framework():
     assert len(TOOLS) > 10
-    done = subprocess.run([sys.executable, '-c', HELP, *TOOLS], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', HELP, *TOOLS.values()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('usage:') == len(TOOLS)
 
 
 @pytest.mark.parametrize('name', TOOLS)
 def test_the_description_is_one_example_and_at_most_ten_lines(name):
-    description = importlib.import_module(f'lib.tools.{name}').__doc__.strip()
+    description = importlib.import_module(TOOLS[name]).__doc__.strip()
     assert f'\n    python -m lib.tools.{name} ' in description
     assert len(description.splitlines()) <= 10
 

@@ -1,4 +1,4 @@
-"""Measure speed and memory of rendering, loading and training.
+"""Measure speed and memory of rendering, loading and training. To check and measure a GPU: `benchmark gpu --help`.
 
     python -m lib.tools.benchmark render data train --device cuda --batch 32 --config configs/action/MB_train.yaml
 
@@ -8,7 +8,6 @@ generated dataset like NTU60.
 train: training steps of a config; in PyTorch against a straightforward implementation of the same model.
 
 The two sides alternate. The table shows medians; a time ratio below 1 means faster than the reference.
-`benchmark gpu --out FOLDER` checks and measures all models on a GPU, see `benchmark gpu --help`.
 """
 
 import argparse
