@@ -12,6 +12,7 @@ import contextlib
 import gc
 import itertools
 import json
+import multiprocessing
 import os
 import tempfile
 import time
@@ -43,6 +44,7 @@ PARTS = ('correctness', 'speed')
 MEASURED = ('MB_train', 'vanilla', 'vivit')  # in all precisions
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'bf16 compiled')
 NUM_CLIPS = 56578  # in NTU60's cross-subject splits
+OUT_OF_MEMORY = ('OutOfMemoryError', 'ResourceExhaustedError')  # of PyTorch and TensorFlow
 QUICK = ['data.clip_len=16', 'model.depth=1', 'train.epochs=2', 'train.warmup_epochs=0']
 
 
@@ -67,7 +69,8 @@ class Setup:
         except UserError as error:  # the device lacks something
             self.add(name, skipped=str(error))
         except Exception as error:  # must not affect other rows
-            self.add(name, failed=f'{type(error).__name__}: {" ".join(str(error).split())[:300]}')
+            reason = 'skipped' if type(error).__name__ in OUT_OF_MEMORY else 'failed'
+            self.add(name, **{reason: f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'})
 
     def config(self, path: Path, *changes: str) -> EasyDict:
         """A config with changes (--set); with `quick`, with one layer and 16 frames."""
@@ -146,27 +149,33 @@ def run_all(setup: Setup, tasks: Iterable[tuple[Callable, str, Any]], workers: i
     def run(task: tuple[Callable, str, Any]) -> None:
         function, name, argument = task
         with setup.row(name):
-            in_new_process(measure, function, setup, argument)
+            in_new_process(measure, function, setup, argument, max(1, os.cpu_count() // workers))
 
     with ThreadPoolExecutor(workers) as pool:
-        for _ in progress(pool.map(run, tasks), total=len(tasks), desc=setup.file.stem, unit='part'):
-            pass
+        try:
+            for _ in progress(pool.map(run, tasks), total=len(tasks), desc=setup.file.stem, unit='part'):
+                pass
+        except BaseException:  # Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
-def measure(function: Callable, setup: Setup, argument: Any) -> None:
+def measure(function: Callable, setup: Setup, argument: Any, num_threads: int) -> None:
     """Calls function(setup, argument). Raises UserError if a framework is not installed."""
     try:
-        with compile_quickly() if setup.quick else contextlib.nullcontext():
+        import torch
+    except ImportError:
+        quickly = contextlib.nullcontext()
+    else:
+        torch.set_num_threads(num_threads)
+        quickly = mock.patch('torch.compile', partial(torch.compile, backend='eager'))  # only traces
+    try:
+        with quickly if setup.quick else contextlib.nullcontext():
             function(setup, argument)
     except ImportError as error:
         raise UserError(str(error)) from None
-
-
-def compile_quickly() -> Any:
-    """Context manager in which torch.compile only traces."""
-    import torch
-
-    return mock.patch('torch.compile', partial(torch.compile, backend='eager'))
 
 
 def different_models() -> list[Path]:
@@ -192,9 +201,7 @@ def check_all(setup: Setup) -> None:
     tasks += [(check_model, label(path), path) for path in different_models()]
     tasks += [(check_renderer, f'{kind} maps', kind) for kind in ('joint', 'limb', 'both')]
     tasks.append((check_tensorflow, 'TensorFlow', ACTION / 'vivit.yaml'))
-    workers = min(8, os.cpu_count())
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(max(1, os.cpu_count() // workers))):
-        run_all(setup, tasks, workers)
+    run_all(setup, tasks, min(8, os.cpu_count()))
 
 
 def check_renderer(setup: Setup, kind: str) -> None:
@@ -204,7 +211,7 @@ def check_renderer(setup: Setup, kind: str) -> None:
     renderer, inputs = steps.make_renderer(kind, 2, 'cpu')
     expected = renderer(*inputs)
     renderer, inputs = steps.make_renderer(kind, 2, setup.device)
-    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2**-8)):  # bfloat16 rounds to 8 bits
+    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2**-8)):  # 8 bits of mantissa
         for compiled in (False, True):
             name = f'{kind} maps, {str(dtype).removeprefix("torch.")}, {"compiled" if compiled else "eager"}'
             with setup.row(name):
@@ -332,11 +339,8 @@ def measure_all(setup: Setup) -> None:
     measured = [ACTION / f'{name}.yaml' for name in MEASURED]
     others = [path for path in different_models() if path not in measured]
     # Compilation in parallel, into the compiler's cache on disk, takes a fraction of the time.
-    run_all(
-        setup,
-        [(compile_step, f'{label(path)}, compiling', path) for path in (*measured[:2], *others)],
-        min(8, os.cpu_count()),
-    )
+    compiled = [(compile_step, f'{label(path)}, compiling', path) for path in different_models()]
+    run_all(setup, compiled, min(8, os.cpu_count()))
     tasks = [(time_renderer, f'{kind} maps', kind) for kind in ('joint', 'limb')]
     tasks += [(time_precisions, label(path), path) for path in measured]
     tasks.append((time_run, 'run of MB_train', ACTION / 'MB_train.yaml'))
@@ -375,13 +379,12 @@ def time_largest_batch(setup: Setup, path: Path) -> None:
     """Compiled training steps in bfloat16 with the largest batch, up to 128, that fits into memory."""
     import torch
 
-    for batch in (2,) if setup.quick else (128, 64, 32, 16, 8):
-        with (
-            setup.row(name := f'{label(path)}, bf16 compiled, {batch} clips'),
-            contextlib.suppress(torch.OutOfMemoryError),
-        ):
-            setup.add(name, **timed_steps(setup, path, 'bf16 compiled', batch))
+    for batch in (2,) if setup.quick else (128, 64, 32, 16):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            row = timed_steps(setup, path, 'bf16 compiled', batch)
+            setup.add(f'{label(path)}, bf16 compiled, {batch} clips', **row)
             return
+    raise UserError('out of memory with 16 clips')
 
 
 def timed_steps(setup: Setup, path: Path, precision: str, batch: int, rounds: int = 10) -> dict[str, float]:
