@@ -24,15 +24,17 @@ class HeatmapRenderer(nn.Module):
     The module must be on the device of the keypoints.
     size: H = W in pixels. sigma: standard deviation in pixels.
     kind: 'joint' (V channels), 'limb' (one channel per limb of the skeleton) or 'both' (joints, then limbs).
+    per_person: a volume for each person, instead of one for all.
     Raises UserError for values out of range.
     """
 
-    def __init__(self, *, size: int = 56, sigma: float = 0.6, kind: Kind = 'joint'):
+    def __init__(self, *, size: int = 56, sigma: float = 0.6, kind: Kind = 'joint', per_person: bool = False):
         super().__init__()
         check_maps(size, sigma, kind)
         self.size = size
         self.sigma = float(sigma)
         self.kind = kind
+        self.per_person = per_person
         taps = torch.arange(window_width(size, self.sigma))  # K
         row, col = torch.cartesian_prod(taps, taps).float().unbind(1)
         self.register_buffer('tap_row', row.contiguous(), persistent=False)
@@ -47,13 +49,21 @@ class HeatmapRenderer(nn.Module):
     def forward(self, keypoint: Tensor, score: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """keypoint (N,M,T,V,2) float32, x right and y down, score (N,M,T,V) float32 -> (N,T,channels,H,W).
 
-        dtype: of the volume, which is computed in float32. Raises UserError if the shapes do not match.
+        With per_person (N,M,T,channels,H,W). dtype: of the volume, which is computed in float32. Raises UserError if
+        the shapes do not match.
         """
         if keypoint.ndim != 5 or keypoint.shape[-1] != 2 or score.shape != keypoint.shape[:-1]:
             raise UserError(
                 f'keypoint is {tuple(keypoint.shape)} and score {tuple(score.shape)}; '
                 'expected (N,M,T,V,2) and (N,M,T,V): clips, persons, frames, joints, (x,y)'
             )
+        if self.per_person:
+            volume = self._draw(keypoint.flatten(0, 1)[:, None], score.flatten(0, 1)[:, None], dtype)
+            return volume.unflatten(0, keypoint.shape[:2])
+        return self._draw(keypoint, score, dtype)
+
+    def _draw(self, keypoint: Tensor, score: Tensor, dtype: torch.dtype) -> Tensor:
+        """The volume (N,T,channels,H,W) of all persons in a clip."""
         num_clips, _, num_frames, num_joints, _ = keypoint.shape
         self.num_maps(num_joints)  # raises if limbs are needed but unknown
         if torch.compiler.is_compiling():

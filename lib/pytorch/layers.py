@@ -146,18 +146,18 @@ def check_joints(model: nn.Module, num_joints: int, dim_in: int) -> None:
 
 
 def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
-    """A volume (N,T,V,H,W), or keypoints (N,M,T,V,C), as keypoints (N,M,T,V,C) with C = dim_in.
+    """A volume (N,T,V,H,W) or (N,M,T,V,H,W), or keypoints (N,M,T,V,C), as keypoints (N,M,T,V,C) with C = dim_in.
 
     Keypoints if the last axis has dim_in elements, a volume if the last two together have. Raises UserError for any
     other shape.
     """
-    if x.ndim != 5:
+    if x.ndim not in (5, 6):
         raise UserError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
     height, width = x.shape[-2:]
-    if width == dim_in:
+    if x.ndim == 5 and width == dim_in:
         return x
     if height * width == dim_in:
-        return rearrange(x, 'n t v h w -> n 1 t v (h w)')  # M = 1: persons share a map
+        return (x if x.ndim == 6 else x[:, None]).flatten(4)  # M = 1 if persons share a map
     raise UserError(
         f'the input is {tuple(x.shape)}: neither the last axis (keypoints) nor the product of the last two (a volume) '
         f'is model.dim_in {dim_in}'

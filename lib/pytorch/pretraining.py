@@ -5,7 +5,7 @@ https://github.com/maoyunyao/MAMP), on keypoints and on heatmaps: the encoder se
 predicts the motion of the joints in all others.
 
 N clips, M persons, T frames, V joints, C coordinates, D embedding width, L tokens of a clip, F inputs per token. Rows R
-are clips for heatmaps, persons for keypoints; P persons share a row (and its map).
+are clips for heatmaps, persons for keypoints and heatmaps per person; P persons share a row (and its map).
 """
 
 from itertools import permutations
@@ -51,10 +51,10 @@ class MotionPretraining(Transformer):
 
     The names of the encoder's weights are those of VanillaTransformer, which loads them with --pretrained.
 
-    num_persons: persons that share a row, P: data.max_persons for heatmaps, 1 for keypoints. dim_motion: coordinates of
-    a joint, 2 or 3. decoder_depth: blocks of the decoder. mask_ratio: fraction of masked tokens. tau: the larger, the
-    less masks prefer moving joints. For the other arguments see VanillaTransformer. Raises UserError, naming the key,
-    for a value out of range.
+    num_persons: persons that share a row, P: data.max_persons for heatmaps, 1 for keypoints and with
+    heatmap.per_person. dim_motion: coordinates of a joint, 2 or 3. decoder_depth: blocks of the decoder. mask_ratio:
+    fraction of masked tokens. tau: the larger, the less masks prefer moving joints. For the other arguments see
+    VanillaTransformer. Raises UserError, naming the key, for a value out of range.
     """
 
     def __init__(
@@ -103,9 +103,11 @@ class MotionPretraining(Transformer):
     def check_motion(self, config: EasyDict) -> None:
         """Raises UserError, naming the key, if the motion in the clips of a config does not fit the model."""
         data, is_heatmap = config.data, 'heatmap' in config
-        num_persons, dim_motion = data.max_persons if is_heatmap else 1, 3 if data.input == 'keypoint_3d' else 2
+        num_persons = data.max_persons if is_heatmap and not config.heatmap.per_person else 1
+        dim_motion = 3 if data.input == 'keypoint_3d' else 2
+        sharing = 'data.max_persons; 1 for keypoints and with heatmap.per_person'
         rules = {
-            'num_persons': (self.num_persons == num_persons, f'{num_persons} (data.max_persons; 1 for keypoints)'),
+            'num_persons': (self.num_persons == num_persons, f'{num_persons} ({sharing})'),
             'dim_motion': (self.dim_motion == dim_motion, f'{dim_motion} with data.input {data.input}'),
         }
         check_values('model', vars(self), rules)
@@ -135,12 +137,14 @@ class MotionPretraining(Transformer):
         None for keypoint inputs.
         """
         if score is None:
-            position = rearrange(keypoint[..., : self.dim_motion], 'n m t v c -> (n m) 1 t v c')
             seen = keypoint[..., 2:] if self.dim_motion == 2 else keypoint  # of 2D keypoints, the score
-            present = rearrange((seen != 0).any(-1), 'n m t v -> (n m) 1 t v')
+            position, present = keypoint[..., : self.dim_motion], (seen != 0).any(-1)
         else:
             position, present = keypoint / self.dim_in**0.5, score >= MIN_SCORE  # in widths of the map
         position = position.float() * present[..., None]
+        position, present = (
+            rearrange(a, 'n (r p) t ... -> (n r) p t ...', p=self.num_persons) for a in (position, present)
+        )
         target, known = self._targets(position, present)
         kept = self._visible(position, present)
 

@@ -284,7 +284,8 @@ def log_heatmaps(log: Log, render: HeatmapRenderer | None, clips: Clips) -> None
 def draw(render: HeatmapRenderer, keypoint: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Renders a NumPy batch to a NumPy volume (N,T,C,H,W)."""
     device = render.tap_row.device
-    return render(torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device)).cpu().numpy()
+    volume = render(torch.from_numpy(keypoint).to(device), torch.from_numpy(score).to(device))
+    return (volume.amax(1) if render.per_person else volume).cpu().numpy()
 
 
 def load_model(

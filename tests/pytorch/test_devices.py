@@ -17,11 +17,14 @@ CONFIGS = [path for path in CONFIGS if MODELS[load_config(path).script].framewor
 CUDA = torch.device('cuda', 0)
 
 
-def limb_maps(config):
-    """Selects limb maps. Skips the test if the config cannot have them."""
-    if 'heatmap' not in config or config.script == 'pretrain':
-        pytest.skip('no limb maps')
-    config.heatmap.kind = 'limb'
+def select_maps(config, kind):
+    """Changes a config to limb maps, or to a volume per person. Skips the test if it cannot have them."""
+    if kind != 'joint' and ('heatmap' not in config or config.script == 'pretrain'):
+        pytest.skip('joint maps only')
+    if kind == 'limb':
+        config.heatmap.kind = 'limb'
+    elif kind == 'per_person':
+        config.heatmap.per_person = True
 
 
 def random_inputs(config, device):
@@ -32,13 +35,12 @@ def random_inputs(config, device):
     return [torch.zeros(*shape, 2, device=device), torch.zeros(shape, device=device)]
 
 
-@pytest.mark.parametrize('kind', ['joint', 'limb'])
+@pytest.mark.parametrize('kind', ['joint', 'limb', 'per_person'])
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_the_forward_pass_stays_on_the_gpu(path, kind, monkeypatch):
     """An operation on tensors of two devices fails, as does `.item()`, for fake tensors have no values."""
     config = load_config(path)
-    if kind == 'limb':
-        limb_maps(config)
+    select_maps(config, kind)
     options = training.TrainOptions(**config.train)
     # Fake parameters cannot be moved, so the model begins with real ones on the CPU.
     built = MODELS[config.script].load_classifier()(**config.model | {'depth': 2})
@@ -52,13 +54,12 @@ def test_the_forward_pass_stays_on_the_gpu(path, kind, monkeypatch):
             assert output.shape == (4, config.model.get('num_classes', 2))
 
 
-@pytest.mark.parametrize('kind', ['joint', 'limb'])
+@pytest.mark.parametrize('kind', ['joint', 'limb', 'per_person'])
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_a_training_step_reads_nothing_back(path, kind):
     """Tensors on the device `meta` have no values: `.item()`, `.tolist()` and `.cpu()` fail, as does any branch."""
     config = load_config(path, ['model.depth=1', 'train.accumulation_steps=2', 'train.max_grad_norm=1.0'])
-    if kind == 'limb':
-        limb_maps(config)
+    select_maps(config, kind)
     options, meta = training.TrainOptions(**config.train), torch.device('meta')
     render, model = training.make_model(config, joints_of(config), meta)
     forward = training.make_forward(render, model.train(), options, World(0, 1, meta))

@@ -124,6 +124,17 @@ def test_a_volume_in_bfloat16_is_the_float32_one_rounded(kind, compiled):
     torch.testing.assert_close(volume, expected, rtol=2**-7 if compiled else 0, atol=0)
 
 
+@pytest.mark.parametrize('kind', ['joint', 'limb', 'both'])
+def test_a_volume_per_person_is_that_of_the_person_alone(kind):
+    keypoint, score = tensors(4)
+    volume = HeatmapRenderer(size=SIZE, kind=kind, per_person=True)(keypoint, score)
+    shared = HeatmapRenderer(size=SIZE, kind=kind)
+    alone = [shared(keypoint[:, m : m + 1], score[:, m : m + 1]) for m in range(keypoint.shape[1])]
+    assert torch.equal(volume, torch.stack(alone, 1))
+    assert torch.equal(volume.amax(1), shared(keypoint, score))
+    assert volume.flatten(2).amax(2).min() > 0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize('compiled', [False, True])
 def test_gpu_equals_cpu(compiled):

@@ -51,6 +51,8 @@ def test_gradients_reach_every_parameter(small, kind):
 def test_volume_is_one_person_whose_joints_have_a_channel_per_pixel(small):
     model, volume = small(), torch.rand(2, 6, 5, 4, 4)
     assert torch.equal(model(volume), model(volume.reshape(2, 1, 6, 5, 16)))
+    per_person = torch.rand(2, 3, 6, 5, 4, 4)
+    assert torch.equal(model(per_person), model(per_person.flatten(4)))
 
 
 def test_order_of_persons_does_not_matter(small):

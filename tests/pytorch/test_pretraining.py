@@ -110,6 +110,17 @@ def test_the_error_is_that_of_the_better_assignment_of_persons():
     assert error == pytest.approx(best.item(), rel=1e-5)
 
 
+def test_persons_with_maps_of_their_own_are_predicted_alone():
+    _, keypoint, score = heatmap_batch()
+    volume, model = torch.rand(N, M, T, V, SIZE, SIZE), heatmap_model(num_persons=1, mask_ratio=0.95)
+    model._visible = lambda position, _: torch.zeros(len(position), 1, dtype=torch.long)
+    together = model.predict_motion(volume, keypoint, score)
+    alone = model.predict_motion(volume[1:2, 1:], keypoint[1:2, 1:], score[1:2, 1:])
+    for rows, row in zip(together, alone, strict=True):
+        assert len(rows) == N * M
+        torch.testing.assert_close(rows[M + 1], row[0])
+
+
 def test_absent_persons_and_missing_joints_do_not_count():
     volume, keypoint, score = heatmap_batch()
     score[0, 1] = 0  # an absent person
@@ -198,6 +209,7 @@ def test_a_stopped_run_resumes_bit_exactly_and_is_loaded_by_the_script(command, 
     ('change', 'message'),
     [
         ('model.num_persons=1', 'model.num_persons is 1; it must be 2'),
+        ('heatmap.per_person=true', 'model.num_persons is 2; it must be 1'),
         ('model.dim_motion=3', 'model.dim_motion is 3; it must be 2'),
         ('train.label_smoothing=0.1', 'train.label_smoothing has no effect'),
         ('model.mask_ratio=1.0', 'model.mask_ratio is 1.0'),

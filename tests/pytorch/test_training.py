@@ -211,6 +211,16 @@ def test_learning_rates_cover_every_group(script, tmp_path):
         assert run.learning_rates() == expected
 
 
+def test_maps_per_person_are_trained_drawn_and_evaluated(call, config, tmp_path):
+    """The features of the persons are averaged: the same as a map for all, if a second person is never there."""
+    options = ['--config', config, '--set', 'train.epochs=1', '--set', 'data.max_persons=1', '-c']
+    assert call(*options, tmp_path / 'shared') == 0
+    assert call(*options, tmp_path / 'alone', '--set', 'heatmap.per_person=true') == 0
+    assert lines(tmp_path / 'alone')[0] == lines(tmp_path / 'shared')[0]
+    assert call(*options, tmp_path / 'two', '--set', 'heatmap.per_person=true', '--set', 'data.max_persons=2') == 0
+    assert lines(tmp_path / 'two')[0]['val'] != lines(tmp_path / 'alone')[0]['val']
+
+
 @pytest.mark.parametrize(('name', 'classes'), [('sbu', 8), ('cmu', 7)])
 def test_learns_on_real_motion(script, motion, config, tmp_path, name, classes):
     """A few epochs on 48 clips: a model with correct input fits them."""
