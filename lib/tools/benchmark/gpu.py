@@ -296,40 +296,29 @@ def check_tensorflow(setup: Setup, path: Path) -> None:
     """Maps, logits and gradients of ViViT against the CPU's."""
     import tensorflow as tf
 
-    world = make_world('vivit', setup.device)
-    config = setup.config(path, 'data.batch_size=2')
-    weights = None
-    found = []
-    for device in ('CPU:0', 'GPU:0' if setup.device == 'cuda' else 'CPU:0'):
-        with tf.device(device):
-            found.append(tensorflow_results(config, world, weights))
-        weights = found[0].pop('weights', weights)
-    maps = [results.pop('maps') for results in found]
-    setup.add('TensorFlow, joint maps', error=float(np.abs(maps[1] - maps[0]).max()), limit=1e-5)
-    add_errors(setup, label(path), *found)
-
-
-def tensorflow_results(config: EasyDict, world: Any, weights: list[np.ndarray] | None) -> dict[str, Any]:
-    """{'weights', 'maps', 'logits', name of each variable: its gradient}; weights that begin at zero are random."""
-    import tensorflow as tf
-
     from lib.tensorflow import training
 
+    world = make_world('vivit', setup.device)
+    config = setup.config(path, 'data.batch_size=2')
     training.TrainOptions(**config.train).set_precision()
-    render, model = training.make_model(config, steps.joints_of(config), world)
-    rng = np.random.default_rng(0)
-    for i, variable in enumerate(model.trainable_variables):
-        weight = weights[i] if weights else variable.numpy()
-        variable.assign(weight if weight.any() else rng.normal(0, 0.02, weight.shape))
-    batch = steps.random_batch(config)
-    with tf.GradientTape() as tape:
-        maps = render(batch['keypoint'], batch['score'])
-        logits = model(maps, training=False)
-        loss = tf.reduce_mean(tf.square(logits))
-    gradients = tape.gradient(loss, model.trainable_variables)
-    results = {v.path: gradient.numpy() for v, gradient in zip(model.trainable_variables, gradients, strict=True)}
-    weights = [variable.numpy() for variable in model.trainable_variables]
-    return results | {'weights': weights, 'maps': maps.numpy(), 'logits': logits.numpy()}
+    weights, found = [], []
+    for device in ('CPU:0', 'GPU:0' if setup.device == 'cuda' else 'CPU:0'):
+        with tf.device(device):
+            render, model = training.make_model(config, steps.joints_of(config), world)
+            rng, variables = np.random.default_rng(0), model.trainable_variables
+            weights = weights or [v.numpy() if v.numpy().any() else rng.normal(0, 0.02, v.shape) for v in variables]
+            for variable, weight in zip(variables, weights, strict=True):
+                variable.assign(weight)
+            batch = steps.random_batch(config)
+            with tf.GradientTape() as tape:
+                maps = render(batch['keypoint'], batch['score'])
+                logits = model(maps, training=False)
+                loss = tf.reduce_mean(tf.square(logits))
+            gradients = zip(variables, tape.gradient(loss, variables), strict=True)
+            found.append({'maps': maps.numpy(), 'logits': logits.numpy()} | {v.path: g.numpy() for v, g in gradients})
+    maps = [arrays.pop('maps') for arrays in found]
+    setup.add('TensorFlow, joint maps', error=float(np.abs(maps[1] - maps[0]).max()), limit=1e-5)
+    add_errors(setup, label(path), *found)
 
 
 # Speed
