@@ -152,7 +152,9 @@ def as_keypoints(x: Tensor, dim_in: int) -> Tensor:
     other shape.
     """
     if x.ndim not in (5, 6):
-        raise UserError(f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or keypoints (N,M,T,V,C)')
+        raise UserError(
+            f'the input is {tuple(x.shape)}, not a volume (N,T,V,H,W) or (N,M,T,V,H,W) or keypoints (N,M,T,V,C)'
+        )
     height, width = x.shape[-2:]
     if x.ndim == 5 and width == dim_in:
         return x

@@ -16,7 +16,7 @@ from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.mbert import MotionBERT
 from lib.pytorch.vanilla import VanillaTransformer
 from lib.tools.benchmark import __main__ as benchmark
-from lib.tools.benchmark import steps
+from lib.tools.benchmark import parts, steps
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -72,10 +72,15 @@ def test_a_failing_part_does_not_affect_the_others(monkeypatch, capsys):
     assert benchmark.main(['data']) == 0
 
 
+def run_here(monkeypatch):
+    """Runs measurements in this process, because a new one takes seconds to import the frameworks."""
+    for module in (benchmark, parts):
+        monkeypatch.setattr(module, 'in_new_process', lambda function, *arguments: function(*arguments))
+
+
 @pytest.mark.parametrize('kind', tiny.SCRIPTS)
 def test_training_steps_are_measured(kind, tmp_path, monkeypatch, capsys):
-    """In this process, because a new one takes seconds to import the frameworks."""
-    monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
+    run_here(monkeypatch)
     monkeypatch.setattr(steps, 'SIZE', 12)
     assert benchmark.main(['train', '--config', str(tiny.write_config(kind, tmp_path)), '--rounds', '2', '--json']) == 0
     (row,) = json.loads(capsys.readouterr().out)['rows'].values()
@@ -87,7 +92,7 @@ def test_training_steps_are_measured(kind, tmp_path, monkeypatch, capsys):
 def test_a_missing_gpu_is_not_replaced_by_the_cpu(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr('tensorflow.config.list_logical_devices', lambda kind: [])
-    monkeypatch.setattr(benchmark, 'in_new_process', lambda function, *arguments: function(*arguments))
+    run_here(monkeypatch)
     command = ['train', 'render', '--device', 'cuda', '--config', str(tiny.write_config(kind, tmp_path))]
     assert benchmark.main(command) == 1
     assert capsys.readouterr().out.count('sees no GPU') == 3
@@ -119,9 +124,21 @@ def test_ctrl_c_ends_the_measuring_process_too():
 
 
 @pytest.mark.slow
-def test_each_row_is_measured_in_a_separate_process(capsys):
-    assert benchmark.main(['data', 'train', '--set', 'model.dim_feat=7', '--rounds', '1']) == 1
-    header, data, train = capsys.readouterr().out.splitlines()
+def test_each_row_is_measured_in_a_separate_process():
+    command = [
+        sys.executable,
+        '-m',
+        'lib.tools.benchmark',
+        'data',
+        'train',
+        '--set',
+        'model.dim_feat=7',
+        '--rounds',
+        '1',
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    header, data, train = done.stdout.splitlines()
     assert 'clips/s' in header
     assert float(data.split()[3].replace(',', '')) > 100
     assert 'failed: ' in train

@@ -38,15 +38,27 @@ def test_an_inaccurate_gradient_is_found(setup):
     gpu.add_errors(setup, 'model', expected, expected | {'b': expected['b'] + 0.01 * rng.normal(size=100)})
     logits, gradients = gpu.read(setup.file)
     assert logits['error'] == 0
-    assert gradients['of'] == 'b'
+    assert gradients['parameter'] == 'b'
     assert gradients['error'] == pytest.approx(0.01, rel=0.3)
-    assert gradients['error'] > gradients['limit']
+    assert gpu.is_wrong(gradients)
+    assert not gpu.is_wrong(logits)
 
 
-@pytest.mark.parametrize(('row', 'code'), [({'error': 0.2}, 1), ({'error': 0.1}, 0), ({'failed': 'OSError'}, 1)])
+def test_nan_is_wrong_and_the_rounding_of_a_zero_gradient_is_not(setup):
+    expected = {'logits': np.ones(3), 'a': np.ones(5), 'zero': np.full(5, 1e-9)}
+    gpu.add_errors(setup, 'model', expected, expected | {'zero': np.full(5, -1e-10)})
+    gpu.add_errors(setup, 'model', expected, expected | {'logits': np.full(3, np.nan), 'a': np.full(5, np.nan)})
+    assert [gpu.is_wrong(row) for row in gpu.read(setup.file)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ('row', 'code'),
+    [({'error': 0.2}, 1), ({'error': 0.1}, 0), ({'error': float('nan')}, 1), ({'failed': 'OSError'}, 1)],
+)
 def test_wrong_results_and_failures_have_exit_code_1(row, code, tmp_path, monkeypatch, capsys, refused):
     monkeypatch.setattr(gpu, 'in_new_process', lambda function, device: FACTS)
     monkeypatch.setattr(gpu, 'check_all', lambda setup: setup.add('x', limit=0.1, **{'error': 0.0} | row))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     command = ['gpu', '--out', str(tmp_path / 'out'), '--part', 'correctness', '--device', 'cpu']
     assert benchmark.main(command) == code
     assert capsys.readouterr().out.rstrip() == (tmp_path / 'out' / 'results.md').read_text().rstrip()
@@ -55,8 +67,9 @@ def test_wrong_results_and_failures_have_exit_code_1(row, code, tmp_path, monkey
 
 def test_a_missing_gpu_is_refused(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('tensorflow.config.list_logical_devices', lambda kind: [])
     monkeypatch.setattr(gpu, 'in_new_process', lambda function, device: function(device))
-    assert 'pytorch sees no GPU' in refused(benchmark.main, 'gpu', '--out', tmp_path / 'out')
+    assert 'sees no GPU' in refused(benchmark.main, 'gpu', '--out', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
 
@@ -69,6 +82,7 @@ def test_models_are_measured_once():
 
 @pytest.mark.slow
 def test_every_row_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     monkeypatch.setattr(gpu, 'MEASURED', ('vanilla', 'vivit'))
     monkeypatch.setattr(gpu, 'different_models', lambda: [gpu.ACTION / 'vanilla.yaml', gpu.ACTION / 'vanilla_2d.yaml'])
     assert benchmark.main(['gpu', '--out', str(tmp_path), '--device', 'cpu', '--quick']) == 0
@@ -77,7 +91,8 @@ def test_every_row_is_measured(tmp_path, monkeypatch):
         for part in gpu.PARTS
     }
     assert len(rows['correctness']) == 1 + 12 + 2 * 2 + 1 + 3
-    assert rows['correctness']['resume, different tensors']['of'] > 50
+    resume = rows['correctness']['resume, different tensors']
+    assert (resume['tensors'] > 50, resume['from_step']) == (True, 4)
     assert {row['skipped'][:24] for row in rows['speed'].values() if 'skipped' in row} <= {
         'train.precision is tf32,',
         'train.precision is bf16,',

@@ -34,7 +34,6 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises its UserError, and ChildProcessError if it raises another exception (the traceback is printed) or is killed.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['lib.pytorch.training'])  # its import takes seconds
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send_result, args=(sender, function, arguments))
     process.start()
@@ -80,12 +79,13 @@ def compare(ours: Step, reference: Step | None, rounds: int, num_clips: int) -> 
     return row | {'ratio': float(np.median(seconds[0] / seconds[1]))} if reference else row
 
 
-def waiting(function: Callable[[], Any], device: str) -> Step:
-    """A function that calls `function` and waits for the device, a PyTorch one."""
+def waiting(function: Callable[[], Any], device: str, calls: int = 1) -> Step:
+    """A function that calls `function`, several times, and waits for the device, a PyTorch one."""
     import torch
 
     def call() -> None:
-        function()
+        for _ in range(calls):
+            function()
         if device == 'cuda':
             torch.cuda.synchronize()
 
@@ -138,6 +138,8 @@ def make_world(script: str, device: str) -> Any:
 
         if device == 'cpu':
             tf.config.set_visible_devices([], 'GPU')
+        for gpu in tf.config.get_visible_devices('GPU'):  # other processes use it too
+            tf.config.experimental.set_memory_growth(gpu, True)
         has_gpu, world = bool(tf.config.list_logical_devices('GPU')), distributed.World(tf.distribute.get_strategy())
     if device == 'cuda' and not has_gpu:
         raise UserError(f'--device cuda: {MODELS[script].framework} sees no GPU.')
