@@ -8,14 +8,14 @@ import torch
 
 from lib.errors import UserError
 from lib.tools.benchmark import __main__ as benchmark
-from lib.tools.benchmark import gpu
+from lib.tools.benchmark import correctness, gpu, rows, speed
 
 FACTS = {'name': 'CPU', 'torch': '2'}
 
 
 @pytest.fixture
 def setup(tmp_path):
-    return gpu.Setup('cpu', True, tmp_path / 'correctness.jsonl')
+    return rows.Setup('cpu', True, tmp_path / 'correctness.jsonl')
 
 
 def test_a_failure_is_a_row_and_affects_no_other(setup):
@@ -25,30 +25,30 @@ def test_a_failure_is_a_row_and_affects_no_other(setup):
         raise RuntimeError('CUDA error:\n  an illegal memory access')
     with setup.row('c'):
         setup.add('c', error=0.5, limit=0.1)
-    skipped, failed, wrong = gpu.read(setup.file)
+    skipped, failed, wrong = rows.read(setup.file)
     assert skipped == {'name': 'a', 'skipped': 'this CPU does not support it'}
     assert failed == {'name': 'b', 'failed': 'RuntimeError: CUDA error: an illegal memory access'}
-    table = gpu.as_table('correctness', FACTS, skipped, failed, wrong, {'name': 'd', 'error': 0.05, 'limit': 0.1})
+    table = rows.as_table('correctness', FACTS, skipped, failed, wrong, {'name': 'd', 'error': 0.05, 'limit': 0.1})
     assert table.count('WRONG') == table.count('ok') == 1
 
 
 def test_an_inaccurate_gradient_is_found(setup):
     rng = np.random.default_rng(0)
     expected = {'logits': rng.normal(size=(2, 5)), 'a': rng.normal(size=100), 'b': rng.normal(size=100)}
-    gpu.add_errors(setup, 'model', expected, expected | {'b': expected['b'] + 0.01 * rng.normal(size=100)})
-    logits, gradients = gpu.read(setup.file)
+    correctness.add_errors(setup, 'model', expected, expected | {'b': expected['b'] + 0.01 * rng.normal(size=100)})
+    logits, gradients = rows.read(setup.file)
     assert logits['error'] == 0
     assert gradients['parameter'] == 'b'
     assert gradients['error'] == pytest.approx(0.01, rel=0.3)
-    assert gpu.is_wrong(gradients)
-    assert not gpu.is_wrong(logits)
+    assert rows.is_wrong(gradients)
+    assert not rows.is_wrong(logits)
 
 
 def test_nan_is_wrong_and_the_rounding_of_a_zero_gradient_is_not(setup):
     expected = {'logits': np.ones(3), 'a': np.ones(5), 'zero': np.full(5, 1e-9)}
-    gpu.add_errors(setup, 'model', expected, expected | {'zero': np.full(5, -1e-10)})
-    gpu.add_errors(setup, 'model', expected, expected | {'logits': np.full(3, np.nan), 'a': np.full(5, np.nan)})
-    assert [gpu.is_wrong(row) for row in gpu.read(setup.file)] == [False, False, True, True]
+    correctness.add_errors(setup, 'model', expected, expected | {'zero': np.full(5, -1e-10)})
+    correctness.add_errors(setup, 'model', expected, expected | {'logits': np.full(3, np.nan), 'a': np.full(5, np.nan)})
+    assert [rows.is_wrong(row) for row in rows.read(setup.file)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_nan_is_wrong_and_the_rounding_of_a_zero_gradient_is_not(setup):
 )
 def test_wrong_results_and_failures_have_exit_code_1(row, code, tmp_path, monkeypatch, capsys, refused):
     monkeypatch.setattr(gpu, 'in_new_process', lambda function, device: FACTS)
-    monkeypatch.setattr(gpu, 'check_all', lambda setup: setup.add('x', limit=0.1, **{'error': 0.0} | row))
+    monkeypatch.setitem(gpu.PARTS, 'correctness', lambda setup: setup.add('x', limit=0.1, **{'error': 0.0} | row))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     command = ['gpu', '--out', str(tmp_path / 'out'), '--part', 'correctness', '--device', 'cpu']
     assert benchmark.main(command) == code
@@ -74,7 +74,7 @@ def test_a_missing_gpu_is_refused(tmp_path, monkeypatch, refused):
 
 
 def test_models_are_measured_once():
-    names = [gpu.label(path) for path in gpu.different_models()]
+    names = [rows.label(path) for path in rows.different_models()]
     assert names[:2] == ['MB_train', 'vanilla']
     assert 'pretrain/vanilla' in names
     assert not {'MB_train_aug', 'vanilla_big_aug', 'vivit'} & {*names}  # the models of others, or of TensorFlow
@@ -83,21 +83,23 @@ def test_models_are_measured_once():
 @pytest.mark.slow
 def test_every_row_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    monkeypatch.setattr(gpu, 'MEASURED', ('vanilla', 'vivit'))
-    monkeypatch.setattr(gpu, 'different_models', lambda: [gpu.ACTION / 'vanilla.yaml', gpu.ACTION / 'vanilla_2d.yaml'])
+    monkeypatch.setattr(speed, 'MEASURED', ('vanilla', 'vivit'))
+    for module in (correctness, speed):
+        models = [rows.ACTION / 'vanilla.yaml', rows.ACTION / 'vanilla_2d.yaml']
+        monkeypatch.setattr(module, 'different_models', lambda models=models: models)
     assert benchmark.main(['gpu', '--out', str(tmp_path), '--device', 'cpu', '--quick']) == 0
-    rows = {
+    found = {
         part: {row['name']: row for row in map(json.loads, (tmp_path / f'{part}.jsonl').read_text().splitlines())}
         for part in gpu.PARTS
     }
-    assert len(rows['correctness']) == 1 + 12 + 2 * 2 + 1 + 3
-    resume = rows['correctness']['resume, different tensors']
+    assert len(found['correctness']) == 1 + 12 + 2 * 2 + 1 + 3
+    resume = found['correctness']['resume, different tensors']
     assert (resume['tensors'] > 50, resume['from_step']) == (True, 4)
-    assert {row['skipped'][:24] for row in rows['speed'].values() if 'skipped' in row} <= {
+    assert {row['skipped'][:24] for row in found['speed'].values() if 'skipped' in row} <= {
         'train.precision is tf32,',
         'train.precision is bf16,',
     }
     for name in ('vanilla, fp32, 4 clips', 'vivit, fp32, 2 clips', 'joint maps, float32, 2 clips'):
-        assert rows['speed'][name]['clips/s'] > 0
-    assert len(rows['speed']) == 1 + 4 + 16 + (1 if 'run of MB_train' in rows['speed'] else 4) + 1
+        assert found['speed'][name]['clips/s'] > 0
+    assert len(found['speed']) == 1 + 4 + 16 + (1 if 'run of MB_train' in found['speed'] else 4) + 1
     assert (tmp_path / 'results.md').read_text().count('\n| ') > 40
