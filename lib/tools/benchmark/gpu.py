@@ -8,12 +8,10 @@ Each takes a few minutes. FOLDER then has correctness.jsonl and speed.jsonl, a t
 """
 
 import argparse
-import contextlib
 import multiprocessing
 import os
 from collections.abc import Sequence
 
-from lib.errors import UserError
 from lib.files import make_folder, write_text
 from lib.tools.benchmark import correctness, speed
 from lib.tools.benchmark.rows import Setup, as_table, is_wrong, read
@@ -38,6 +36,7 @@ def benchmark(args: argparse.Namespace) -> int:
     check_new(args.out, *(f'{part}.jsonl' for part in parts))
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # only errors
     multiprocessing.set_forkserver_preload(['lib.pytorch.training'])  # its import takes seconds
     facts = in_new_process(describe, args.device)
     make_folder(args.out)
@@ -55,17 +54,15 @@ def benchmark(args: argparse.Namespace) -> int:
 
 
 def describe(device: str) -> dict[str, str]:
-    """The first row of a file: device and version of a framework. Raises UserError if none sees such a device."""
-    with contextlib.suppress(ImportError, UserError):
-        import torch
-
-        make_world('vanilla', device)
-        return {'name': torch.cuda.get_device_name() if device == 'cuda' else 'CPU', 'torch': torch.__version__}
+    """The first row of a file: device and version of a framework. Raises UserError if it sees no such device."""
     try:
-        import tensorflow as tf
+        import torch
     except ImportError:
-        raise UserError(f'--device {device}: pytorch sees no GPU.') from None
-    make_world('vivit', device)
-    gpus = tf.config.list_physical_devices('GPU')
-    name = tf.config.experimental.get_device_details(gpus[0])['device_name'] if device == 'cuda' else 'CPU'
-    return {'name': name, 'tensorflow': tf.__version__}
+        import tensorflow as tf
+
+        make_world('vivit', device)
+        gpus = tf.config.list_physical_devices('GPU')
+        name = tf.config.experimental.get_device_details(gpus[0])['device_name'] if device == 'cuda' else 'CPU'
+        return {'name': name, 'tensorflow': tf.__version__}
+    make_world('vanilla', device)
+    return {'name': torch.cuda.get_device_name() if device == 'cuda' else 'CPU', 'torch': torch.__version__}

@@ -86,8 +86,12 @@ def run_all(setup: Setup, tasks: Iterable[tuple[Callable, str, Any]], workers: i
     tasks, stopped = list(tasks), []
 
     def run(task: tuple[Callable, str, Any]) -> None:
-        with setup.row(task[1]) if not stopped else contextlib.suppress(ChildProcessError):
-            in_new_process(measure, setup, *task, max(1, os.cpu_count() // workers))
+        with setup.row(task[1]):
+            try:
+                in_new_process(measure, setup, *task, max(1, os.cpu_count() // workers))
+            except ChildProcessError:
+                if not stopped:
+                    raise
 
     with ThreadPoolExecutor(workers) as pool:
         try:
