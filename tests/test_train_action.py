@@ -341,11 +341,11 @@ def test_runs_without_the_other_framework(kind):
 
 
 @pytest.mark.gpu
-def test_the_same_command_trains_on_a_gpu(kind, call, config, tmp_path, capsys):
-    if kind == 'vivit':
-        tensorflow = pytest.importorskip('tensorflow')
-        if not tensorflow.config.list_physical_devices('GPU'):
-            pytest.skip('this TensorFlow sees no GPU')
+@pytest.mark.parametrize('kind', ['vivit'], indirect=True)  # the others: tests/pytorch/test_gpu.py
+def test_the_same_command_trains_on_a_gpu(call, config, tmp_path, capsys):
+    tensorflow = pytest.importorskip('tensorflow')
+    if not tensorflow.config.list_physical_devices('GPU'):
+        pytest.skip('this TensorFlow sees no GPU')
     assert call('--config', config, '-c', tmp_path / 'run') == 0
     assert 'on cuda' in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ import torch
 from lib.data.batches import make_clips
 from lib.models import load_config
 from lib.pytorch import distributed, pretraining, training
+from lib.tools.benchmark import correctness, rows
 from tests import tiny
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +24,7 @@ def use_cpu(monkeypatch):
 @pytest.mark.parametrize('option', OPTIONS)
 @pytest.mark.parametrize('kind', KINDS)
 def test_losses_are_those_of_the_cpu(kind, option, tmp_path, monkeypatch, capsys):
-    """Loosely, for the devices draw other masks, and batch norm sees micro-batches. The benchmark compares exactly."""
+    """Loosely, for the devices draw other masks, and batch norm sees micro-batches."""
     no_dropout = ['model.dropout_ratio=0.0'] if kind != 'pretrain' else []
     command = ['--config', tiny.write_config(kind, tmp_path), *tiny.overrides(*no_dropout)]
     call = tiny.caller(tiny.PROGRAMS[kind])
@@ -36,6 +37,14 @@ def test_losses_are_those_of_the_cpu(kind, option, tmp_path, monkeypatch, capsys
     for gpu, cpu in zip(tiny.lines(tmp_path / 'gpu'), tiny.lines(tmp_path / 'cpu'), strict=True):
         for split in ('train', 'val'):
             assert gpu[split]['loss'] == pytest.approx(cpu[split]['loss'], abs=tolerance)
+
+
+@pytest.mark.parametrize('path', rows.different_models(), ids=rows.label)
+def test_every_model_computes_what_it_does_on_the_cpu(path, tmp_path):
+    """Logits and gradients of one layer."""
+    setup = rows.Setup('cuda', True, tmp_path / 'rows.jsonl')
+    correctness.check_model(setup, path)
+    assert [rows.is_wrong(row) for row in rows.read(setup.file)] == [False, False]
 
 
 @pytest.mark.parametrize('kind', ['mbert', 'vanilla'])

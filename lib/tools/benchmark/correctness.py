@@ -35,12 +35,10 @@ def check_renderer(setup: Setup, kind: str) -> None:
     renderer, inputs = steps.make_renderer(kind, 2, 'cpu')
     expected = renderer(*inputs)
     renderer, inputs = steps.make_renderer(kind, 2, setup.device)
-    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2**-8)):  # 8 bits of mantissa
-        for compiled in (False, True):
-            name = f'{kind} maps, {str(dtype).removeprefix("torch.")}, {"compiled" if compiled else "eager"}'
-            with setup.row(name):
-                render = torch.compile(renderer, fullgraph=True) if compiled else renderer
-                error = (render(*inputs, dtype).cpu().float() - expected).abs().max().item()
+    for dtype, limit in {'float32': 1e-5, 'bfloat16': 2**-8}.items():  # bfloat16 has 8 significant bits
+        for mode, render in {'eager': renderer, 'compiled': torch.compile(renderer, fullgraph=True)}.items():
+            with setup.row(name := f'{kind} maps, {dtype}, {mode}'):
+                error = (render(*inputs, getattr(torch, dtype)).cpu().float() - expected).abs().max().item()
                 setup.add(name, error=error, limit=limit)
 
 

@@ -4,7 +4,7 @@
 
 correctness: heatmaps, logits and gradients against the CPU's; a resumed run against an uninterrupted one.
 speed: rendering, training steps in every precision, a run of MotionBERT with loading, saving and validation.
-Each takes a few minutes. FOLDER then has correctness.jsonl and speed.jsonl, a table results.md, and profile.txt.
+FOLDER then has correctness.jsonl and speed.jsonl, a table results.md, and profile.txt.
 """
 
 import argparse

@@ -21,15 +21,13 @@ NUM_CLIPS = 56578  # in NTU60's cross-subject splits
 
 
 def measure_all(setup: Setup) -> None:
-    measured = [ACTION / f'{name}.yaml' for name in MEASURED]
-    others = [path for path in different_models() if path not in measured]
+    measured, models = [ACTION / f'{name}.yaml' for name in MEASURED], different_models()
     # Compilation in parallel, into the compiler's cache on disk, takes a fraction of the time.
-    compiled = [(compile_step, f'{label(path)}, compiling', path) for path in different_models()]
-    run_all(setup, compiled, min(8, os.cpu_count()))
+    run_all(setup, [(compile_step, f'{label(path)}, compiling', path) for path in models], min(8, os.cpu_count()))
     tasks = [(time_renderer, f'{kind} maps', kind) for kind in ('joint', 'limb')]
     tasks += [(time_precisions, label(path), path) for path in measured]
     tasks.append((time_run, 'run of MB_train', ACTION / 'MB_train.yaml'))
-    tasks += [(time_largest_batch, label(path), path) for path in others]
+    tasks += [(time_largest_batch, label(path), path) for path in models if path not in measured]
     run_all(setup, tasks, 2 if setup.quick else 1)
 
 
@@ -45,14 +43,15 @@ def time_renderer(setup: Setup, kind: str) -> None:
     renderer, inputs = steps.make_renderer(kind, batch, setup.device)
     compiled = torch.compile(renderer, fullgraph=True)
     with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
+        for name in ('float32', 'bfloat16'):
+            dtype = getattr(torch, name)
             source = renderer(*inputs, dtype)
             copy = partial(torch.empty_like(source).copy_, source)
             calls = 1 if setup.quick else 20  # while the device works, the host prepares the next one
             ours, copy = (steps.waiting(f, setup.device, calls) for f in (partial(compiled, *inputs, dtype), copy))
             row = compare(ours, copy, 1 if setup.quick else 10, batch * calls)
-            name = f'{kind} maps, {str(dtype).removeprefix("torch.")}, {batch} clips'
-            setup.add(name, **{'clips/s': row['clips/s'], 'of copy bandwidth': 1 / (2 * row['ratio'])})
+            values = {'clips/s': row['clips/s'], 'of copy bandwidth': 1 / (2 * row['ratio'])}
+            setup.add(f'{kind} maps, {name}, {batch} clips', **values)
 
 
 def time_precisions(setup: Setup, path: Path) -> None:
@@ -144,7 +143,7 @@ def time_run(setup: Setup, path: Path) -> None:
         train(3), validate()  # compiles
         count = min(100, len(train_clips))
         seconds, waited = train(count)
-        speed = count * size / seconds
+        speed = sum(train_clips.batch_sizes[:count]) / seconds
         setup.add(
             f'training with the data loader, {size} clips', **{'clips/s': speed, 'waiting for data': waited / seconds}
         )
