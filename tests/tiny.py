@@ -1,5 +1,6 @@
 """Runs of the training scripts on tiny models and 30 generated clips: 20 for training (3 steps), 10 for testing."""
 
+import contextlib
 import json
 import pickle
 from collections.abc import Callable
@@ -12,17 +13,21 @@ import yaml
 
 import train_action_mbert
 import train_action_vanilla
-import train_action_vivit
 from lib import cli
 from lib.pytorch import checkpoint as pytorch_checkpoint
-from lib.tensorflow import checkpoint as tensorflow_checkpoint
 from lib.tools import pretrain
 from tests.annotations import make_annotations
 from tests.killing import different
 
-SCRIPTS = {script.SCRIPT: script for script in (train_action_mbert, train_action_vanilla, train_action_vivit)}
+SCRIPTS = {script.SCRIPT: script for script in (train_action_mbert, train_action_vanilla)}
+CHECKPOINTS = {'.bin': pytorch_checkpoint}
+with contextlib.suppress(ImportError):  # the tests marked gpu need PyTorch alone
+    import train_action_vivit
+    from lib.tensorflow import checkpoint as tensorflow_checkpoint
+
+    SCRIPTS[train_action_vivit.SCRIPT] = train_action_vivit
+    CHECKPOINTS['.npz'] = tensorflow_checkpoint
 PROGRAMS = {**SCRIPTS, pretrain.SCRIPT: pretrain}
-CHECKPOINTS = {'.bin': pytorch_checkpoint, '.npz': tensorflow_checkpoint}
 MODELS = {
     'mbert': {'num_joints': 17, 'maxlen': 8, 'dim_in': 144, 'dim_feat': 16, 'dim_rep': 16, 'depth': 1, 'num_heads': 2,
               'mlp_ratio': 2, 'dropout_ratio': 0.5, 'num_classes': 4},

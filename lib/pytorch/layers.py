@@ -103,10 +103,26 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), 'n l (qkv h d) -> qkv n h l d', qkv=3, h=self.num_heads).unbind()
+        qkv = rearrange(self.qkv(x), 'n l (qkv h d) -> n l qkv h d', qkv=3, h=self.num_heads)
         dropout = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.qk_scale)
-        return self.proj_drop(self.proj(rearrange(x, 'n h l d -> n l (h d)')))
+        if not dropout and is_short(qkv):
+            from lib.pytorch.short_attention import attend  # needs Triton, which PyTorch for CPUs may lack
+
+            x = attend(qkv, self.qk_scale or qkv.shape[-1] ** -0.5)
+        else:
+            q, k, v = rearrange(qkv, 'n l qkv h d -> qkv n h l d').unbind()
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.qk_scale)
+            x = rearrange(x, 'n h l d -> n l h d')
+        return self.proj_drop(self.proj(x.flatten(2)))
+
+
+def is_short(qkv: Tensor) -> bool:
+    """Whether to use lib.pytorch.short_attention for queries, keys and values (N,L,3,H,D).
+
+    Only in compiled code, which needs Triton and a C compiler anyway.
+    """
+    compiled = torch.compiler.is_compiling() and qkv.is_cuda and qkv.dtype == torch.bfloat16
+    return compiled and qkv.shape[1] <= 64 and qkv.shape[-1] in (16, 32, 64, 128)
 
 
 def check_model_keys(keys: Mapping[str, Any]) -> None:

@@ -24,16 +24,19 @@ def use_cpu(monkeypatch):
 @pytest.mark.parametrize('option', OPTIONS)
 @pytest.mark.parametrize('kind', KINDS)
 def test_losses_are_those_of_the_cpu(kind, option, tmp_path, monkeypatch, capsys):
-    """Loosely, for the devices draw other masks, and batch norm sees micro-batches."""
-    no_dropout = ['model.dropout_ratio=0.0'] if kind != 'pretrain' else []
-    command = ['--config', tiny.write_config(kind, tmp_path), *tiny.overrides(*no_dropout)]
+    """At a small learning rate: at 1e-3 these runs diverge from rounding errors alone, on one device too."""
+    changes = ['optimizer.lr_backbone=0.0001', 'optimizer.lr_head=0.0001']
+    if kind != 'pretrain':
+        changes.append('model.dropout_ratio=0.0')
+    command = ['--config', tiny.write_config(kind, tmp_path), *tiny.overrides(*changes)]
     call = tiny.caller(tiny.PROGRAMS[kind])
     assert call(*command, '-c', tmp_path / 'gpu', '--set', f'train.{option}') == 0
     assert 'on cuda' in capsys.readouterr().out
     use_cpu(monkeypatch)
     assert call(*command, '-c', tmp_path / 'cpu') == 0
     assert 'on cpu' in capsys.readouterr().out
-    tolerance = 0.5 if option.startswith('accumulation') else 0.15
+    # Batch norm sees micro-batches, and in pretraining the devices draw other masks.
+    tolerance = 0.5 if option.startswith('accumulation') else 0.15 if kind == 'pretrain' else 0.03
     for gpu, cpu in zip(tiny.lines(tmp_path / 'gpu'), tiny.lines(tmp_path / 'cpu'), strict=True):
         for split in ('train', 'val'):
             assert gpu[split]['loss'] == pytest.approx(cpu[split]['loss'], abs=tolerance)

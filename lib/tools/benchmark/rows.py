@@ -1,15 +1,16 @@
 """Rows of the GPU benchmark: what to measure on, processes that add rows to a file, and their table."""
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 from easydict import EasyDict
@@ -51,10 +52,21 @@ class Setup:
             reason = 'skipped' if type(error).__name__ in OUT_OF_MEMORY else 'failed'
             self.add(name, **{reason: f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'})
 
+    def take_turn(self) -> None:
+        """Waits until no other process measures; from then on this one does, until it ends."""
+        lock_until_exit(self.file)
+
     def config(self, path: Path, *changes: str) -> EasyDict:
         """A config with changes (--set); with `quick`, with one layer and 16 frames."""
         quick = [*QUICK, *(['model.clip_len=16'] if path.stem == 'vivit' else [])] if self.quick else []
         return load_config(path, [*quick, *changes])
+
+
+@cache
+def lock_until_exit(file: Path) -> TextIO:
+    handle = file.open()
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 def is_wrong(row: dict[str, Any]) -> bool:
@@ -69,7 +81,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 def as_table(part: str, facts: dict[str, str], *rows: dict[str, Any]) -> str:
     """A Markdown table of the rows of a part."""
     lines = [f'## {part}: {", ".join(f"{key} {value}" for key, value in facts.items())}', '', '| | |', '|---|---|']
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row['name']):
         values = dict(row)
         name = values.pop('name')
         if 'limit' in row:

@@ -6,33 +6,32 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from lib.errors import UserError
 from lib.files import write_text
 from lib.models import MODELS
 from lib.tools.benchmark import steps
 from lib.tools.benchmark.rows import ACTION, MEASURED, Setup, different_models, label, run_all
 from lib.tools.benchmark.steps import compare, make_step, make_world
 
-PRECISIONS = ('fp32', 'tf32', 'bf16', 'bf16 compiled')
+COMPILED = 'bf16 compiled'
+PRECISIONS = (COMPILED, 'bf16', 'tf32', 'fp32')
 NUM_CLIPS = 56578  # in NTU60's cross-subject splits
 
 
 def measure_all(setup: Setup) -> None:
+    """Rendering and the run alone on the machine; then steps, which take turns on the device while others compile."""
     measured, models = [ACTION / f'{name}.yaml' for name in MEASURED], different_models()
-    # Compilation in parallel, into the compiler's cache on disk, takes a fraction of the time.
-    run_all(setup, [(compile_step, f'{label(path)}, compiling', path) for path in models], min(8, os.cpu_count()))
     tasks = [(time_renderer, f'{kind} maps', kind) for kind in ('joint', 'limb')]
-    tasks += [(time_precisions, label(path), path) for path in measured]
     tasks.append((time_run, 'run of MB_train', ACTION / 'MB_train.yaml'))
-    tasks += [(time_largest_batch, label(path), path) for path in models if path not in measured]
     run_all(setup, tasks, 2 if setup.quick else 1)
-
-
-def compile_step(setup: Setup, path: Path) -> None:
-    timed_steps(setup, path, 'bf16 compiled', 2, rounds=0)  # the number of clips is dynamic
+    tasks = [(time_steps, f'{label(path)}, {kind}', (path, kind, False)) for kind in PRECISIONS for path in measured]
+    tasks += [(time_steps, label(path), (path, COMPILED, True)) for path in models if path not in measured]
+    run_all(setup, tasks, 2 if setup.quick else max(1, min(4, os.cpu_count() // 4)))
 
 
 def time_renderer(setup: Setup, kind: str) -> None:
@@ -54,45 +53,52 @@ def time_renderer(setup: Setup, kind: str) -> None:
             setup.add(f'{kind} maps, {name}, {batch} clips', **values)
 
 
-def time_precisions(setup: Setup, path: Path) -> None:
-    for precision, batch in itertools.product(PRECISIONS, (2, 4) if setup.quick else (32, 128)):
-        with setup.row(name := f'{label(path)}, {precision}, {batch} clips'):
-            setup.add(name, **timed_steps(setup, path, precision, batch))
-
-
-def time_largest_batch(setup: Setup, path: Path) -> None:
-    """Compiled training steps in bfloat16 with the largest batch, up to 128, that fits into memory."""
-    import torch
-
-    for batch in (2,) if setup.quick else (128, 64, 32, 16):
-        with contextlib.suppress(torch.OutOfMemoryError):
-            row = timed_steps(setup, path, 'bf16 compiled', batch)
-            setup.add(f'{label(path)}, bf16 compiled, {batch} clips', **row)
-            return
-    raise UserError('out of memory with 16 clips')
-
-
-def timed_steps(setup: Setup, path: Path, precision: str, batch: int, rounds: int = 10) -> dict[str, float]:
-    """Training steps on a batch in memory. With rounds=0, one step which is not timed."""
-    changes = [f'data.batch_size={batch}', f'train.precision={precision.split()[0]}']
-    config = setup.config(path, *changes, f'train.compile={str("compiled" in precision).lower()}')
+def time_steps(setup: Setup, task: tuple[Path, str, bool]) -> None:
+    """Training steps on batches in memory. task: config, precision, whether to stop at the largest batch that fits."""
+    path, precision, stop = task
+    sizes = (4, 2) if setup.quick else (128, 64, 32, 16) if stop else (128, 32)
+    is_compiled, calls, rounds = precision == COMPILED, *((1, 1) if setup.quick else (3, 4))
+    changes = [f'data.batch_size={sizes[0]}', f'train.precision={precision.split()[0]}']
+    config = setup.config(path, *changes, f'train.compile={str(is_compiled).lower()}')
+    is_pytorch = MODELS[config.script].framework == 'pytorch'
+    compiles_first = is_compiled and is_pytorch and not setup.quick
     world = make_world(config.script, setup.device)
-    release_memory(config.script)
-    step = make_step(config, world)
-    if not rounds:
-        step()
-        return {}
-    row = compare(step, None, 1 if setup.quick else rounds, batch)
-    return row | {'GB': world.peak_memory() / 1e9}
+    if not compiles_first:
+        setup.take_turn()
+    with mock.patch('torch.compile', compile_before_turn(setup)) if compiles_first else contextlib.nullcontext():
+        step = make_step(config, world, calls=calls)
+    for size in sizes:
+        with setup.row(name := f'{label(path)}, {precision}, {size} clips'):
+            release_memory(is_pytorch)
+            row = compare(partial(step, size), None, rounds, size * calls)
+            setup.add(name, **row, GB=world.peak_memory() / 1e9)
+            if stop:
+                return
 
 
-def release_memory(script: str) -> None:
-    """Frees the memory of earlier models and resets the peak."""
+def compile_before_turn(setup: Setup) -> Callable[..., Any]:
+    """torch.compile whose code waits, when it is first run, until no other process measures."""
+    import torch
+    from torch._inductor.compile_fx import compile_fx
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        code = compile_fx(graph, inputs)
+
+        def run(*args: Any) -> Any:
+            setup.take_turn()
+            return code(*args)
+
+        return run
+
+    return partial(torch.compile, backend=backend)
+
+
+def release_memory(is_pytorch: bool) -> None:
+    """Frees unused memory and resets the peak."""
     gc.collect()
-    if MODELS[script].framework == 'pytorch':
+    if is_pytorch:
         import torch
 
-        torch._dynamo.reset()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MethodType
@@ -40,6 +40,7 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     sender.close()
     try:
         result = receiver.recv()
+        process.join(10)
     except EOFError:
         process.join()
         raise ChildProcessError(f'the process ended with exit code {process.exitcode}, see above') from None
@@ -146,12 +147,15 @@ def make_world(script: str, device: str) -> Any:
     return world
 
 
-def make_step(config: EasyDict, world: Any, is_reference: bool = False) -> Step:
-    """A function that trains a new model on a random batch and waits for the device."""
+def make_step(config: EasyDict, world: Any, is_reference: bool = False, calls: int = 1) -> Callable[..., None]:
+    """step(size=data.batch_size) trains a new model for `calls` steps on `size` random clips, and waits for the device.
+
+    One wait for several steps, as in training, where the host prepares a step while the device computes another.
+    """
     batch = random_batch(config)
     if MODELS[config.script].framework == 'tensorflow':
-        return tensorflow_step(config, batch, world)
-    return pytorch_step(config, batch, world, is_reference)
+        return tensorflow_step(config, batch, world, calls)
+    return pytorch_step(config, batch, world, is_reference, calls)
 
 
 def random_batch(config: EasyDict) -> dict[str, np.ndarray]:
@@ -171,7 +175,9 @@ def joints_of(config: EasyDict) -> int:
     return [*joints_with(config.heatmap.kind, config.model.num_joints), *PICKLE_SKELETONS][0]
 
 
-def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_reference: bool) -> Step:
+def pytorch_step(
+    config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_reference: bool, calls: int
+) -> Callable[..., None]:
     """The reference uses torch's layers, explicit attention and heatmap formulas, a loop over parameters in AdamW."""
     import torch
 
@@ -195,7 +201,14 @@ def pytorch_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, is_
     forward = training.make_forward(render, model.train(), options, world)
     batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
     criterion = pretraining.motion_loss if config.script == 'pretrain' else training.classification_loss
-    return lambda: training.train_step(forward, optimizer, dict(batch), options, count, 0, criterion).tolist()
+
+    def step(size: int = count) -> None:
+        part = {name: tensor[:size] for name, tensor in batch.items()}
+        for _ in range(calls):
+            results = training.train_step(forward, optimizer, dict(part), options, size, 0, criterion)
+        results.tolist()
+
+    return step
 
 
 def straightforward_maps(
@@ -236,7 +249,7 @@ def make_straightforward(model: 'torch.nn.Module') -> None:
             module.forward = MethodType(plain[type(module)], module)
 
 
-def tensorflow_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any) -> Step:
+def tensorflow_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any, calls: int) -> Callable[..., None]:
     from lib.tensorflow import training
 
     count = len(batch['label'])
@@ -246,6 +259,16 @@ def tensorflow_step(config: EasyDict, batch: dict[str, np.ndarray], world: Any) 
     render, model = training.make_model(config, batch['keypoint'].shape[3], world)
     optimizer = training.make_optimizer(model, **config.optimizer)
     train_step = training.make_train_step(render, model, optimizer, options, world)
-    batch |= {'weight': np.full(count, 1 / count, np.float32), 'seed': np.zeros(2, np.int64)}
-    shares = world.distribute([batch] * len(world.local_replicas))
-    return lambda: train_step(shares).numpy()
+
+    @cache
+    def shares(size: int) -> Any:
+        part = {name: array[:size] for name, array in batch.items()}
+        part |= {'weight': np.full(size, 1 / size, np.float32), 'seed': np.zeros(2, np.int64)}
+        return world.distribute([part] * len(world.local_replicas))
+
+    def step(size: int = count) -> None:
+        for _ in range(calls):
+            results = train_step(shares(size))
+        results.numpy()
+
+    return step

@@ -1,0 +1,93 @@
+"""Self-attention over short sequences on a GPU, in Triton.
+
+DSTformer attends over 17 joints or 48 frames at a time. The kernels of F.scaled_dot_product_attention work on tiles of
+128 tokens, most of which are then empty. Here one program computes one head of one sequence, and reads queries, keys
+and values, and writes their gradients, in the layout of the linear layer around it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+MAX_LENGTH = 64  # tokens
+
+
+@triton.jit
+def _load(qkv, length, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+    """Queries, keys and values (block, dim) of this program, and their offsets in a tensor (N,L,H,D)."""
+    sequence, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
+    token, channel = tl.arange(0, block), tl.arange(0, dim)
+    row = (sequence.to(tl.int64) * length + token)[:, None] * num_heads * dim
+    column = head * dim + channel
+    inside = (token < length)[:, None]
+    at = qkv + 3 * row + column
+    q = tl.load(at, inside, 0.0)
+    k = tl.load(at + num_heads * dim, inside, 0.0)
+    v = tl.load(at + 2 * num_heads * dim, inside, 0.0)
+    return q, k, v, row, column, inside
+
+
+@triton.jit
+def _weights(q, k, length, scale, block: tl.constexpr):
+    """Attention weights (block, block), zero for keys beyond the length."""
+    scores = tl.dot(q, tl.trans(k), input_precision='ieee') * scale
+    scores = tl.where(tl.arange(0, block) < length, scores, float('-inf'))
+    weights = tl.exp(scores - tl.max(scores, 1)[:, None])
+    return weights / tl.sum(weights, 1)[:, None]
+
+
+@triton.jit
+def _forward(qkv, out, length, scale, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+    q, k, v, row, column, inside = _load(qkv, length, num_heads, dim, block)
+    weights = _weights(q, k, length, scale, block)
+    tl.store(out + row + column, tl.dot(weights.to(v.dtype), v, input_precision='ieee'), inside)
+
+
+@triton.jit
+def _backward(qkv, grad, grads, length, scale, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+    q, k, v, row, column, inside = _load(qkv, length, num_heads, dim, block)
+    weights = _weights(q, k, length, scale, block)
+    g = tl.load(grad + row + column, inside, 0.0)
+    for_weights = tl.dot(g, tl.trans(v), input_precision='ieee')
+    mean = tl.sum(weights * for_weights, 1)[:, None]
+    for_scores = (weights * (for_weights - mean) * scale).to(q.dtype)
+    at = grads + 3 * row + column
+    tl.store(at, tl.dot(for_scores, k, input_precision='ieee'), inside)
+    tl.store(at + num_heads * dim, tl.dot(tl.trans(for_scores), q, input_precision='ieee'), inside)
+    tl.store(at + 2 * num_heads * dim, tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision='ieee'), inside)
+
+
+def _run(kernel, qkv: Tensor, *others: Tensor, scale: float) -> None:
+    n, length, _, num_heads, dim = qkv.shape
+    block = max(16, triton.next_power_of_2(length))
+    wrap_triton(kernel)[(n * num_heads,)](qkv, *others, length, scale, num_heads, dim, block, num_warps=block // 16)
+
+
+@triton_op('lib::attend', mutates_args={})
+def attend(qkv: Tensor, scale: float) -> Tensor:
+    """Attention of each token to all of its sequence: (N,L,3,H,D) -> (N,L,H,D), L up to MAX_LENGTH, D a power of 2."""
+    qkv = qkv.contiguous()
+    out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
+    _run(_forward, qkv, out, scale=scale)
+    return out
+
+
+@triton_op('lib::attend_backward', mutates_args={})
+def attend_backward(qkv: Tensor, grad: Tensor, scale: float) -> Tensor:
+    """Gradient for qkv (N,L,3,H,D) from that of the output (N,L,H,D)."""
+    qkv = qkv.contiguous()
+    grads = torch.empty_like(qkv)
+    _run(_backward, qkv, grad.contiguous(), grads, scale=scale)
+    return grads
+
+
+def _save(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.scale = inputs[1]
+
+
+attend.register_autograd(
+    lambda ctx, grad: (attend_backward(*ctx.saved_tensors, grad, ctx.scale), None), setup_context=_save
+)
