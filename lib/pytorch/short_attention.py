@@ -14,19 +14,20 @@ from torch.library import triton_op, wrap_triton
 MAX_LENGTH = 64  # tokens
 
 
+# No function takes a pointer and returns offsets: torch.compile would copy the tensor, in case the kernel writes to it.
 @triton.jit
-def _load(qkv, length, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
-    """Queries, keys and values (block, dim) of this program, and their offsets in a tensor (N,L,H,D)."""
+def _offsets(length, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+    """Offsets of this program's tokens and channels in a tensor (N,L,H,D), and which tokens exist."""
     sequence, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
-    token, channel = tl.arange(0, block), tl.arange(0, dim)
-    row = (sequence.to(tl.int64) * length + token)[:, None] * num_heads * dim
-    column = head * dim + channel
-    inside = (token < length)[:, None]
-    at = qkv + 3 * row + column
-    q = tl.load(at, inside, 0.0)
-    k = tl.load(at + num_heads * dim, inside, 0.0)
-    v = tl.load(at + 2 * num_heads * dim, inside, 0.0)
-    return q, k, v, row, column, inside
+    token = tl.arange(0, block)[:, None]
+    row = (sequence.to(tl.int64) * length + token) * num_heads * dim
+    return row, head * dim + tl.arange(0, dim), token < length
+
+
+@triton.jit
+def _load(at, step: tl.constexpr, inside):
+    """Queries, keys and values (block, dim)."""
+    return tl.load(at, inside, 0.0), tl.load(at + step, inside, 0.0), tl.load(at + 2 * step, inside, 0.0)
 
 
 @triton.jit
@@ -39,15 +40,19 @@ def _weights(q, k, length, scale, block: tl.constexpr):
 
 
 @triton.jit
-def _forward(qkv, out, length, scale, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
-    q, k, v, row, column, inside = _load(qkv, length, num_heads, dim, block)
+def _forward(qkv, out, length, scale: tl.constexpr, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
+    row, column, inside = _offsets(length, num_heads, dim, block)
+    q, k, v = _load(qkv + 3 * row + column, num_heads * dim, inside)
     weights = _weights(q, k, length, scale, block)
     tl.store(out + row + column, tl.dot(weights.to(v.dtype), v, input_precision='ieee'), inside)
 
 
 @triton.jit
-def _backward(qkv, grad, grads, length, scale, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr):
-    q, k, v, row, column, inside = _load(qkv, length, num_heads, dim, block)
+def _backward(
+    qkv, grad, grads, length, scale: tl.constexpr, num_heads: tl.constexpr, dim: tl.constexpr, block: tl.constexpr
+):
+    row, column, inside = _offsets(length, num_heads, dim, block)
+    q, k, v = _load(qkv + 3 * row + column, num_heads * dim, inside)
     weights = _weights(q, k, length, scale, block)
     g = tl.load(grad + row + column, inside, 0.0)
     for_weights = tl.dot(g, tl.trans(v), input_precision='ieee')
@@ -61,7 +66,7 @@ def _backward(qkv, grad, grads, length, scale, num_heads: tl.constexpr, dim: tl.
 
 def _run(kernel, qkv: Tensor, *others: Tensor, scale: float) -> None:
     n, length, _, num_heads, dim = qkv.shape
-    block = max(16, triton.next_power_of_2(length))
+    block = 16 if length <= 16 else 32 if length <= 32 else 64
     wrap_triton(kernel)[(n * num_heads,)](qkv, *others, length, scale, num_heads, dim, block, num_warps=block // 16)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,27 @@ def test_by_the_interpreter():
     env = os.environ | {'TRITON_INTERPRET': '1'}
     result = subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True, text=True)
     assert float(result.stdout) < 1e-5
+
+
+def test_torch_compile_copies_no_input(monkeypatch):
+    """As it would if it found that a kernel may write to one."""
+    import triton
+    from torch._higher_order_ops import triton_kernel_wrap
+    from triton.backends.compiler import GPUTarget
+
+    from lib.pytorch import short_attention
+
+    monkeypatch.setattr(
+        triton.runtime.driver, '_active', SimpleNamespace(get_current_target=lambda: GPUTarget('cuda', 90, 32))
+    )
+    qkv, out = torch.zeros(2, 17, 3, 2, 32), torch.zeros(2, 17, 2, 32)
+    sizes = {'length': 17, 'scale': 0.2, 'num_heads': 2, 'dim': 32, 'block': 32}
+    for kernel, tensors in (
+        (short_attention._forward, {'qkv': qkv, 'out': out}),
+        (short_attention._backward, {'qkv': qkv, 'grad': out, 'grads': qkv}),
+    ):
+        accesses = triton_kernel_wrap.identify_accessed_tensors(kernel, tensors | sizes, {})
+        assert [access.name for access in accesses.read_writes.writes] == [[*tensors][-1]]
 
 
 @pytest.mark.gpu
