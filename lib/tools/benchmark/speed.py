@@ -19,19 +19,20 @@ from lib.tools.benchmark.rows import ACTION, MEASURED, Setup, different_models, 
 from lib.tools.benchmark.steps import compare, make_step, make_world
 
 COMPILED = 'bf16 compiled'
-PRECISIONS = (COMPILED, 'bf16', 'tf32', 'fp32')
+PRECISIONS = ('bf16', 'tf32', 'fp32')
 NUM_CLIPS = 56578  # in NTU60's cross-subject splits
 
 
 def measure_all(setup: Setup) -> None:
     """Rendering and the run alone on the machine; then steps, which take turns on the device while others compile."""
-    measured, models = [ACTION / f'{name}.yaml' for name in MEASURED], different_models()
+    measured = [ACTION / f'{name}.yaml' for name in MEASURED]
     tasks = [(time_renderer, f'{kind} maps', kind) for kind in ('joint', 'limb')]
     tasks.append((time_run, 'run of MB_train', ACTION / 'MB_train.yaml'))
     run_all(setup, tasks, 2 if setup.quick else 1)
-    tasks = [(time_steps, f'{label(path)}, {kind}', (path, kind, False)) for kind in PRECISIONS for path in measured]
-    tasks += [(time_steps, label(path), (path, COMPILED, True)) for path in models if path not in measured]
-    run_all(setup, tasks, 2 if setup.quick else max(1, min(4, os.cpu_count() // 4)))
+    compiled = [(path, COMPILED, path not in measured) for path in dict.fromkeys([*measured, *different_models()])]
+    eager = [(path, precision, False) for precision in PRECISIONS for path in measured]
+    tasks = [(time_steps, f'{label(task[0])}, {task[1]}', task) for task in [*compiled, *eager]]
+    run_all(setup, tasks, 2 if setup.quick else max(1, min(8, os.cpu_count() // 3)))
 
 
 def time_renderer(setup: Setup, kind: str) -> None:
