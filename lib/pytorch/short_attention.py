@@ -11,8 +11,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-MAX_LENGTH = 64  # tokens
-
 
 # No function takes a pointer and returns offsets: torch.compile would copy the tensor, in case the kernel writes to it.
 @triton.jit
@@ -72,7 +70,7 @@ def _run(kernel, qkv: Tensor, *others: Tensor, scale: float) -> None:
 
 @triton_op('lib::attend', mutates_args={})
 def attend(qkv: Tensor, scale: float) -> Tensor:
-    """Attention of each token to all of its sequence: (N,L,3,H,D) -> (N,L,H,D), L up to MAX_LENGTH, D a power of 2."""
+    """Attention of each token to all of its sequence: (N,L,3,H,D) -> (N,L,H,D), L up to 64, D a power of 2."""
     qkv = qkv.contiguous()
     out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
     _run(_forward, qkv, out, scale=scale)

@@ -65,7 +65,9 @@ def time_steps(setup: Setup, task: tuple[Path, str, bool]) -> None:
     compiles_first = is_compiled and is_pytorch and not setup.quick
     world = make_world(config.script, setup.device)
     if is_pytorch and setup.device == 'cuda':
-        leave_memory_to_others()
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(0.9)  # the rest for processes that compile
     if not compiles_first:
         setup.take_turn()
     with mock.patch('torch.compile', compile_before_turn(setup)) if compiles_first else contextlib.nullcontext():
@@ -94,12 +96,6 @@ def compile_before_turn(setup: Setup) -> Callable[..., Any]:
         return run
 
     return partial(torch.compile, backend=backend)
-
-
-def leave_memory_to_others() -> None:
-    import torch
-
-    torch.cuda.set_per_process_memory_fraction(0.9)
 
 
 def release_memory(is_pytorch: bool) -> None:

@@ -40,7 +40,7 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     sender.close()
     try:
         result = receiver.recv()
-        process.join(10)
+        process.join(10)  # an orderly end releases its semaphores
     except EOFError:
         process.join()
         raise ChildProcessError(f'the process ended with exit code {process.exitcode}, see above') from None
