@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lib.config import read_config
 from lib.models import MODELS, Model, load_config
 from lib.pytorch import pretraining, training
 from lib.pytorch.distributed import World
@@ -13,7 +14,7 @@ from lib.tools.benchmark.steps import joints_of, random_batch
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [path for path in sorted((ROOT / 'configs').glob('*/*.yaml')) if 'sample' not in path.parts]
-CONFIGS = [path for path in CONFIGS if MODELS[load_config(path).script].framework == 'pytorch']
+CONFIGS = [path for path in CONFIGS if MODELS[read_config(path)['script']].framework == 'pytorch']
 CUDA = torch.device('cuda', 0)
 
 

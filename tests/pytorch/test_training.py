@@ -15,6 +15,7 @@ import yaml
 
 import train_action_mbert
 import train_action_vanilla
+from lib.config import read_config
 from lib.data.batches import make_clips
 from lib.metrics import mean_over_views
 from lib.models import MODELS, load_config
@@ -27,7 +28,7 @@ from tests.tiny import assert_same_run, lines
 
 ROOT = Path(train_action_mbert.__file__).parent
 SCRIPTS = {'mbert': train_action_mbert, 'vanilla': train_action_vanilla}
-CONFIGS = [path for path in sorted((ROOT / 'configs').rglob('*.yaml')) if load_config(path).script in SCRIPTS]
+CONFIGS = [path for path in sorted((ROOT / 'configs').rglob('*.yaml')) if read_config(path)['script'] in SCRIPTS]
 ALONE = World(0, 1, torch.device('cpu'))
 
 
