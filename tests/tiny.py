@@ -1,6 +1,6 @@
 """Runs of the training scripts on tiny models and 30 generated clips: 20 for training (3 steps), 10 for testing."""
 
-import contextlib
+import importlib.util
 import json
 import pickle
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from tests.killing import different
 
 SCRIPTS = {script.SCRIPT: script for script in (train_action_mbert, train_action_vanilla)}
 CHECKPOINTS = {'.bin': pytorch_checkpoint}
-with contextlib.suppress(ImportError):  # the tests marked gpu need PyTorch alone
+if importlib.util.find_spec('tensorflow'):  # the tests marked gpu need PyTorch alone
     import train_action_vivit
     from lib.tensorflow import checkpoint as tensorflow_checkpoint
 

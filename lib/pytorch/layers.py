@@ -105,7 +105,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = rearrange(self.qkv(x), 'n l (qkv h d) -> n l qkv h d', qkv=3, h=self.num_heads)
         dropout = self.attn_drop if self.training else 0.0
-        if not dropout and is_short(qkv):
+        if not dropout and use_short_attention(qkv):
             from lib.pytorch.short_attention import attend  # needs Triton, which PyTorch for CPUs may lack
 
             x = attend(qkv, self.qk_scale or qkv.shape[-1] ** -0.5)
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(x.flatten(2)))
 
 
-def is_short(qkv: Tensor) -> bool:
+def use_short_attention(qkv: Tensor) -> bool:
     """Whether to use lib.pytorch.short_attention for queries, keys and values (N,L,3,H,D).
 
     Only in compiled code, which needs Triton and a C compiler anyway.

@@ -62,18 +62,22 @@ def _backward(
     tl.store(at + 2 * num_heads * dim, tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision='ieee'), inside)
 
 
-def _run(kernel, qkv: Tensor, *others: Tensor, scale: float) -> None:
+def _run(qkv: Tensor, *others: Tensor, scale: float) -> None:
+    # Assigned here, not passed: torch.compile's cache looks for the kernels of `attend` in this source, and compiles
+    # it anew if one has changed.
+    kernel = _backward if len(others) == 2 else _forward
     n, length, _, num_heads, dim = qkv.shape
+    assert length <= 64, f'{length} tokens exceed 64'
     block = 16 if length <= 16 else 32 if length <= 32 else 64
     wrap_triton(kernel)[(n * num_heads,)](qkv, *others, length, scale, num_heads, dim, block, num_warps=block // 16)
 
 
 @triton_op('lib::attend', mutates_args={})
 def attend(qkv: Tensor, scale: float) -> Tensor:
-    """Attention of each token to all of its sequence: (N,L,3,H,D) -> (N,L,H,D), L up to 64, D a power of 2."""
+    """Attention of each token to all of its sequence: (N,L,3,H,D) -> (N,L,H,D), L up to 64, D 16, 32, 64 or 128."""
     qkv = qkv.contiguous()
     out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
-    _run(_forward, qkv, out, scale=scale)
+    _run(qkv, out, scale=scale)
     return out
 
 
@@ -82,7 +86,7 @@ def attend_backward(qkv: Tensor, grad: Tensor, scale: float) -> Tensor:
     """Gradient for qkv (N,L,3,H,D) from that of the output (N,L,H,D)."""
     qkv = qkv.contiguous()
     grads = torch.empty_like(qkv)
-    _run(_backward, qkv, grad.contiguous(), grads, scale=scale)
+    _run(qkv, grad.contiguous(), grads, scale=scale)
     return grads
 
 

@@ -1,15 +1,20 @@
 """Attention over short sequences against explicit formulas: on a GPU, and on the CPU by Triton's interpreter."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
+from lib.pytorch import layers
+
 # Sequences, tokens, heads, channels: of DSTformer, and those at the limits.
-SHAPES = ((5, 17, 8, 64), (3, 48, 2, 64), (2, 64, 1, 16), (4, 1, 3, 32))
+SHAPES = ((5, 17, 8, 64), (3, 48, 2, 64), (2, 33, 1, 128), (2, 64, 1, 16), (4, 1, 3, 32))
 
 
 def errors(shape, dtype, device, compiled):
@@ -26,25 +31,57 @@ def errors(shape, dtype, device, compiled):
     expected.transpose(1, 2).backward(grad.double())
     out = (torch.compile(attend, fullgraph=True) if compiled else attend)(qkv, 0.3)
     out.backward(grad)
-    pairs = ((out, expected.transpose(1, 2)), (qkv.grad, exact.grad))
-    return [((found.double() - wanted).norm() / wanted.norm()).item() for found, wanted in pairs]
+    return relative_errors((out, qkv.grad), (expected.transpose(1, 2), exact.grad))
+
+
+def errors_of_layer(qk_scale, device, dtype):
+    """Relative errors of a layer's output and gradients with short attention (compiled on a GPU), against without."""
+    torch.manual_seed(0)
+    layer = layers.Attention(64, 2, qk_scale=qk_scale).to(device)
+    x = torch.randn(3, 17, 64, device=device)
+    results = []
+    for short in (True, False):
+        forward = torch.compile(layer, fullgraph=True) if short and device == 'cuda' else layer
+        chosen = mock.patch.object(layers, 'use_short_attention', lambda qkv, short=short: short)
+        layer.zero_grad()
+        with (
+            torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16),
+            chosen if device == 'cpu' else contextlib.nullcontext(),
+        ):
+            out = forward(x).float()
+        out.square().sum().backward()
+        results.append([out, *(parameter.grad.clone() for parameter in layer.parameters())])
+    return relative_errors(*results)
+
+
+def relative_errors(found, expected):
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
 
 
 def test_by_the_interpreter():
     """In a process of its own, because Triton reads the variable when kernels are defined."""
-    code = (
-        'import torch, torchvision\nfrom tests.pytorch.test_short_attention import SHAPES, errors\n'
-        "print(max(max(errors(shape, torch.float32, 'cpu', False)) for shape in SHAPES))"
+    code = """
+import torch, torchvision
+from tests.pytorch.test_short_attention import SHAPES, errors, errors_of_layer
+print(max(max(errors(shape, torch.float32, 'cpu', False)) for shape in SHAPES))
+print(max(max(errors_of_layer(scale, 'cpu', torch.float32)) for scale in (None, 0.4)))
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        env=os.environ | {'TRITON_INTERPRET': '1'},
+        cwd=Path(__file__).parents[2],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    env = os.environ | {'TRITON_INTERPRET': '1'}
-    result = subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True, text=True)
-    assert float(result.stdout) < 1e-5
+    assert max(map(float, result.stdout.split())) < 1e-5
 
 
-def test_torch_compile_copies_no_input(monkeypatch):
-    """As it would if it found that a kernel may write to one."""
+def test_torch_compile_knows_the_kernels(monkeypatch):
+    """That they write to nothing but the result, or it would copy an input; and both, for its cache."""
     import triton
     from torch._higher_order_ops import triton_kernel_wrap
+    from torch._library.triton import triton_ops_to_kernels
     from triton.backends.compiler import GPUTarget
 
     from lib.pytorch import short_attention
@@ -60,6 +97,7 @@ def test_torch_compile_copies_no_input(monkeypatch):
     ):
         accesses = triton_kernel_wrap.identify_accessed_tensors(kernel, tensors | sizes, {})
         assert [access.name for access in accesses.read_writes.writes] == [[*tensors][-1]]
+        assert kernel in triton_ops_to_kernels['lib::attend']
 
 
 @pytest.mark.gpu
@@ -67,3 +105,8 @@ def test_torch_compile_copies_no_input(monkeypatch):
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_on_a_gpu(shape, compiled):
     assert max(errors(shape, torch.bfloat16, 'cuda', compiled)) < 2**-7  # bfloat16 has 8 significant bits
+
+
+@pytest.mark.gpu
+def test_a_compiled_layer_on_a_gpu():
+    assert max(errors_of_layer(0.4, 'cuda', torch.bfloat16)) < 2**-6

@@ -1,6 +1,10 @@
 """The GPU benchmark, tried out on the CPU with small models."""
 
 import json
+import select
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,15 @@ from lib.errors import UserError
 from lib.tools.benchmark import __main__ as benchmark
 from lib.tools.benchmark import correctness, gpu, rows, speed
 
+TURN = """
+import sys
+from pathlib import Path
+from lib.tools.benchmark.rows import Setup
+Setup('cpu', True, Path(sys.argv[1])).take_turn()
+print('mine', flush=True)
+sys.stdin.read()
+"""
+PIPES = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True, 'cwd': Path(__file__).parents[2]}
 FACTS = {'name': 'CPU', 'torch': '2'}
 
 
@@ -70,6 +83,27 @@ def test_a_missing_gpu_is_refused(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(gpu, 'in_new_process', lambda function, device: function(device))
     assert 'sees no GPU' in refused(benchmark.main, 'gpu', '--out', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_compiled_code_waits_for_its_turn_when_it_is_run(setup, monkeypatch):
+    turns = []
+    monkeypatch.setattr(rows.Setup, 'take_turn', lambda self: turns.append(True))
+    monkeypatch.setattr('torch._inductor.compile_fx.compile_fx', lambda graph, inputs: graph.forward)
+    doubled = speed.compile_before_turn(setup)(lambda x: 2 * x)
+    assert not turns
+    assert doubled(torch.ones(2)).tolist() == [2, 2]
+    assert turns
+
+
+def test_processes_measure_in_turn(setup):
+    """The second one only after the first has ended."""
+    first, second = (subprocess.Popen([sys.executable, '-c', TURN, setup.file], **PIPES) for _ in range(2))
+    readable, _, _ = select.select([first.stdout, second.stdout], [], [], 60)
+    (winner,) = (process for process in (first, second) if process.stdout in readable)
+    other = second if winner is first else first
+    assert not select.select([other.stdout], [], [], 0.3)[0]
+    winner.communicate('end')
+    assert other.communicate('end', timeout=60)[0] == 'mine\n'
 
 
 def test_models_are_measured_once():

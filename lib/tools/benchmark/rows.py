@@ -1,7 +1,6 @@
 """Rows of the GPU benchmark: what to measure on, processes that add rows to a file, and their table."""
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
@@ -10,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 from unittest import mock
 
 from easydict import EasyDict
 
 from lib.config import read_config
 from lib.errors import UserError
+from lib.files import hold_lock
 from lib.models import MODELS, load_config
 from lib.tools.benchmark.steps import in_new_process
 from lib.tools.running import progress
@@ -24,7 +24,6 @@ from lib.tools.running import progress
 CONFIGS = Path(__file__).parents[3] / 'configs'
 ACTION = CONFIGS / 'action'
 MEASURED = ('MB_train', 'vanilla', 'vivit')  # in all precisions
-OUT_OF_MEMORY = ('OutOfMemoryError', 'ResourceExhaustedError')  # of PyTorch and TensorFlow
 QUICK = ['data.clip_len=16', 'model.depth=1', 'train.epochs=2', 'train.warmup_epochs=0']
 
 
@@ -49,12 +48,12 @@ class Setup:
         except (UserError, ImportError) as error:  # a device or framework lacks something
             self.add(name, skipped=str(error))
         except Exception as error:  # must not affect other rows
-            reason = 'skipped' if type(error).__name__ in OUT_OF_MEMORY else 'failed'
+            reason = 'skipped' if is_out_of_memory(error) else 'failed'
             self.add(name, **{reason: f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'})
 
     def take_turn(self) -> None:
         """Waits until no other process measures; from then on this one does, until it ends."""
-        lock_until_exit(self.file)
+        lock_until_exit(self.file.with_suffix('.lock'))
 
     def config(self, path: Path, *changes: str) -> EasyDict:
         """A config with changes (--set); with `quick`, with one layer and 16 frames."""
@@ -63,10 +62,12 @@ class Setup:
 
 
 @cache
-def lock_until_exit(file: Path) -> TextIO:
-    handle = file.open()
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    return handle
+def lock_until_exit(path: Path) -> BinaryIO:
+    return hold_lock(path, 'the device', wait=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return type(error).__name__ in ('OutOfMemoryError', 'ResourceExhaustedError')  # of PyTorch and TensorFlow
 
 
 def is_wrong(row: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from unittest import mock
 from lib.files import write_text
 from lib.models import MODELS
 from lib.tools.benchmark import steps
-from lib.tools.benchmark.rows import ACTION, MEASURED, Setup, different_models, label, run_all
+from lib.tools.benchmark.rows import ACTION, MEASURED, Setup, different_models, is_out_of_memory, label, run_all
 from lib.tools.benchmark.steps import compare, make_step, make_world
 
 COMPILED = 'bf16 compiled'
@@ -55,10 +55,14 @@ def time_renderer(setup: Setup, kind: str) -> None:
 
 
 def time_steps(setup: Setup, task: tuple[Path, str, bool]) -> None:
-    """Training steps on batches in memory. task: config, precision, whether to stop at the largest batch that fits."""
-    path, precision, stop = task
-    sizes = (4, 2) if setup.quick else (128, 64, 32, 16) if stop else (128, 32)
-    is_compiled, calls, rounds = precision == COMPILED, *((1, 1) if setup.quick else (3, 4))
+    """Training steps on batches in memory. task: config, precision, whether only with the largest batch that fits.
+
+    That is, into 90 % of the device's memory; processes that compile need the rest.
+    """
+    path, precision, largest_only = task
+    sizes = (4, 2) if setup.quick else (128, 64, 32, 16) if largest_only else (128, 32)
+    calls, rounds = (1, 1) if setup.quick else (3, 4)
+    is_compiled = precision == COMPILED
     changes = [f'data.batch_size={sizes[0]}', f'train.precision={precision.split()[0]}']
     config = setup.config(path, *changes, f'train.compile={str(is_compiled).lower()}')
     is_pytorch = MODELS[config.script].framework == 'pytorch'
@@ -67,18 +71,24 @@ def time_steps(setup: Setup, task: tuple[Path, str, bool]) -> None:
     if is_pytorch and setup.device == 'cuda':
         import torch
 
-        torch.cuda.set_per_process_memory_fraction(0.9)  # the rest for processes that compile
+        torch.cuda.set_per_process_memory_fraction(0.9)
     if not compiles_first:
         setup.take_turn()
     with mock.patch('torch.compile', compile_before_turn(setup)) if compiles_first else contextlib.nullcontext():
         step = make_step(config, world, calls=calls)
     for size in sizes:
-        with setup.row(name := f'{label(path)}, {precision}, {size} clips'):
-            release_memory(is_pytorch)
+        name = f'{label(path)}, {precision}, {size} clips'
+        release_memory(is_pytorch)
+        try:
             row = compare(partial(step, size), None, rounds, size * calls)
-            setup.add(name, **row, GB=world.peak_memory() / 1e9)
-            if stop:
-                return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            setup.add(name, skipped='out of memory')
+            continue
+        setup.add(name, **row, GB=world.peak_memory() / 1e9)
+        if largest_only:
+            return
 
 
 def compile_before_turn(setup: Setup) -> Callable[..., Any]:
