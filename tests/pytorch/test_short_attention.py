@@ -1,6 +1,7 @@
 """Attention over short sequences against explicit formulas: on a GPU, and on the CPU by Triton's interpreter."""
 
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from lib.pytorch import layers
 
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec('triton'), reason='PyTorch for Macs has no Triton')
 # Sequences, tokens, heads, channels: of DSTformer, and those at the limits.
 SHAPES = ((5, 17, 8, 64), (3, 48, 2, 64), (2, 33, 1, 128), (2, 64, 1, 16), (4, 1, 3, 32))
 
