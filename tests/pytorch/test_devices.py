@@ -67,7 +67,6 @@ def test_a_training_step_reads_nothing_back(path, kind):
     forward = training.make_forward(render, model.train(), options, World(0, 1, meta))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
     criterion = pretraining.motion_loss if config.script == 'pretrain' else training.classification_loss
-    assert (
-        training.train_step(forward, optimizer, zeros_like_batch(config, meta), options, 4, 0, criterion).device == meta
-    )
+    results = training.train_step(forward, optimizer, zeros_like_batch(config, meta), options, 4, 0, criterion)
+    assert results.device == meta
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

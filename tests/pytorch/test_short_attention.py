@@ -19,10 +19,14 @@ pytestmark = pytest.mark.skipif(not importlib.util.find_spec('triton'), reason='
 SHAPES = ((5, 17, 8, 64), (3, 48, 2, 64), (2, 33, 1, 128), (2, 64, 1, 16), (4, 1, 3, 32))
 
 
-def errors(shape, dtype, device, compiled):
+DTYPES = {'cpu': torch.float32, 'cuda': torch.bfloat16}
+
+
+def errors(shape, device, compiled=False):
     """Relative errors of output and gradient against float64."""
     from lib.pytorch.short_attention import attend
 
+    dtype = DTYPES[device]
     sequences, tokens, heads, channels = shape
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sequences, tokens, 3, heads, channels, generator=generator).to(device, dtype).requires_grad_()
@@ -36,7 +40,7 @@ def errors(shape, dtype, device, compiled):
     return relative_errors((out, qkv.grad), (expected.transpose(1, 2), exact.grad))
 
 
-def errors_of_layer(qk_scale, device, dtype):
+def errors_of_layer(qk_scale, device):
     """Relative errors of a layer's output and gradients with short attention (compiled on a GPU), against without."""
     torch.manual_seed(0)
     layer = layers.Attention(64, 2, qk_scale=qk_scale).to(device)
@@ -47,7 +51,7 @@ def errors_of_layer(qk_scale, device, dtype):
         chosen = mock.patch.object(layers, 'use_short_attention', lambda qkv, short=short: short)
         layer.zero_grad()
         with (
-            torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16),
+            torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'),
             chosen if device == 'cpu' else contextlib.nullcontext(),
         ):
             out = forward(x).float()
@@ -65,8 +69,8 @@ def test_by_the_interpreter():
     code = """
 import torch, torchvision
 from tests.pytorch.test_short_attention import SHAPES, errors, errors_of_layer
-print(max(max(errors(shape, torch.float32, 'cpu', False)) for shape in SHAPES))
-print(max(max(errors_of_layer(scale, 'cpu', torch.float32)) for scale in (None, 0.4)))
+print(max(max(errors(shape, 'cpu')) for shape in SHAPES))
+print(max(max(errors_of_layer(scale, 'cpu')) for scale in (None, 0.4)))
 """
     result = subprocess.run(
         [sys.executable, '-c', code],
@@ -106,9 +110,9 @@ def test_torch_compile_knows_the_kernels(monkeypatch):
 @pytest.mark.parametrize('compiled', [False, True])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_on_a_gpu(shape, compiled):
-    assert max(errors(shape, torch.bfloat16, 'cuda', compiled)) < 2**-7  # bfloat16 has 8 significant bits
+    assert max(errors(shape, 'cuda', compiled)) < 2**-7  # bfloat16 has 8 significant bits
 
 
 @pytest.mark.gpu
 def test_a_compiled_layer_on_a_gpu():
-    assert max(errors_of_layer(0.4, 'cuda', torch.bfloat16)) < 2**-6
+    assert max(errors_of_layer(0.4, 'cuda')) < 2**-6

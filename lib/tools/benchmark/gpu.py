@@ -45,8 +45,9 @@ def benchmark(args: argparse.Namespace) -> int:
             setup = Setup(args.device, args.quick, args.out / f'{part}.jsonl')
             setup.add(**facts)
             PARTS[part](setup)
-            (args.out / f'{part}.lock').unlink(missing_ok=True)
     finally:
+        for part in parts:
+            (args.out / f'{part}.lock').unlink(missing_ok=True)
         rows = {part: read(args.out / f'{part}.jsonl') for part in PARTS if (args.out / f'{part}.jsonl').exists()}
         table = '\n'.join(as_table(part, *found) for part, found in rows.items())
         write_text(args.out / 'results.md', table)
