@@ -1,13 +1,16 @@
 import itertools
 import math
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from lib.config import read_config
 from lib.tensorflow.vivit import Attention, Block, BlockOptions, ViViT
 
+ACTION = Path(__file__).parents[2] / 'configs' / 'action'
 KINDS = ['joint', 'factorised_encoder', 'factorised_attention', 'factorised_dot']
 SMALL = {
     'clip_len': 6, 'size': 4, 'num_joints': 3, 'tubelet_size': (2, 2, 2), 'dim_feat': 8, 'depth': 2,
@@ -86,9 +89,12 @@ def attention(weights: dict, x: np.ndarray, masks: list[np.ndarray]) -> np.ndarr
     return dense(under(weights, 'projection'), np.concatenate(heads, -1))
 
 
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
 def mlp(weights: dict, x: np.ndarray) -> np.ndarray:
-    hidden = dense(under(weights, 'expand'), x)
-    return dense(under(weights, 'contract'), hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2)
+    return dense(under(weights, 'contract'), gelu(dense(under(weights, 'expand'), x)))
 
 
 def block(weights: dict, x: np.ndarray, masks: dict[str, list[np.ndarray]]) -> np.ndarray:
@@ -104,13 +110,30 @@ def encoder(weights: dict, x: np.ndarray, masks: dict[str, list[np.ndarray]]) ->
     return norm(under(weights, 'norm'), x)
 
 
-def tubelet_tokens(weights: dict, volume: np.ndarray) -> np.ndarray:
+def tubelet_tokens(weights: dict, volume: np.ndarray, tubelet: tuple[int, int, int] = (2, 2, 2)) -> np.ndarray:
     projection = under(weights, 'embedding/projection')
+    frames, height, width = tubelet
     cut = [
-        volume[:, t : t + 2, h : h + 2, w : w + 2].reshape(len(volume), -1)
-        for t in range(0, 6, 2) for h in range(0, 4, 2) for w in range(0, 4, 2)
-    ]  # fmt: skip
-    return np.stack(cut, 1) @ projection['kernel'].reshape(-1, WIDTH) + projection['bias']
+        volume[:, t : t + frames, h : h + height, w : w + width].reshape(len(volume), -1)
+        for t, h, w in itertools.product(*(range(0, *ends) for ends in zip(volume.shape[1:4], tubelet, strict=True)))
+    ]
+    return np.stack(cut, 1) @ projection['kernel'].reshape(len(cut[0][0]), -1) + projection['bias']
+
+
+def original_logits(weights: dict, volume: np.ndarray, model: dict) -> np.ndarray:
+    """Logits of a joint space-time model whose MLPs also activate their output. model: section `model` of a config."""
+    x = tubelet_tokens(weights, volume, model['tubelet_size'])
+    x = x + weights['positions/embedding'].reshape(x.shape[1:])
+    masks = [np.ones((x.shape[1],) * 2, bool)] * model['num_heads']
+    activate = {'relu': lambda y: np.maximum(y, 0), 'gelu': gelu}[model.get('activation', 'gelu')]
+    for i in range(model['depth']):
+        of_block = under(weights, f'encoder/block_{i}')
+        x = x + attention(under(of_block, 'all_attention'), norm(under(of_block, 'all_norm'), x), masks)
+        hidden = activate(dense(under(of_block, 'mlp/expand'), norm(under(of_block, 'mlp_norm'), x)))
+        x = x + activate(dense(under(of_block, 'mlp/contract'), hidden))
+    if model.get('final_norm', True):
+        x = norm(under(weights, 'encoder/norm'), x)
+    return dense(under(weights, 'head'), x.mean(1))
 
 
 MASKS = {
@@ -139,15 +162,25 @@ def test_logits_equal_plain_numpy(kind, head_dim):
 
 def test_logits_of_the_original_model_equal_plain_numpy():
     """With ReLU after both layers of an MLP and no final norm."""
-    model = small_model(activation='relu', activate_output=True, final_norm=False)
-    weights, volume = weights_of(model), volumes()
-    x = tubelet_tokens(weights, volume) + weights['positions/embedding'].reshape(-1, WIDTH)
-    for i in range(2):
-        of_block = under(weights, f'encoder/block_{i}')
-        x = x + attention(under(of_block, 'all_attention'), norm(under(of_block, 'all_norm'), x), MASKS['joint']['all'])
-        hidden = np.maximum(dense(under(of_block, 'mlp/expand'), norm(under(of_block, 'mlp_norm'), x)), 0)
-        x = x + np.maximum(dense(under(of_block, 'mlp/contract'), hidden), 0)
-    np.testing.assert_allclose(model(volume), dense(under(weights, 'head'), x.mean(1)), atol=1e-5)
+    options = {'activation': 'relu', 'activate_output': True, 'final_norm': False}
+    model = small_model(**options)
+    expected = original_logits(weights_of(model), volumes(), SMALL | options)
+    np.testing.assert_allclose(model(volumes()), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', sorted(ACTION.glob('vivit*_original.yaml')), ids=lambda path: path.stem)
+def test_initial_logits_and_loss_of_the_original_configs_equal_plain_numpy(path):
+    """At full width and depth, for clips of 16 frames of 16x16 pixels."""
+    keras.utils.set_random_seed(0)
+    options = read_config(path)['model'] | {'clip_len': 16, 'size': 16}
+    model, volume = ViViT(**options), np.random.default_rng(1).random((2, 16, 16, 16, 17), np.float32)
+    logits = original_logits(weights_of(model), volume, options)
+    assert logits.std() > 0.1  # Keras's initial head is not zero
+    np.testing.assert_allclose(model(volume), logits, atol=1e-5)
+    label = np.array([3, 59])
+    loss = keras.losses.sparse_categorical_crossentropy(label, model(volume), from_logits=True)
+    np.testing.assert_allclose(loss, np.log(np.exp(logits).sum(1)) - logits[[0, 1], label], atol=1e-5)
 
 
 def test_mlp_dropout_follows_both_dense_layers():
