@@ -158,9 +158,16 @@ def recompute_blocks(model: nn.Module, script: str) -> None:
 def make_forward(
     render: HeatmapRenderer | None, model: nn.Module, options: TrainOptions, world: distributed.World
 ) -> nn.Module:
-    """Combines renderer and model in one module, wrapped for `world` and compiled if options.compile is set."""
+    """Combines renderer and model in one module, wrapped for `world` and compiled if options.compile is set.
+
+    On a GPU the compiled code runs as CUDA graphs: small models are limited by kernel launches otherwise. Their outputs
+    are overwritten by the next call, and so are gradients, which therefore cannot be accumulated.
+    """
     forward = world.wrap(RenderAndClassify(render, model, options.precision))
-    return torch.compile(forward) if options.compile else forward
+    if not options.compile:
+        return forward
+    has_graphs = world.device.type == 'cuda' and world.size == 1 and options.accumulation_steps == 1
+    return torch.compile(forward, mode='reduce-overhead' if has_graphs else 'default')
 
 
 def load_batches(
@@ -261,7 +268,8 @@ def predict(
         if clips.num_views == 1:
             batch = {name: tensor[:, None] for name, tensor in batch.items()}
         # One view at a time, to save memory.
-        views = [forward(**{name: tensor[:, k] for name, tensor in batch.items()}) for k in range(clips.num_views)]
+        parts = ({name: tensor[:, k] for name, tensor in batch.items()} for k in range(clips.num_views))
+        views = [forward(**part).clone() for part in parts]
         logits.append(torch.stack(views, dim=1))
         after_batch()
     # Clip i of a batch is clip i // size of process i % size.

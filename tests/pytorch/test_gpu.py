@@ -13,30 +13,32 @@ from tests import tiny
 
 pytestmark = pytest.mark.gpu
 KINDS = ('mbert', 'vanilla', 'pretrain')
-OPTIONS = ('seed=0', 'precision=tf32', 'precision=bf16', 'compile=true', 'accumulation_steps=2',
-           'activation_checkpointing=true')  # fmt: skip
+OPTIONS = ('seed=0', 'precision=tf32', 'precision=bf16', 'accumulation_steps=2', 'activation_checkpointing=true',
+           'compile=true', 'compile=true accumulation_steps=2',
+           'compile=true activation_checkpointing=true')  # fmt: skip
 
 
 def use_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
 
 
-@pytest.mark.parametrize('option', OPTIONS)
+@pytest.mark.parametrize('options', OPTIONS)
 @pytest.mark.parametrize('kind', KINDS)
-def test_losses_are_those_of_the_cpu(kind, option, tmp_path, monkeypatch, capsys):
+def test_losses_are_those_of_the_cpu(kind, options, tmp_path, monkeypatch, capsys):
     """At a small learning rate: at 1e-3 these runs diverge from rounding errors alone, on one device too."""
     changes = ['optimizer.lr_backbone=0.0001', 'optimizer.lr_head=0.0001']
     if kind != 'pretrain':
         changes.append('model.dropout_ratio=0.0')
     command = ['--config', tiny.write_config(kind, tmp_path), *tiny.overrides(*changes)]
     call = tiny.caller(tiny.PROGRAMS[kind])
-    assert call(*command, '-c', tmp_path / 'gpu', '--set', f'train.{option}') == 0
+    more = tiny.overrides(*(f'train.{option}' for option in options.split()))
+    assert call(*command, '-c', tmp_path / 'gpu', *more) == 0
     assert 'on cuda' in capsys.readouterr().out
     use_cpu(monkeypatch)
     assert call(*command, '-c', tmp_path / 'cpu') == 0
     assert 'on cpu' in capsys.readouterr().out
     # Batch norm sees micro-batches, and in pretraining the devices draw other masks.
-    tolerance = 0.5 if option.startswith('accumulation') else 0.15 if kind == 'pretrain' else 0.03
+    tolerance = 0.5 if 'accumulation' in options else 0.15 if kind == 'pretrain' else 0.03
     for gpu, cpu in zip(tiny.lines(tmp_path / 'gpu'), tiny.lines(tmp_path / 'cpu'), strict=True):
         for split in ('train', 'val'):
             assert gpu[split]['loss'] == pytest.approx(cpu[split]['loss'], abs=tolerance)
@@ -50,22 +52,23 @@ def test_every_model_computes_what_it_does_on_the_cpu(path, tmp_path):
     assert [rows.is_wrong(row) for row in rows.read(setup.file)] == [False, False]
 
 
+@pytest.mark.parametrize('option', ['seed=0', 'compile=true'])
 @pytest.mark.parametrize('kind', ['mbert', 'vanilla'])
-def test_several_views_are_evaluated_as_on_the_cpu(kind, trained, monkeypatch):
+def test_several_views_are_evaluated_as_on_the_cpu(kind, option, trained, monkeypatch):
     run, call = trained(kind) / 'run', tiny.caller(tiny.SCRIPTS[kind])
-    losses = []
-    for _ in range(2):
-        assert call('-e', run, '--set', 'data.test_clips=2', '--set', 'data.test_flip=true') == 0
+    views, losses = tiny.overrides('data.test_clips=2', 'data.test_flip=true'), []
+    for options in (tiny.overrides(f'train.{option}'), []):
+        assert call('-e', run, *views, *options) == 0
         losses.append(json.loads((run / 'evaluation.json').read_text())['loss'])
         use_cpu(monkeypatch)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('option', ['seed=0', 'precision=bf16', 'compile=true'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_an_epoch_does_not_wait_for_the_gpu(kind, precision, tmp_path, monkeypatch):
+def test_an_epoch_does_not_wait_for_the_gpu(kind, option, tmp_path, monkeypatch):
     """Neither a copy of a batch, from pinned memory, nor a step with the fused AdamW."""
-    config, world = load_config(tiny.write_config(kind, tmp_path), [f'train.precision={precision}']), distributed.init()
+    config, world = load_config(tiny.write_config(kind, tmp_path), [f'train.{option}']), distributed.init()
     options, clips = training.TrainOptions(**config.train), make_clips(config, 'train')
     render, model = training.make_model(config, clips.num_joints, world.device)
     optimizer = training.make_optimizer(model, **config.optimizer)
@@ -84,7 +87,8 @@ def test_an_epoch_does_not_wait_for_the_gpu(kind, precision, tmp_path, monkeypat
             training.train_step(forward, optimizer, batch, options, config.data.batch_size, 0, criterion)
 
     monkeypatch.setattr(training, 'prefetch', watched)
-    train()  # the first steps create handles and states
+    for _ in range(3):  # the first steps create handles and states, and record CUDA graphs
+        train()
     torch.cuda.set_sync_debug_mode('error')
     try:
         train()

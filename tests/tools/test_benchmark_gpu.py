@@ -88,7 +88,7 @@ def test_a_missing_gpu_is_refused(tmp_path, monkeypatch, refused):
 def test_compiled_code_waits_for_its_turn_when_it_is_run(setup, monkeypatch):
     turns = []
     monkeypatch.setattr(rows.Setup, 'take_turn', lambda self: turns.append(True))
-    monkeypatch.setattr('torch._inductor.compile_fx.compile_fx', lambda graph, inputs: graph.forward)
+    monkeypatch.setattr('torch._inductor.compile_fx.compile_fx', lambda graph, inputs, config_patches: graph.forward)
     doubled = speed.compile_before_turn(setup)(lambda x: 2 * x)
     assert not turns
     assert doubled(torch.ones(2)).tolist() == [2, 2]
@@ -126,8 +126,9 @@ def test_every_row_is_measured(tmp_path, monkeypatch):
         for part in gpu.PARTS
     }
     assert len(found['correctness']) == 1 + 12 + 2 * 2 + 1 + 3
-    resume = found['correctness']['resume, different tensors']
-    assert (resume['tensors'] > 50, resume['from_step']) == (True, 4)
+    for name in ('resume, different tensors', 'resume, train.compile=true, different tensors'):
+        resume = found['correctness'][name]
+        assert (resume['tensors'] > 50, resume['from_step']) == (True, 4)
     assert {row['skipped'][:24] for row in found['speed'].values() if 'skipped' in row} <= {
         'train.precision is tf32,',
         'train.precision is bf16,',

@@ -3,6 +3,7 @@
 import itertools
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -21,7 +22,7 @@ LIMIT = 1e-4  # of the relative error in float32: rounding is about 1e-6, TF32 a
 
 
 def check_all(setup: Setup) -> None:
-    tasks = [(check_resume, 'resume', ACTION / 'vanilla.yaml')]
+    tasks = [(check_resume, 'resume', ()), (check_resume, 'resume, compiled', ('train.compile=true',))]
     tasks += [(check_model, label(path), path) for path in different_models()]
     tasks += [(check_renderer, f'{kind} maps', kind) for kind in ('joint', 'limb', 'both')]
     tasks.append((check_tensorflow, 'TensorFlow', ACTION / 'vivit.yaml'))
@@ -81,8 +82,8 @@ def logits_and_gradients(config: EasyDict, device: str) -> dict[str, np.ndarray]
     return {'logits': logits.detach().cpu().numpy()} | gradients
 
 
-def check_resume(setup: Setup, path: Path) -> None:
-    """Two epochs, uninterrupted and resumed from a checkpoint within the second: the number of different tensors."""
+def check_resume(setup: Setup, options: Sequence[str]) -> None:
+    """Two epochs of vanilla, uninterrupted and resumed within the second: the number of different tensors."""
     os.environ['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8'
     import torch
 
@@ -96,8 +97,9 @@ def check_resume(setup: Setup, path: Path) -> None:
         folder = Path(folder)
         steps.write_pickle(folder / 'generated.pkl', 120)
         changes = [f'data.ann_file={folder / "generated.pkl"}', 'data.batch_size=16', 'train.save_every=4']
-        changes += [*(QUICK if setup.quick else ()), 'train.epochs=2']
-        command = ['--config', str(path), *itertools.chain(*(('--set', change) for change in changes))]
+        changes += [*(QUICK if setup.quick else ()), *options, 'train.epochs=2']
+        overrides = itertools.chain(*(('--set', change) for change in changes))
+        command = ['--config', str(ACTION / 'vanilla.yaml'), *overrides]
         states = []
         for run, resume in (('whole', ()), ('resumed', ('-r', str(folder / 'whole' / 'latest_epoch.1.bin')))):
             args = cli.parse_args('', 'vanilla', [*command, '-c', str(folder / run), *resume])
@@ -107,7 +109,8 @@ def check_resume(setup: Setup, path: Path) -> None:
         middle = checkpoint.read(folder / 'whole' / 'latest_epoch.1.bin')
     whole, resumed = ({**state['model'], **moments(state['optimizer'])} for state in states)
     differ = sum(not torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
-    setup.add('resume, different tensors', error=differ, limit=0, tensors=len(whole), from_step=middle['step'])
+    name = ', '.join(['resume', *options, 'different tensors'])
+    setup.add(name, error=differ, limit=0, tensors=len(whole), from_step=middle['step'])
 
 
 def moments(optimizer: dict[str, Any]) -> dict[str, 'Tensor']:

@@ -94,10 +94,11 @@ def time_steps(setup: Setup, task: tuple[Path, str, bool]) -> None:
 def compile_before_turn(setup: Setup) -> Callable[..., Any]:
     """torch.compile whose code waits, when it is first run, until no other process measures."""
     import torch
+    from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        code = compile_fx(graph, inputs)
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any], mode: str = 'default') -> Callable[..., Any]:
+        code = compile_fx(graph, inputs, config_patches=list_mode_options(mode))
 
         def run(*args: Any) -> Any:
             setup.take_turn()
