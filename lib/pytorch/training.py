@@ -160,8 +160,8 @@ def make_forward(
 ) -> nn.Module:
     """Combines renderer and model in one module, wrapped for `world` and compiled if options.compile is set.
 
-    On a GPU the compiled code runs as CUDA graphs: small models are limited by kernel launches otherwise. Their outputs
-    are overwritten by the next call, and so are gradients, which therefore cannot be accumulated.
+    On one GPU compiled code runs as CUDA graphs, since kernel launches would limit small models. Each call overwrites
+    the outputs and gradients of the one before, so that gradients cannot be accumulated.
     """
     forward = world.wrap(RenderAndClassify(render, model, options.precision))
     if not options.compile:
