@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     if options.activation_checkpointing:
-        training.recompute_blocks(model, SCRIPT)
+        training.recompute_blocks(model)
     forward = training.make_forward(render, model, options, world)  # (keypoint, score) -> logits
     run.begin(world, len(train_clips))
 

@@ -24,15 +24,14 @@ class Model:
     """Entry of the table of models.
 
     framework: folder in lib. classifier: 'module.Class' in that folder, to which the config section `model` binds.
-    blocks: 'module.Class' of the blocks that train.activation_checkpointing recomputes; None: not supported. program:
-    the command that trains it.
+    program: the command that trains it. metric: of the validation, selects the best epoch.
     """
 
     framework: Literal['pytorch', 'tensorflow']
     classifier: str
     default_config: str
     program: str
-    blocks: str | None = None
+    metric: str = 'top1'
 
     @property
     def training(self) -> ModuleType:
@@ -46,14 +45,7 @@ class Model:
 
     def load_classifier(self) -> type:
         """Imports the class to which section `model` binds."""
-        return self._load(self.classifier)
-
-    def load_blocks(self) -> type:
-        """Imports the class of the blocks."""
-        return self._load(self.blocks)
-
-    def _load(self, name: str) -> type:
-        module, _, attribute = name.partition('.')
+        module, _, attribute = self.classifier.partition('.')
         return getattr(importlib.import_module(f'lib.{self.framework}.{module}'), attribute)
 
     @property
@@ -76,14 +68,12 @@ MODELS = {
         classifier='mbert.MotionBERT',
         default_config='configs/action/MB_train.yaml',
         program='train_action_mbert.py',
-        blocks='dstformer.Block',
     ),
     'vanilla': Model(
         framework='pytorch',
         classifier='vanilla.VanillaTransformer',
         default_config='configs/action/vanilla.yaml',
         program='train_action_vanilla.py',
-        blocks='vanilla.Block',
     ),
     'vivit': Model(
         framework='tensorflow',
@@ -96,7 +86,7 @@ MODELS = {
         classifier='pretraining.MotionPretraining',
         default_config='configs/pretrain/vanilla.yaml',
         program='python -m lib.tools.pretrain',
-        blocks='vanilla.Block',
+        metric='explained',
     ),
 }
 

@@ -40,7 +40,6 @@ class Run:
     is_main: whether this process writes the files.
     """
 
-    metric: ClassVar[str] = 'top1'  # of the validation, selects the best epoch
     read: ClassVar[Callable[[Path], dict[str, Any]]]
     write: ClassVar[Callable[[BinaryIO, Mapping[str, Any]], None]]
 
@@ -102,6 +101,10 @@ class Run:
         return MODELS[self.config.script].suffix
 
     @property
+    def metric(self) -> str:
+        return MODELS[self.config.script].metric
+
+    @property
     def latest_path(self) -> Path:
         return self.folder / f'latest_epoch{self.suffix}'
 
@@ -141,8 +144,9 @@ class Run:
             self.wait()  # raises the error of a failed save
 
     def means(self) -> dict[str, float]:
-        """{'loss', 'top1'} over the completed steps of the current epoch."""
-        return {'loss': self.loss_sum / self.num_clips, 'top1': self.num_correct / self.num_clips}
+        """{'loss', 'top1'} over the completed steps of the current epoch; without classes {'loss'}."""
+        accuracy = {'top1': self.num_correct / self.num_clips} if self.metric == 'top1' else {}
+        return {'loss': self.loss_sum / self.num_clips} | accuracy
 
     def finish_epoch(self, val: dict[str, float]) -> None:
         """Records the metrics of the current epoch and saves a checkpoint, also as the best one if it is."""

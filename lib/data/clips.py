@@ -5,8 +5,6 @@ the store.
 """
 
 import copy
-import threading
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Self, get_args
 
@@ -32,7 +30,6 @@ from lib.errors import UserError, check_values
 
 TEST_SCALE = 2.0  # window of a test clip relative to the box around all persons, as in MotionBERT
 TEST_SHARE = 0.95  # of the frames of a test clip that are kept, as in MAMP
-PIECE = 2**16  # clips per lookup in the store
 
 
 class Clips:
@@ -125,9 +122,6 @@ class Clips:
             raise UserError(f'{ann_file}: split {self.split_name} has only {len(self.indices)} clips.')
         self.is_3d = self.store.is_3d
         self.skeleton = self._skeleton()
-        # Cached order of one epoch, shared by all ranks and loader threads.
-        self._order = [-1, self.indices]
-        self._ordering = threading.Lock()
         self._rank, self._world_size = 0, 1
 
     def _skeleton(self) -> Skeleton:
@@ -165,7 +159,8 @@ class Clips:
     @cached_property
     def classes(self) -> np.ndarray:
         """Labels that occur in the split, sorted."""
-        return np.unique(np.concatenate([np.unique(self.store.label[index]) for index in self._pieces()]))
+        parts = np.array_split(self.labels, 16)  # np.unique copies its input
+        return np.unique(np.concatenate([np.unique(part) for part in parts]))
 
     @property
     def description(self) -> str:
@@ -182,7 +177,7 @@ class Clips:
     def split_description(self) -> str:
         """Name and size of the split, for the log."""
         count = len(self.classes)
-        crowded = sum(int((self.store.num_persons[index] > self.max_persons).sum()) for index in self._pieces())
+        crowded = np.count_nonzero(self.store.num_persons[self.indices] > self.max_persons)
         dropped = f'; {crowded:,} have more than {self.max_persons} persons: only the first are used' if crowded else ''
         return f'{self.split_name}, {self.num_clips:,} clips of {count} classes (chance {1 / count:.2%}){dropped}'
 
@@ -190,16 +185,11 @@ class Clips:
         """Raises UserError, naming a clip, if a label is `num_classes` or more."""
         highest = self.classes[-1]
         if highest >= num_classes:
-            first = next(i for index in self._pieces() for i in index[self.store.label[index] == highest])
+            first = self.indices[self.labels.argmax()]
             raise UserError(
                 f'{self.store.ann_file}: clip {self.store.name(first)} has label {highest}, but model.num_classes is '
                 f'{num_classes}; it must be {highest + 1} or more.'
             )
-
-    def _pieces(self) -> Iterator[np.ndarray]:
-        """Yields the indices of the split in pieces, for lookups that may not fit in memory at once."""
-        for start in range(0, self.num_clips, PIECE):
-            yield self.indices[start : start + PIECE]
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_clips, self.batch_size)
@@ -226,10 +216,7 @@ class Clips:
         batch = slice(b * self.batch_size, (b + 1) * self.batch_size)
         if not self.training:
             return self.indices[batch]
-        with self._ordering:  # one loader thread shuffles, the others wait
-            if self._order[0] != epoch:
-                self._order[:] = epoch, epoch_order(self.seed, epoch, self.num_clips)
-            return self.indices[self._order[1][batch]]
+        return self.indices[epoch_order(self.seed, epoch, self.num_clips)[batch]]
 
     def names(self, epoch: int, b: int) -> list[str]:
         """frame_dir of each clip in a batch."""

@@ -21,7 +21,6 @@ from lib.data.clips import Clips
 from lib.data.heatmap import MIN_SCORE
 from lib.errors import check_values
 from lib.plots import motion_figure
-from lib.pytorch import checkpoint
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.layers import as_keypoints, check_model_keys
 from lib.pytorch.vanilla import Block, Transformer, check_patches
@@ -199,16 +198,6 @@ class MotionPretraining(Transformer):
     def _patches(self, values: Tensor) -> Tensor:
         """(R,P,T,V,C) -> (R, L, P, t_patch_size * C)."""
         return rearrange(values, 'r m (t p) v c -> r (t v) m (p c)', p=self.t_patch_size)
-
-
-class Run(checkpoint.Run):
-    """A pretraining run. The best epoch is the one that explains the most of the motion of the validation clips."""
-
-    metric = 'explained'
-
-    def means(self) -> dict[str, float]:
-        """{'loss'} over the completed steps of the current epoch."""
-        return {'loss': self.loss_sum / self.num_clips}
 
 
 def motion_loss(forward: nn.Module, options: Any, label: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:

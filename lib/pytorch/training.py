@@ -23,7 +23,7 @@ from lib.evaluation import scores_of
 from lib.log import Log
 from lib.models import MODELS
 from lib.plots import clip_image
-from lib.pytorch import checkpoint, distributed
+from lib.pytorch import checkpoint, distributed, dstformer, vanilla
 from lib.pytorch.heatmap import HeatmapRenderer
 from lib.pytorch.pretrained import freeze_backbone
 from lib.pytorch.pretraining import MotionPretraining
@@ -145,13 +145,10 @@ class RenderAndClassify(nn.Module):
             return (self.model(x, keypoint, score) if is_pretraining else self.model(x)).float()
 
 
-def recompute_blocks(model: nn.Module, script: str) -> None:
-    """Enables activation checkpointing of the model's blocks. Raises UserError if lib/models.py lists none for it."""
-    if MODELS[script].blocks is None:
-        raise UserError(f'train.activation_checkpointing is not supported by {script}: set it to false.')
-    block = MODELS[script].load_blocks()
+def recompute_blocks(model: nn.Module) -> None:
+    """Enables activation checkpointing of the transformer blocks."""
     for module in model.modules():
-        if isinstance(module, block):
+        if isinstance(module, dstformer.Block | vanilla.Block):
             module.forward = partial(activation_checkpoint, module.forward, use_reentrant=False)
 
 

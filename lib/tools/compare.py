@@ -3,8 +3,8 @@
     python -m lib.tools.compare checkpoint/action/sample_mbert checkpoint/action/sample_vanilla
 
 Accuracies are those of the evaluation (python -m lib.tools.evaluate RUN), or else of the best epoch so far. `last` is
-the top-1 accuracy after the last epoch, clips/s the median training speed. Curves and confusion matrices:
-tensorboard --logdir checkpoint/action
+the top-1 accuracy after the last epoch (in pretraining the motion explained), clips/s the median training speed.
+Curves and confusion matrices: tensorboard --logdir checkpoint/action
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 from lib.config import differences, flat, read_config
 from lib.errors import UserError, shown
+from lib.models import MODELS
 from lib.tools.running import log, make_parser, run_tool
 
 COLUMNS = ('run', 'model', 'parameters', 'result of', 'top-1', 'top-5', 'mean class', 'epochs', 'last', 'clips/s')
@@ -41,12 +42,13 @@ def compare(args: argparse.Namespace) -> None:
 def row(name: str, run: Path, config: dict[str, dict]) -> tuple[str, ...]:
     """The cells of a run; unknown values are empty."""
     history, timing = read_lines(run / 'metrics.jsonl'), read_lines(run / 'timing.jsonl')
+    metric = MODELS[config['script']].metric
     evaluation = json.loads((run / 'evaluation.json').read_text()) if (run / 'evaluation.json').is_file() else None
     if evaluation:
         result, source = evaluation, f'epoch {evaluation["epoch"]}, {evaluation["split"]}'
         source += f', {evaluation["views"]} views' if evaluation['views'] > 1 else ''
     elif history:
-        best = max(history, key=lambda epoch: epoch['val']['top1'])
+        best = max(history, key=lambda epoch: epoch['val'][metric])
         result, source = best['val'], f'epoch {best["epoch"]}, validation'
     else:
         result, source = {}, ''
@@ -55,9 +57,9 @@ def row(name: str, run: Path, config: dict[str, dict]) -> tuple[str, ...]:
         config['script'],
         f'{evaluation["parameters"]:,}' if evaluation else '',
         source,
-        *(f'{result[key]:.2%}' if result else '' for key in ('top1', 'top5', 'mean_class')),
+        *(f'{result[key]:.2%}' if key in result else '' for key in ('top1', 'top5', 'mean_class')),
         f'{history[-1]["epoch"]}/{config["train"]["epochs"]}' if history else '',
-        f'{history[-1]["val"]["top1"]:.2%}' if history else '',
+        f'{history[-1]["val"][metric]:.2%}' if history else '',
         f'{median(epoch["clips_per_second"] for epoch in timing):.1f}' if timing else '',
     )
 

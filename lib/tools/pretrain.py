@@ -24,7 +24,7 @@ UNUSED = ('label_smoothing', 'partial_train', 'finetune')  # keys of section tra
 
 
 def train(args: argparse.Namespace) -> None:
-    from lib.pytorch import distributed, pretraining, training
+    from lib.pytorch import checkpoint, distributed, pretraining, training
 
     config = load_config(args.config, args.set, SCRIPT)
     options, world = training.TrainOptions(**config.train), distributed.init()
@@ -33,7 +33,7 @@ def train(args: argparse.Namespace) -> None:
             raise UserError(f'train.{key} has no effect in pretraining. Omit it.')
     options.set_precision(world.device)
     options.check_batch_size(config.data.batch_size, world.size)
-    run = pretraining.Run.open(args.checkpoint, args.resume, config, world.is_main)
+    run = checkpoint.Run.open(args.checkpoint, args.resume, config, world.is_main)
 
     train_clips, val_clips = (make_clips(config, split).for_rank(world.rank, world.size) for split in ('train', 'val'))
     steps, share_size = train_clips.num_steps, config.data.batch_size // world.size
@@ -42,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = training.make_optimizer(model, **config.optimizer)
     run.restore(model, optimizer)
     if options.activation_checkpointing:
-        training.recompute_blocks(model, SCRIPT)
+        training.recompute_blocks(model)
     forward = training.make_forward(render, model, options, world)  # (keypoint, score) -> errors
     run.begin(world, len(train_clips))
 

@@ -13,7 +13,7 @@ from lib.pytorch import pretraining
 from lib.pytorch.pretrained import load_backbone
 from lib.pytorch.pretraining import MotionPretraining
 from lib.pytorch.vanilla import VanillaTransformer
-from lib.tools import summary
+from lib.tools import compare, summary
 from lib.tools.checkpoints import open_checkpoint
 from tests import tiny
 
@@ -192,8 +192,8 @@ def test_a_stopped_run_resumes_bit_exactly_and_is_loaded_by_the_script(command, 
     assert tiny.latest(tmp_path / 'run')['step'] in (2, 3)
     assert call(*command, '-c', tmp_path / 'run') == 0
     tiny.assert_same_run(tmp_path / 'whole', tmp_path / 'run')
-    (line, _) = tiny.lines(tmp_path / 'run')
-    assert line['val'].keys() == {'loss', 'explained'}
+    lines = tiny.lines(tmp_path / 'run')
+    assert [(*line['train'], *line['val']) for line in lines] == [('loss', 'loss', 'explained')] * 2
     assert list((tmp_path / 'run' / 'logs').iterdir())
 
     capsys.readouterr()
@@ -203,6 +203,8 @@ def test_a_stopped_run_resumes_bit_exactly_and_is_loaded_by_the_script(command, 
     config = tiny.write_config('vanilla', folder)
     assert tiny.caller(tiny.SCRIPTS['vanilla'])('--config', config, *tuned) == 0
     assert 'initialised randomly: head.' in capsys.readouterr().out
+    assert compare.main([str(tmp_path / 'run'), str(tmp_path / 'tuned')]) == 0
+    assert f'{lines[-1]["val"]["explained"]:.2%}' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

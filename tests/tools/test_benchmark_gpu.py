@@ -125,7 +125,7 @@ def test_every_row_is_measured(tmp_path, monkeypatch):
         part: {row['name']: row for row in map(json.loads, (tmp_path / f'{part}.jsonl').read_text().splitlines())}
         for part in gpu.PARTS
     }
-    assert len(found['correctness']) == 1 + 12 + 2 * 2 + 1 + 3
+    assert len(found['correctness']) == 1 + 12 + 2 * 2 + 2 + 3
     for name in ('resume, different tensors', 'resume, train.compile=true, different tensors'):
         resume = found['correctness'][name]
         assert (resume['tensors'] > 50, resume['from_step']) == (True, 4)

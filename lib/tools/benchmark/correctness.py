@@ -97,6 +97,7 @@ def check_resume(setup: Setup, options: Sequence[str]) -> None:
         folder = Path(folder)
         steps.write_pickle(folder / 'generated.pkl', 120)
         changes = [f'data.ann_file={folder / "generated.pkl"}', 'data.batch_size=16', 'train.save_every=4']
+        changes += ['model.protocol=finetune', 'model.drop_path_rate=0.1']  # random numbers on the device
         changes += [*(QUICK if setup.quick else ()), *options, 'train.epochs=2']
         overrides = itertools.chain(*(('--set', change) for change in changes))
         command = ['--config', str(ACTION / 'vanilla.yaml'), *overrides]

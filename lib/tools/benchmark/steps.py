@@ -197,7 +197,7 @@ def pytorch_step(
     else:
         optimizer = training.make_optimizer(model, **config.optimizer)
     if options.activation_checkpointing:
-        training.recompute_blocks(model, config.script)
+        training.recompute_blocks(model)
     forward = training.make_forward(render, model.train(), options, world)
     batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
     criterion = pretraining.motion_loss if config.script == 'pretrain' else training.classification_loss
