@@ -264,7 +264,7 @@ def predict(
         del batch['label']
         if clips.num_views == 1:
             batch = {name: tensor[:, None] for name, tensor in batch.items()}
-        # One view at a time, to save memory.
+        # One view at a time, to save memory. A CUDA graph overwrites its output in the next call.
         parts = ({name: tensor[:, k] for name, tensor in batch.items()} for k in range(clips.num_views))
         views = [forward(**part).clone() for part in parts]
         logits.append(torch.stack(views, dim=1))

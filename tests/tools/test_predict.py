@@ -12,7 +12,7 @@ from lib.data.pickles import load_annotations
 from lib.evaluation import read_predictions
 from lib.tools.predict import main, segments_of, windows_of
 from tests.annotations import make_3d_annotations, make_annotations
-from tests.tiny import MODELS, SCRIPTS, caller
+from tests.tiny import MODELS, SCRIPTS, caller, latest, write_checkpoint
 from tests.tiny import content as tiny_content
 
 
@@ -68,6 +68,15 @@ def test_predictions_equal_those_of_the_evaluation(trained_once, tmp_path, kind)
     everything = predicted(tmp_path / 'all', run, ann_file, file)
     assert len(everything) == 30 + 1
     assert everything[-1] == own
+
+
+def test_a_model_trained_with_compile_is_not_compiled_for_a_few_clips(trained, tmp_path, monkeypatch):
+    run = trained('vanilla') / 'run'
+    content = latest(run)
+    content['config']['train']['compile'] = True
+    write_checkpoint(run / 'best_epoch.bin', content)
+    monkeypatch.setattr('torch.compile', None)
+    assert predicted(tmp_path / 'out', run, run.parent / 'generated.pkl')
 
 
 def test_long_files_are_predicted_in_windows(run, tmp_path):
