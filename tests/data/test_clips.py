@@ -171,7 +171,7 @@ def test_max_persons_limits_the_persons(write_pickle):
     assert '2 have more than 2 persons' in clips('val', path).split_description
 
 
-def test_index_and_shuffle_take_few_bytes_per_clip(tmp_path):
+def test_index_and_shuffle_take_few_bytes_per_clip_and_a_batch_none(tmp_path):
     count = 300_000
     write_sparse_store(tmp_path / 'set.pkl', count)
     tracemalloc.start()
@@ -182,10 +182,16 @@ def test_index_and_shuffle_take_few_bytes_per_clip(tmp_path):
         kept, _ = tracemalloc.get_traced_memory()
         loaded.batch_indices(1, 0)
         _, peak = tracemalloc.get_traced_memory()
+        loaded[1, 0]  # imports and caches
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        loaded[1, 1]
+        _, peak_of_batch = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert kept < 5 * count
     assert peak < 16 * count
+    assert peak_of_batch - before < count
 
 
 @pytest.mark.parametrize(
