@@ -7,7 +7,7 @@ Apache-2.0). M persons, T frames, V joints, L limbs, H and W map height and widt
 import numpy as np
 
 from lib.data.heatmap import MIN_SCORE, Kind
-from lib.data.skeletons import Skeleton, skeleton_of
+from lib.data.skeletons import skeleton_of
 
 
 def heatmaps(
@@ -17,17 +17,15 @@ def heatmaps(
     kind: Kind = 'joint',
     img_shape: tuple[int, int],
     sigma: float = 0.6,
-    use_score: bool = True,
 ) -> np.ndarray:
     """Maps of all frames: the maximum over persons of `score * Gaussian of the distance`, cut off at 3 sigma.
 
     A limb has the lower score of its two joints; a joint is drawn as a limb of length zero. keypoint: (M,T,V,2), x
     right and y down, converted to float32 as in PYSKL. score: (M,T,V). kind: 'joint' (V channels), 'limb' (L, in the
-    order of `skeleton_of(V).limbs`) or 'both'. img_shape: (H,W). use_score: if False, all scores are 1, including those
-    of missing joints. Returns (T,channels,H,W) float32. Raises UserError if the limbs of V joints are unknown.
+    order of `skeleton_of(V).limbs`) or 'both'. img_shape: (H,W). Returns (T,channels,H,W) float32. Raises
+    UserError if the limbs of V joints are unknown.
     """
     keypoint, score = np.asarray(keypoint, np.float32), np.asarray(score, np.float32)
-    score = score if use_score else np.ones_like(score)
     num_frames, num_joints = keypoint.shape[1:3]
     ends = [] if kind == 'limb' else [(joint, joint) for joint in range(num_joints)]
     ends += [] if kind == 'joint' else skeleton_of(num_joints).limbs
@@ -37,20 +35,6 @@ def heatmaps(
             for points, values in zip(keypoint[:, t], score[:, t], strict=True):
                 _draw_limb(volume[t, i], points[start], points[end], values[start], values[end], sigma)
     return volume
-
-
-def with_mirrored_copy(volume: np.ndarray, flip_order: np.ndarray) -> np.ndarray:
-    """PYSKL's `double`: appends mirrored frames with left and right channels swapped, (T,V,H,W) -> (2T,V,H,W).
-
-    flip_order: `skeleton.flip_order` for joint maps, `limb_flip_order(skeleton)` for limb maps.
-    """
-    return np.concatenate([volume, volume[:, flip_order, :, ::-1]])
-
-
-def limb_flip_order(skeleton: Skeleton) -> np.ndarray:
-    """Permutation (L,) int64 that swaps left and right limbs, like `Skeleton.flip_order` for joints."""
-    limbs = [set(limb) for limb in skeleton.limbs]
-    return np.array([limbs.index(set(skeleton.flip_order[list(limb)].tolist())) for limb in skeleton.limbs])
 
 
 def _window(low: np.float32, high: np.float32, sigma: float, size: int) -> slice:

@@ -1,6 +1,5 @@
-"""Sparse stores of any size, and the private memory of a process."""
+"""Sparse stores of any size."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +30,3 @@ def write_sparse_store(ann_file: Path, num_clips: int) -> None:
     create('frame_dir', 'S10', num_clips)
     create('keypoint', np.float16, int(ends[-1]), JOINTS, 2)
     create('score', np.float16, int(ends[-1]), JOINTS)
-    for path in folder.iterdir():  # dirty pages count as private memory
-        with path.open('rb') as file:
-            os.fsync(file.fileno())
-
-
-def private_bytes() -> int:
-    """Private_Dirty plus swap of this process; 0 on systems without /proc."""
-    try:
-        with open('/proc/self/smaps_rollup') as file:
-            return 1024 * sum(int(line.split()[1]) for line in file if line.startswith(('Private_Dirty', 'Swap:')))
-    except FileNotFoundError:
-        return 0

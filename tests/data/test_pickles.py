@@ -15,6 +15,8 @@ from tests.annotations import make_annotations
 def test_reads_every_protocol(write_pickle, protocol):
     data = make_annotations([20, 30, 40], persons=[1, 2, 1])
     data['annotations'][0]['label'] = np.int64(3)  # some datasets contain NumPy numbers
+    joints_first = data['annotations'][0]['keypoint'].swapaxes(1, 2).copy('C')
+    data['annotations'][0]['keypoint'] = joints_first.swapaxes(1, 2)  # neither C nor Fortran order
     data['annotations'][1]['keypoint'] = np.asfortranarray(data['annotations'][1]['keypoint'])
     data['annotations'][2]['keypoint'] = data['annotations'][2]['keypoint'].astype('>f4')
     loaded = load_annotations(write_pickle(data, protocol=protocol))
@@ -33,16 +35,6 @@ def test_reads_the_numpy_1_spelling(write_pickle):
     assert b'numpy._core' in content
     path.write_bytes(content.replace(b'cnumpy._core.', b'cnumpy.core.'))
     assert len(load_annotations(path)['annotations']) == 3
-
-
-@pytest.mark.parametrize('name', ['sbu_hrnet', 'sbu_3danno', 'cmu_hrnet', 'cmu_3danno'])
-def test_reads_real_motion(motion, name):
-    path = motion(f'{name}.pkl')
-    loaded = load_annotations(path)
-    theirs = pickle.loads(path.read_bytes())
-    assert loaded['split'] == theirs['split']
-    for a, b in zip(loaded['annotations'], theirs['annotations'], strict=True):
-        np.testing.assert_array_equal(a['keypoint'], b['keypoint'])
 
 
 def test_errors_about_a_missing_file_have_download_links(tmp_path):
@@ -120,28 +112,10 @@ def test_invalid_content_is_refused_by_name(write_pickle, case):
         load_annotations(write_pickle(data))
 
 
-@pytest.mark.parametrize('protocol', range(6))
-@pytest.mark.parametrize('order', ['C', 'F', 'transposed', 'empty', 'one axis', 'no axis'])
-def test_reads_arrays_in_any_order(write_pickle, protocol, order):
-    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    array = {
-        'C': array,
-        'F': np.asfortranarray(array),
-        'transposed': array.transpose(1, 0, 2),
-        'empty': array[:0],
-        'one axis': array[0, 0],
-        'no axis': np.array(3.0),
-    }[order]
-    read = read_pickle(write_pickle([array, array], protocol=protocol))
-    assert read[0] is read[1]
-    assert read[0].dtype == array.dtype
-    np.testing.assert_array_equal(read[0], array)
-
-
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
 arrays = hnp.arrays(
     hnp.floating_dtypes(endianness='?') | hnp.integer_dtypes(endianness='?') | hnp.boolean_dtypes(),
-    hnp.array_shapes(min_dims=0, max_dims=4, max_side=3),
+    hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
 )
 numpy_numbers = st.sampled_from([np.float16, np.float32, np.float64, np.int8, np.int64, np.bool_]).map(lambda t: t(1))
 plain_data = st.recursive(
@@ -164,6 +138,6 @@ def same(one, other):
 @given(data=plain_data, protocol=st.integers(0, 5))
 def test_plain_data_is_read_like_pickle_load(tmp_path, data, protocol):
     path = tmp_path / 'set.pkl'
-    content = pickle.dumps(data, protocol)
+    content = pickle.dumps([data, data], protocol)  # the second one refers to the first
     path.write_bytes(content)
     assert same(read_pickle(path), pickle.loads(content))

@@ -4,7 +4,6 @@ import pytest
 from lib.data.sampling import (
     ClipRandom,
     clip_frames,
-    crop_in_time,
     epoch_order,
     evaluation_frames,
     resampled_frames,
@@ -116,25 +115,3 @@ def test_resampled_frames_rise_and_stay_inside_the_clip(clip_len, draw):
     assert (frames >= 0).all()
     assert (frames < total[:, None]).all()
     assert (np.diff(frames, axis=1) >= 0).all()
-
-
-def test_mamp_tests_on_the_middle_of_a_clip():
-    for total, expected in {1: (0, 1), 20: (0, 20), 39: (0, 39), 40: (1, 38), 100: (2, 96), 300: (7, 286)}.items():
-        assert np.concatenate(crop_in_time(np.array([total]), 0.95)).tolist() == list(expected)
-
-
-def test_mamp_trains_on_any_part_of_64_frames_or_more():
-    rng = np.random.default_rng(0)
-    total = np.repeat([1, 63, 64, 100, 300], 4000)
-    share = rng.uniform(0.5, 1, len(total))
-    first, count = crop_in_time(total, share, rng.random(len(total)))
-    last = first + count
-    for frames, lengths in {1: {1}, 63: {63}, 64: {64}, 100: set(range(64, 100)), 300: set(range(150, 300))}.items():
-        of = total == frames
-        assert set(count[of]) == lengths
-        assert (first[of].min(), last[of].max()) == (0, frames)
-        in_middle = of & (first > 0) & (last < frames)
-        assert in_middle.any() == (frames >= 100)
-    longest = (total == 300) & (count < 160)  # anywhere
-    assert np.corrcoef(first[longest], count[longest])[0, 1] < 0.2
-    assert first[longest].mean() == pytest.approx(72.5, abs=5)

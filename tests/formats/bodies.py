@@ -19,6 +19,9 @@ def body(frames: int = 6, at: tuple[float, float] = (300, 210), score: float = 0
     return np.concatenate([pose, np.full((frames, 17, 1), score)], axis=-1)
 
 
+TWO = np.stack([body(at=(200, 210)), body(at=(600, 210))])
+
+
 def in_layout(joints: np.ndarray, layout: str) -> np.ndarray:
     """Converts COCO joints (..., 17, 3) to another layout; joints missing in COCO are midpoints of neighbours."""
     joints_there = convert(joints, 'coco17', layout)
@@ -27,3 +30,17 @@ def in_layout(joints: np.ndarray, layout: str) -> np.ndarray:
         if name in middles and name not in LAYOUTS['coco17']:
             joints_there[..., i, :] = joints[..., middles[name], :].mean(axis=-2)
     return joints_there
+
+
+def frames(joints: np.ndarray, person) -> list[list]:
+    """person(m, pose) for each person in each frame."""
+    return [[person(m, joints[m, t]) for m in range(len(joints))] for t in range(joints.shape[1])]
+
+
+def mmpose(m: int, pose: np.ndarray) -> dict:
+    return {'keypoints': pose[:, :2].tolist(), 'keypoint_scores': pose[:, 2].tolist(), 'track_id': m}
+
+
+def numbered(joints: np.ndarray, start: int = 0) -> list[dict]:
+    """MMPose's results of a video."""
+    return [{'frame_id': t, 'instances': people} for t, people in enumerate(frames(joints, mmpose), start)]

@@ -1,48 +1,18 @@
-"""Round trips through the formats of pose estimators, and reports of errors."""
+"""Arrays, pickles, images and persons in keypoint files, and reports of errors."""
 
 import json
 import pickle
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lib.data.pickles import check_annotation, load_annotations
-from lib.data.skeletons import COCO17, LAYOUTS, convert
+from lib.data.skeletons import COCO17, LAYOUTS
 from lib.formats import read_keypoint_file
-from lib.tools.sample import dataset as sample
 from tests.annotations import make_3d_annotations, make_annotations
-
-PX, SCORE = 0.051, 0.00051  # rounding errors of one and of three decimals
-
-
-@pytest.fixture(scope='module')
-def clips():
-    """2D clips of the sample dataset with one and with two persons."""
-    annotations = sample.make_sample(0, [1])[0]['annotations']
-    return [next(a for a in annotations if len(a['keypoint']) == count) for count in (1, 2)]
-
-
-@pytest.fixture(scope='module')
-def duo(clips):
-    """Two persons, x, y and score (2, T, 17, 3) float64."""
-    return joints_of(clips[1])
-
-
-def joints_of(annotation: dict) -> np.ndarray:
-    parts = annotation['keypoint'], annotation['keypoint_score'][..., None]
-    return np.concatenate(parts, axis=-1).astype(np.float64)
-
-
-def triples(person: np.ndarray) -> list[float]:
-    return [round(float(number), 4) for number in person.ravel()]
-
-
-def there(joints: np.ndarray, t: int) -> list[tuple[int, np.ndarray]]:
-    """Numbers and joints of the persons in a frame."""
-    return [(m, joints[m, t]) for m in range(len(joints)) if joints[m, t, :, 2].any()]
+from tests.formats.bodies import TWO, numbered
 
 
 def write_json(path: Path, content: object) -> Path:
@@ -50,118 +20,15 @@ def write_json(path: Path, content: object) -> Path:
     return path
 
 
-def write_mmpose(path: Path, joints: np.ndarray, ids: bool = True, first: int = 0) -> Path:
-    def instance(m: int, person: np.ndarray) -> dict:
-        found = {'keypoints': person[:, :2].tolist(), 'keypoint_scores': person[:, 2].tolist(), 'bbox': [[0, 0, 1, 1]]}
-        return found | ({'track_id': m} if ids else {})
-
-    frames = [
-        {'frame_id': t + first, 'instances': [instance(m, person) for m, person in there(joints, t)]}
-        for t in range(joints.shape[1])
-    ]
-    return write_json(path, frames)
-
-
-def write_mmpose_demo(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
-    frames = json.loads(write_mmpose(path, joints, ids, first=1).read_text())
-    return write_json(path, {'meta_info': {'dataset_name': 'coco'}, 'instance_info': frames})
-
-
-def write_openpose(path: Path, joints: np.ndarray, ids: bool = True, layout: str = 'body25', first: int = 0) -> Path:
-    path.mkdir(exist_ok=True)
-    for t in range(joints.shape[1]):
-        people = [
-            {'person_id': [m if ids else -1], 'pose_keypoints_2d': triples(convert(person, 'coco17', layout))}
-            for m, person in there(joints, t)
-        ]
-        write_json(path / f'{path.name}_{t + first:012d}_keypoints.json', {'version': 1.3, 'people': people})
-    return path
-
-
-def write_alphapose(path: Path, joints: np.ndarray, ids: bool = True, layout: str = 'coco17') -> Path:
-    entries = [
-        {'image_id': f'{t}.jpg', 'category_id': 1, 'keypoints': triples(convert(person, 'coco17', layout)),
-         'score': 2.5, 'box': [0, 0, 1, 1], 'idx': m if ids else [0.0]}
-        for t in range(joints.shape[1]) for m, person in there(joints, t)
-    ]  # fmt: skip
-    return write_json(path, entries)
-
-
-def write_alphapose_open(path: Path, joints: np.ndarray, ids: bool = False, kind: str = 'people') -> Path:
-    key = 'pose_keypoints_2d' if kind == 'people' else 'joints'
-    frames = {
-        f'{t}.jpg': {kind: [{key: triples(convert(person, 'coco17', 'openpose18'))} for _, person in there(joints, t)]}
-        for t in range(joints.shape[1])
-    }
-    return write_json(path, frames)
-
-
-def write_npy(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
-    np.save(path.with_suffix('.npy'), joints)
-    return path.with_suffix('.npy')
-
-
-def write_npz(path: Path, joints: np.ndarray, ids: bool = True) -> Path:
-    path = path.with_suffix('.npz')
-    np.savez(path, keypoint=joints[..., :2], keypoint_score=joints[..., 2], img_shape=(1080, 1920))
-    return path
-
-
-WRITERS = {
-    'mmpose': write_mmpose,
-    'mmpose demo': write_mmpose_demo,
-    'openpose': write_openpose,
-    'openpose 18': partial(write_openpose, layout='openpose18'),
-    'alphapose': write_alphapose,
-    'alphapose 136': partial(write_alphapose, layout='halpe136'),
-    'alphapose as openpose': write_alphapose_open,  # without identities
-    'alphapose as cmu': partial(write_alphapose_open, kind='bodies'),
-    'npy': write_npy,
-    'npz': write_npz,
-}
-FORMATS = list(WRITERS)
-
-
-def assert_same(found: dict, joints: np.ndarray, order: list[int]) -> None:
-    expected = np.where(joints[order][..., 2:] > 0, joints[order], 0)
-    np.testing.assert_allclose(found['keypoint'], expected[..., :2], atol=PX)
-    np.testing.assert_allclose(found['keypoint_score'], expected[..., 2], atol=SCORE)
-
-
-def by_presence(joints: np.ndarray) -> list[int]:
-    return np.argsort(-joints[..., 2].sum(axis=(1, 2)), kind='stable').tolist()
-
-
-# --- round trips ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('name', FORMATS[:6] + FORMATS[8:])
-def test_identified_persons_are_read_back(name, duo, tmp_path):
-    [found] = read_keypoint_file(WRITERS[name](tmp_path / 'my_clip', duo))
-    assert_same(found, duo, by_presence(duo))
-    assert (found['frame_dir'], found['label'], found['total_frames']) == ('my_clip', 0, duo.shape[1])
-    assert found['keypoint'].dtype == found['keypoint_score'].dtype == np.float32
-    assert found['persons_left_out'] == 0
-    assert found['img_shape_known'] is (name == 'npz')
-    assert check_annotation(found, 'it')['img_shape'] == found['original_shape']
-
-
-@pytest.mark.parametrize('name', FORMATS[:8])
-@pytest.mark.parametrize('count', [1, 2])
-def test_persons_without_identity_are_tracked(name, count, clips, tmp_path):
-    joints = joints_of(clips[count - 1])[:, :60]
-    [found] = read_keypoint_file(WRITERS[name](tmp_path / 'my_clip', joints, ids=False))
-    assert found['keypoint'].shape == (count, 60, 17, 2)
-    one, other = by_presence(joints), by_presence(joints)[::-1]
-    distance = [np.abs(found['keypoint'] - joints[order][..., :2]).max() for order in (one, other)]
-    assert_same(found, joints, one if distance[0] < distance[1] else other)
+# --- arrays and pickles ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('layout', ['openpose18', 'body25', 'halpe26', 'wholebody133', 'halpe136', 'h36m17'])
 def test_arrays_in_a_given_layout_are_converted_by_joint_names(layout, tmp_path):
     joints = np.random.default_rng(0).uniform(100, 900, (1, 4, len(LAYOUTS[layout]), 3))
     joints[..., 2] = 0.5
-    [found] = read_keypoint_file(write_npy(tmp_path / 'x', joints), layout)
+    np.save(tmp_path / 'x.npy', joints)
+    [found] = read_keypoint_file(tmp_path / 'x.npy', layout)
     for i, name in enumerate(COCO17.joints):
         known = name in LAYOUTS[layout]
         expected = joints[:, :, LAYOUTS[layout].index(name)] if known else np.zeros((1, 4, 3))
@@ -186,7 +53,7 @@ def test_present_joints_without_scores_have_score_1(tmp_path):
     keypoint[2, 4] = 0
     keypoint[3, 5, 1] = np.nan
     np.save(tmp_path / 'x.npy', keypoint)
-    [found] = read_keypoint_file(tmp_path / 'x.npy')
+    [found] = read_keypoint_file((tmp_path / 'x.npy').rename(tmp_path / 'x.file'))  # recognised by its content
     expected = np.ones((1, 6, 17))
     expected[0, 2, 4] = expected[0, 3, 5] = 0
     np.testing.assert_array_equal(found['keypoint_score'], expected)
@@ -208,44 +75,21 @@ def test_clips_of_a_pickle_are_unchanged(write_pickle):
 # --- frames and persons --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('write', [write_mmpose, write_openpose])
-@pytest.mark.parametrize('ids', [True, False])
-def test_frames_without_persons_stay_empty(write, ids, duo, tmp_path):
-    joints = duo[:1, :20].copy()
-    joints[:, [0, 1, 7, 19]] = 0
-    [found] = read_keypoint_file(write(tmp_path / 'x', joints, ids))
-    assert_same(found, joints, [0])
-
-
-@pytest.mark.parametrize('write', [write_mmpose, write_openpose])
-def test_frames_are_counted_from_the_first_and_missing_ones_are_empty(write, duo, tmp_path):
-    joints = duo[:1, :12].copy()
-    path = write(tmp_path / 'x', joints, first=100)
-    for t in (3, 4):
-        joints[:, t] = 0
-        if path.is_dir():
-            (path / f'x_{100 + t:012d}_keypoints.json').unlink()
-    if path.is_file():
-        write_json(path, [f for f in json.loads(path.read_text()) if f['frame_id'] not in (103, 104)])
-    [found] = read_keypoint_file(path)
-    assert_same(found, joints, [0])
-
-
-@pytest.mark.parametrize('ids', [True, False])
-def test_the_most_present_persons_are_kept(ids, tmp_path):
+@pytest.mark.parametrize('key', ['track_id', 'no_track_id'])
+def test_the_most_present_persons_are_kept(key, tmp_path):
     random = np.random.default_rng(0)
     joints = random.uniform(0, 60, (5, 30, 17, 3)) + np.arange(5).reshape(5, 1, 1, 1) * (300, 0, 0)
     joints[..., 2] = 0.9
     joints[..., :2] = joints[:, :1, :, :2] + random.normal(0, 1, joints[..., :2].shape)  # standing still
     for m, frames in enumerate((12, 30, 8, 25, 28)):
         joints[m, frames:] = 0
-    [found] = read_keypoint_file(write_mmpose(tmp_path / 'x.json', joints, ids), max_persons=3)
-    assert_same(found, joints, [1, 4, 3])
-    assert found['persons_left_out'] == 2
+    (tmp_path / 'x.json').write_text(json.dumps(numbered(joints)).replace('track_id', key))
     np.save(tmp_path / 'x.npy', joints)
-    [found] = read_keypoint_file(tmp_path / 'x.npy', max_persons=3)
-    assert_same(found, joints, [1, 4, 3])
-    assert found['persons_left_out'] == 2
+    for name in ('x.json', 'x.npy'):
+        [found] = read_keypoint_file(tmp_path / name, max_persons=3)
+        np.testing.assert_allclose(found['keypoint'], joints[[1, 4, 3], ..., :2], rtol=1e-6)
+        np.testing.assert_allclose(found['keypoint_score'], joints[[1, 4, 3], ..., 2], rtol=1e-6)
+        assert found['persons_left_out'] == 2
 
 
 def test_scores_are_clipped_to_1_and_joints_that_are_not_finite_are_missing(tmp_path):
@@ -257,7 +101,7 @@ def test_scores_are_clipped_to_1_and_joints_that_are_not_finite_are_missing(tmp_
     joints[0, 1, 4, 2] = np.nan
     joints[0, 1, 5, 2] = -0.1
     joints[0, 1, 6, 0] = 1e300
-    [found] = read_keypoint_file(write_mmpose(tmp_path / 'x.json', joints))
+    [found] = read_keypoint_file(write_json(tmp_path / 'x.json', numbered(joints)))
     score = np.ones((1, 3, 17))
     score[0, 1, 2:7] = 0
     np.testing.assert_array_equal(found['keypoint_score'], score)
@@ -328,12 +172,6 @@ def test_other_files_are_refused_in_one_line(content, tmp_path):
     assert len(str(error.value)) < 500
 
 
-def test_files_are_recognised_by_their_content(duo, tmp_path):
-    for write in (write_npy, write_npz, write_mmpose):
-        write(tmp_path / 'x', duo).rename(tmp_path / 'clip.txt')
-        assert read_keypoint_file(tmp_path / 'clip.txt')[0]['keypoint'].shape == duo[..., :2].shape
-
-
 def one(shape, value=100.0):
     return {'keypoint': np.full(shape, value)}
 
@@ -363,8 +201,9 @@ def test_errors_in_arrays_are_reported(name, tmp_path):
     assert 'x.npz' in str(error.value)
 
 
-def test_invalid_layouts_and_units_are_refused(duo, tmp_path, write_pickle):
-    path, pickled = write_npy(tmp_path / 'x', duo), write_pickle(make_annotations([5]))
+def test_invalid_layouts_and_units_are_refused(tmp_path, write_pickle):
+    path, pickled = tmp_path / 'x.npy', write_pickle(make_annotations([5]))
+    np.save(path, TWO)
     np.save(tmp_path / 'mm.npy', np.full((4, 25, 3), 3000.0))
     for file, layout, message in (
         (path, 'body25', 'not those of body25'),
@@ -385,7 +224,7 @@ def test_damaged_arrays_and_pickles_that_run_code_are_refused(tmp_path):
             read_keypoint_file(tmp_path / name)
 
 
-def test_errors_in_folders_are_reported(duo, tmp_path):
+def test_errors_in_folders_are_reported(tmp_path):
     folder = tmp_path / 'x'
     folder.mkdir()
     for name, message in (
@@ -396,8 +235,8 @@ def test_errors_in_folders_are_reported(duo, tmp_path):
         ('camera.json', 'camera'),
     ):
         if name:
-            write_openpose(folder, duo[:, :3])
-            write_json(folder / name, {'people': []})
+            for file in (*(f'x_{t:012d}_keypoints.json' for t in range(3)), name):
+                write_json(folder / file, {'people': []})
         with pytest.raises(ValueError, match=message):
             read_keypoint_file(folder)
         if name:

@@ -10,24 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.data.pickles import check_annotation
 from lib.data.skeletons import COCO17, LAYOUTS
 from lib.errors import UserError
 from lib.formats import read_keypoint_file
 from lib.formats.frame_numbers import frame_numbers
-from tests.formats.bodies import IMG_SHAPE, body, in_layout
+from tests.formats.bodies import IMG_SHAPE, TWO, frames, in_layout, mmpose, numbered
 
-TWO = np.stack([body(at=(200, 210)), body(at=(600, 210))])
 ONE = TWO[:1]
 SHARES = TWO / (1280, 720, 1)
 
 
 def flat(pose: np.ndarray) -> list[float]:
     return [round(float(number), 6) for number in pose.ravel()]
-
-
-def frames(joints: np.ndarray, person) -> list[list]:
-    """person(m, pose) for each person in each frame."""
-    return [[person(m, joints[m, t]) for m in range(len(joints))] for t in range(joints.shape[1])]
 
 
 # Persons change places: only the identities in the file tell them apart.
@@ -42,8 +37,13 @@ def alphapose(joints: np.ndarray, idx, names=lambda t: f'{t}.jpg') -> list[dict]
     ]
 
 
-def mmpose(m: int, pose: np.ndarray) -> dict:
-    return {'keypoints': pose[:, :2].tolist(), 'keypoint_scores': pose[:, 2].tolist(), 'track_id': m}
+def openpose(m: int, pose: np.ndarray) -> dict:
+    return {'person_id': [m], 'pose_keypoints_2d': flat(in_layout(pose, 'openpose18'))}
+
+
+def by_image(persons: list[list], kind: str = 'people') -> dict:
+    """Frames of OpenPose in one file, as AlphaPose writes them."""
+    return {f'{t}.jpg': {kind: people} for t, people in enumerate(persons)}
 
 
 def ultralytics(m: int, pose: np.ndarray) -> dict:
@@ -116,11 +116,6 @@ def loop(key: str, start: int = 0, **more) -> list[dict]:
     return [{'frame': t + start, key: person, **more} for t, (person,) in enumerate(frames(SHARES[:1], landmarks))]
 
 
-def numbered(joints: np.ndarray, start: int = 0) -> list[dict]:
-    """MMPose's results of a video."""
-    return [{'frame_id': t, 'instances': people} for t, people in enumerate(frames(joints, mmpose), start)]
-
-
 BLAZEPOSE = LAYOUTS['blazepose33']
 H36M_SHARED = (~np.isin(np.arange(17), [1, 2, 3, 4]))[:, None]  # COCO joints that H36M has
 LATER = (np.arange(6) > 1)[:, None, None]  # frames after the first two
@@ -140,6 +135,14 @@ VARIANTS = {
     'alphapose names': variant(alphapose(TWO, lambda m, t: m, lambda t: f'{"abcdef"[t]}.jpg')),
     'alphapose numbers': variant(alphapose(TWO, lambda m, t: m, lambda t: t + 7), first=7),
     'alphapose halpe26': variant(alphapose(in_layout(TWO, 'halpe26'), lambda m, t: m)),
+    'alphapose halpe136': variant(alphapose(in_layout(TWO, 'halpe136'), lambda m, t: m)),
+    'openpose by image': variant(by_image(frames(SWAPPING, openpose)), SWAPPING),
+    'openpose without person_id': variant(
+        by_image([[], [], *frames(ONE[:, 2:], lambda m, pose: openpose(-1, pose))]), ONE * LATER
+    ),
+    'openpose bodies': variant(
+        by_image(frames(TWO, lambda m, pose: {'joints': openpose(m, pose)['pose_keypoints_2d']}), 'bodies')
+    ),
     'poseflow without persons in a frame': variant(
         {'0.jpg': [], **{f'{t + 1}.jpg': [{'keypoints': flat(TWO[0, t]), 'idx': 1}] for t in range(5)}},
         np.concatenate([np.zeros((1, 1, 17, 3)), ONE[:, :5]], axis=1),
@@ -147,7 +150,10 @@ VARIANTS = {
     'tracked from frame 12': variant(
         {'7': {f'{t:04d}': {'keypoints': flat(ONE[0, t - 12])} for t in range(12, 18)}}, ONE, 12
     ),
-    'mmpose video': variant(numbered(TWO, 4), first=4),
+    'mmpose video': variant(numbered(SWAPPING, 4), SWAPPING, 4),
+    'mmpose video with gaps': variant(
+        [{'frame_id': 100, 'instances': []}, *numbered(ONE[:, 2:], 102)], ONE * LATER, 100
+    ),
     'mmpose names': variant({'meta_info': META, 'instance_info': numbered(REVERSED)}),
     'mmpose h36m by name': variant(
         {'meta_info': {'keypoint_names': list(LAYOUTS['h36m17'])}, 'instance_info': numbered(in_layout(TWO, 'h36m17'))},
@@ -236,8 +242,11 @@ def test_variants_are_read_accurately(name, tmp_path):
     there = expected[..., 2:] > 0
     np.testing.assert_allclose(found['keypoint'][order], expected[..., :2] * there, atol=0.01)
     np.testing.assert_array_equal(found['keypoint_score'][order] > 0, there[..., 0])
-    assert found['first_frame'] == first
-    assert (found['label'] == 4) is (name == 'kinetics-skeleton')
+    assert found['keypoint'].dtype == found['keypoint_score'].dtype == np.float32
+    assert (found['first_frame'], found['frame_dir'], found['persons_left_out']) == (first, 'clip', 0)
+    assert found['label'] == (4 if name == 'kinetics-skeleton' else 0)
+    assert found['img_shape_known'] is (found['img_shape'] == IMG_SHAPE)
+    assert check_annotation(found, 'it')['img_shape'] == found['original_shape']
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])  # PowerShell's > writes UTF-16

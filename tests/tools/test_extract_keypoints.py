@@ -178,10 +178,6 @@ def test_fps_takes_the_nearest_frames_by_their_time_stamps(weights, tmp_path, ca
     np.testing.assert_allclose(annotation['keypoint'], joints(corner[:, nearest]), atol=0.05)
     assert f'{len(nearest)} frames of 128 x 128 at 30 per second' in capsys.readouterr().out
 
-    video = write_video(tmp_path / 'fast.mov', drawn(corner), np.arange(40) * 1000 // 60)
-    (annotation,) = extracted(tmp_path / 'fast.pkl', video, '--fps', 30, *weights)
-    np.testing.assert_allclose(annotation['keypoint'], joints(corner[:, ::2]), atol=0.05)
-
 
 @given(st.lists(st.floats(0.001, 0.5), max_size=40), st.floats(-5, 5), st.floats(1, 120))
 def test_resampled_frames_are_the_nearest(gaps, start, fps):
