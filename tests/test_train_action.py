@@ -203,6 +203,8 @@ def test_wrong_folders_and_files_are_refused_and_not_touched(kind, call, config,
     refused('truncated')
     bad.write_bytes(b'')
     refused('truncated')
+    tiny.write_checkpoint(bad, {key: value for key, value in good.items() if key != 'format'})
+    refused('is not a checkpoint of this version')
     tiny.write_checkpoint(bad, good | {'config': good['config'] | {'script': OTHER[kind]}})
     refused(f'use train_action_{OTHER[kind]}.py')
     name = next(name for name in good['model'] if name.startswith('head') or '/head/' in name)
