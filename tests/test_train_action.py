@@ -130,7 +130,7 @@ MISTAKES = {
     'text for a number': (['--set', 'optimizer.weight_decay=1e-4'], 'write 1.0e-04'),
     'no config': (['--config', 'configs/nothing.yaml'], 'configs/nothing.yaml'),
     'no such input': (['--set', 'data.input=heatmaps'], 'one of heatmap, keypoint_2d, keypoint_3d'),
-    'heatmap section for keypoints': (['--set', 'data.input=keypoint_2d'], 'heatmap'),
+    'heatmap section for keypoints': (['--set', 'data.input=keypoint_2d'], 'Omit the section heatmap'),
     'no such file to resume': (['-r', 'nothing{suffix}'], 'nothing{suffix}'),
     'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
     'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),

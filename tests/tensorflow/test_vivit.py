@@ -330,22 +330,6 @@ def test_invalid_input_is_refused(shape):
 
 
 @pytest.mark.parametrize(
-    ('config', 'message'),
-    [
-        ({'clip_len': 48}, 'data.clip_len'),
-        ({'size': 64}, 'heatmap.size'),
-        ({'num_joints': 34}, 'set model.num_joints to 34'),
-    ],
-)
-def test_config_that_does_not_fit_is_refused(config, message):
-    model = ViViT(**SMALL)
-    fitting = {'clip_len': 6, 'num_joints': 3, 'size': 4}
-    model.check_input(**fitting)
-    with pytest.raises(ValueError, match=message):
-        model.check_input(**fitting | config)
-
-
-@pytest.mark.parametrize(
     'arguments',
     [
         *({key: 0} for key in [*SMALL, 'head_dim'] if key != 'tubelet_size'),
