@@ -70,12 +70,6 @@ def test_a_config_for_another_script_is_refused():
         load_config(ROOT / 'configs/action/MB_train.yaml', script='vanilla')
 
 
-def test_heatmaps_and_keypoints_exclude_each_other():
-    with pytest.raises(ValueError, match='Omit the section heatmap'):
-        load_config(ROOT / 'configs/action/MB_train.yaml', ['data.input=keypoint_2d'])
-    assert 'heatmap' not in load_config(ROOT / 'configs/action/MB_train_2d.yaml')
-
-
 def test_an_augmentation_without_effect_is_refused():
     Augmentation(rotation=0.3).check_input('heatmap')
     Augmentation(random_move=False).check_input('keypoint_3d')

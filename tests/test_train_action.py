@@ -130,7 +130,7 @@ MISTAKES = {
     'text for a number': (['--set', 'optimizer.weight_decay=1e-4'], 'write 1.0e-04'),
     'no config': (['--config', 'configs/nothing.yaml'], 'configs/nothing.yaml'),
     'no such input': (['--set', 'data.input=heatmaps'], 'one of heatmap, keypoint_2d, keypoint_3d'),
-    'heatmap section for keypoints': (['--set', 'data.input=keypoint_2d'], 'heatmap'),
+    'heatmap section for keypoints': (['--set', 'data.input=keypoint_2d'], 'Omit the section heatmap'),
     'no such file to resume': (['-r', 'nothing{suffix}'], 'nothing{suffix}'),
     'pretrained without finetune': (['-p', 'folder'], '--set train.finetune=true'),
     'finetune without pretrained': (['--set', 'train.finetune=true'], '--pretrained FOLDER'),
@@ -203,6 +203,8 @@ def test_wrong_folders_and_files_are_refused_and_not_touched(kind, call, config,
     refused('truncated')
     bad.write_bytes(b'')
     refused('truncated')
+    tiny.write_checkpoint(bad, {key: value for key, value in good.items() if key != 'format'})
+    refused('is not a checkpoint of this version')
     tiny.write_checkpoint(bad, good | {'config': good['config'] | {'script': OTHER[kind]}})
     refused(f'use train_action_{OTHER[kind]}.py')
     name = next(name for name in good['model'] if name.startswith('head') or '/head/' in name)

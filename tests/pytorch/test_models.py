@@ -89,14 +89,6 @@ def test_invalid_input_is_refused(small, shape, message):
         small()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(('changes', 'message'), [({'num_joints': 34}, 'joints to 34'), ({'dim_in': 9}, 'dim_in to 9')])
-def test_joints_and_maps_that_do_not_fit_are_refused(small, changes, message):
-    fitting = {'clip_len': 6, 'num_joints': 5, 'dim_in': 16}
-    small().check_input(**fitting)
-    with pytest.raises(ValueError, match=message):
-        small().check_input(**fitting | changes)
-
-
 @pytest.mark.parametrize('arguments', [*({key: 0} for key in COMMON), {'num_heads': 3}, {'mlp_ratio': -1.0}])
 def test_values_out_of_range_are_refused(small, arguments):
     with pytest.raises(ValueError, match=rf'model\.{next(iter(arguments))}|model\.dim_feat 16 cannot be divided'):

@@ -6,27 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from einops import rearrange
 from torch import nn
 
-from lib.pytorch.mbert import ActionNet, MotionBERT
-from lib.pytorch.pretrained import fit_length, freeze_backbone, load_backbone, read_weights
+from lib.pytorch.mbert import MotionBERT
+from lib.pytorch.pretrained import freeze_backbone, load_backbone, read_weights
 from lib.pytorch.vanilla import Transformer, VanillaTransformer
-from tests import recorded
-from tests.pytorch.test_dstformer import recorded_backbone
 from tests.pytorch.test_models import small_model
-from tests.recorded import is_close
-
-
-class Flat(nn.Module):
-    """A model without `backbone`, with names like the vanilla transformer's."""
-
-    def __init__(self, num_classes: int = 7, steps: int = 3, dim: int = 8) -> None:
-        super().__init__()
-        self.temp_embed = nn.Parameter(torch.randn(1, steps, 1, dim))
-        self.blocks = nn.ModuleList([nn.Linear(dim, dim)])
-        self.head = nn.Sequential()
-        self.head.add_module('fc', nn.Linear(dim, num_classes))
 
 
 def other_model(**arguments) -> MotionBERT:
@@ -200,71 +185,16 @@ def test_a_backbone_alone_is_loaded_and_the_head_keeps_its_initial_weights(write
     assert len(lines) == 2
 
 
-def test_recorded_model_is_loaded(golden, write):
-    record = golden('mb_c3')
-    model = ActionNet(recorded_backbone(record), dim_rep=record['cfg_dim_rep'].item()).eval()
-    x = torch.tensor(record['x'])
-
-    load_backbone(model, write({'model_pos': wrapped(recorded.weights(record, 'sd/backbone.'))}))
-    persons = rearrange(x, 'n m t v c -> (n m) t v c')
-    assert is_close(model.backbone.get_representation(persons), record['representation'])
-    assert not is_close(model(x), record['logits'])
-
-    load_backbone(model, write({'model_pos': wrapped(recorded.weights(record, 'sd/'))}))
-    assert is_close(model(x), record['logits'])
-
-
-def test_longer_temporal_embeddings_are_truncated(write):
-    source, model = other_model(maxlen=9), small_model()
-    lines = load_backbone(model, write(source.state_dict()))
-    assert torch.equal(model.backbone.temp_embed, source.backbone.temp_embed[:, :6])
-    assert lines[1:] == ['backbone.temp_embed: truncated from 9 to 6 steps']
-    x = torch.rand(2, 6, 5, 4, 4)
-    assert torch.equal(model(x), source(x))
-
-
 def test_shorter_temporal_embeddings_are_interpolated(write):
     source, model = other_model(maxlen=3), small_model(maxlen=7)
-    lines = load_backbone(model, write(bare(source)))
-    there, here = source.backbone.temp_embed[0, :, 0], model.backbone.temp_embed[0, :, 0]
+    half = source.backbone.temp_embed.half()
+    lines = load_backbone(model, write(bare(source) | {'temp_embed': half}))
+    there, here = half[0, :, 0].float(), model.backbone.temp_embed[0, :, 0]
     torch.testing.assert_close(here[::3], there)
     torch.testing.assert_close(here[1], there[0] * 2 / 3 + there[1] / 3)
     torch.testing.assert_close(here[5], there[1] / 3 + there[2] * 2 / 3)
     assert lines[1] == 'backbone.temp_embed: interpolated from 3 to 7 steps'
     assert lines[0].startswith(f'loaded {len(bare(model))} of ')
-
-
-def test_interpolation_is_linear():
-    ramp = torch.linspace(0, 1, 5, dtype=torch.float16).reshape(1, 5, 1, 1).expand(1, 5, 1, 3)
-    stretched = fit_length(ramp, 17)
-    assert stretched.shape == (1, 17, 1, 3)
-    torch.testing.assert_close(stretched[0, :, 0, 2], torch.linspace(0, 1, 17))
-    assert torch.equal(fit_length(ramp, 2), ramp[:, :2])
-
-
-def test_temporal_embeddings_of_another_width_are_skipped(write):
-    weights = other_model().state_dict() | {'backbone.temp_embed': torch.ones(1, 9, 1, 8)}
-    model = small_model()
-    before = copy_of(model)
-    lines = load_backbone(model, write(weights))
-    assert kept(before, model) == {'backbone.temp_embed'}
-    assert lines[1:] == [
-        'shape mismatch, initialised randomly: backbone.temp_embed (1, 9, 1, 8) in the file, (1, 6, 1, 16) here',
-    ]
-
-
-def test_a_layer_of_another_size_is_skipped_as_a_whole(write):
-    source, model = other_model(num_classes=60, dim_in=3), small_model()
-    before = copy_of(model)
-    lines = load_backbone(model, write(source.state_dict()))
-    layers = 'backbone.joints_embed', 'backbone.head', 'head.fc2'
-    assert kept(before, model) == {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')}
-    assert lines[1:] == [
-        'shape mismatch, initialised randomly: backbone.joints_embed.weight (16, 3) in the file, (16, 16) here, '
-        'backbone.head.weight (3, 12) in the file, (16, 12) here, backbone.head.bias (3,) in the file, (16,) here, '
-        'head.fc2.weight (60, 2048) in the file, (7, 2048) here and 1 more',
-        'in the same layers, initialised randomly: backbone.joints_embed.bias',
-    ]
 
 
 def test_skipped_and_frozen_layers_are_reported(write):
@@ -276,37 +206,10 @@ def test_skipped_and_frozen_layers_are_reported(write):
     assert not any(note in line for line in load_backbone(model, path))
 
 
-def test_pos_embed_of_other_joints_is_skipped_without_temp_embed(write):
-    source, model = other_model(num_joints=4), small_model()
-    before = copy_of(model)
-    load_backbone(model, write(source.state_dict()))
-    assert kept(before, model) == {'backbone.pos_embed', 'head.fc1.weight', 'head.fc1.bias'}
-
-
 def test_unused_weights_are_reported_with_their_names_in_the_file(write):
     model = small_model(depth=1)
     lines = load_backbone(model, write(bare(other_model())))
     assert re.match('not in this model, ignored: blocks_st.1.norm1_s.weight, .* and 46 more', lines[-1])
-
-
-def test_a_deeper_model_gets_the_blocks_in_the_file(write):
-    source, model = other_model(depth=1), small_model()
-    before = copy_of(model)
-    load_backbone(model, write(source.state_dict()))
-    parts = 'blocks_st.1.', 'blocks_ts.1.', 'ts_attn.1.'
-    assert kept(before, model) == {name for name in before if any(part in name for part in parts)}
-
-
-def test_names_of_a_model_without_backbone_are_unchanged(write):
-    source, model = Flat(steps=5), Flat(num_classes=9)
-    lines = load_backbone(model, write(wrapped(source.state_dict())))
-    assert torch.equal(model.temp_embed, source.temp_embed[:, :3])
-    assert torch.equal(model.blocks[0].weight, source.blocks[0].weight)
-    assert lines[1:] == [
-        'temp_embed: truncated from 5 to 3 steps',
-        'shape mismatch, initialised randomly: head.fc.weight (7, 8) in the file, (9, 8) here, '
-        'head.fc.bias (7,) in the file, (9,) here',
-    ]
 
 
 def mamp_weights(depth: int = 2, **arguments) -> dict[str, torch.Tensor]:
@@ -343,12 +246,52 @@ def test_mamps_encoder_is_loaded_without_its_decoder(write, wrap):
     assert len(lines) == 3
 
 
-def test_mamps_encoder_for_other_clips_starts_with_the_layers_that_fit(write):
-    model = mamp_model(num_frames=4, num_joints=6, depth=3)
-    lines = load_backbone(model, write(FORMS['checkpoint of MAMP'](mamp_weights())))
-    assert lines[1] == 'temp_embed: truncated from 2 to 1 steps'
-    assert 'blocks.2.norm1.weight' in lines[2]
-    assert lines[3] == 'shape mismatch, initialised randomly: pos_embed (1, 1, 5, 16) in the file, (1, 1, 6, 16) here'
+@pytest.mark.parametrize(
+    ('weights', 'make', 'unchanged', 'notes'),
+    [
+        (lambda: other_model(maxlen=9).state_dict(), small_model, [], ['backbone.temp_embed: truncated from 9 to 6']),
+        (
+            lambda: other_model().state_dict() | {'backbone.temp_embed': torch.ones(1, 9, 1, 8)},
+            small_model,
+            ['backbone.temp_embed'],
+            ['backbone.temp_embed (1, 9, 1, 8) in the file, (1, 6, 1, 16) here'],
+        ),
+        (
+            lambda: other_model(num_classes=60, dim_in=3).state_dict(),
+            small_model,
+            ['backbone.joints_embed.', 'backbone.head.', 'head.fc2.'],  # layers as a whole
+            ['backbone.joints_embed.weight (16, 3) in the file, (16, 16) here', 'backbone.joints_embed.bias'],
+        ),
+        (
+            lambda: other_model(num_joints=4).state_dict(),
+            small_model,
+            ['backbone.pos_embed', 'head.fc1.'],  # without temp_embed
+            ['backbone.pos_embed', 'head.fc1.bias'],
+        ),
+        (
+            lambda: other_model(depth=1).state_dict(),
+            small_model,
+            ['.blocks_st.1.', '.blocks_ts.1.', '.ts_attn.1.'],
+            ['backbone.blocks_st.1.norm1_s.weight'],
+        ),
+        (
+            mamp_weights,
+            lambda: mamp_model(num_frames=4, num_joints=6, depth=3),
+            ['pos_embed', 'blocks.2.', 'head.'],
+            ['temp_embed: truncated from 2 to 1', 'blocks.2.norm1.weight', 'pos_embed (1, 1, 5, 16)', 'decoder_'],
+        ),
+    ],
+)
+def test_the_layers_that_fit_are_loaded(weights, make, unchanged, notes, write):
+    weights, model = weights(), make()
+    before = copy_of(model)
+    lines = load_backbone(model, write(weights))
+    same, own = kept(before, model), model.state_dict()
+    assert same == {name for name in own if any(part in name for part in unchanged)}
+    for name in own.keys() - same:
+        assert torch.equal(own[name], weights[name][:, : own[name].shape[1]] if 'temp_embed' in name else weights[name])
+    for note, line in zip(notes, lines[1:], strict=True):
+        assert note in line
 
 
 @pytest.mark.parametrize(
@@ -376,7 +319,6 @@ def half_as_wide() -> dict[str, torch.Tensor]:
     ('weights', 'reason'),
     [
         (lambda: {'conv1.weight': torch.ones(64, 3, 7, 7)}, r'0 of the .* fit \(conv1.weight is not in the model\)'),
-        (lambda: Flat().state_dict(), r'0 of the .* fit \(backbone.temp_embed \(1, 3, 1, 8\) in the file'),
         (lambda: {n: w for n, w in small_model().state_dict().items() if n.startswith('head.')}, '0 of the'),
         (
             half_as_wide,
@@ -393,47 +335,24 @@ def test_weights_of_another_model_change_nothing(weights, reason, write):
     assert equal(model.state_dict(), before)
 
 
-def test_the_backbone_of_motionbert_does_not_fit_a_model_without_one(write):
-    with pytest.raises(ValueError, match='weights of another model: 0 of'):
-        load_backbone(Flat(), write(other_model().state_dict()))
-
-
 def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_null_freezes_nothing():
+@pytest.mark.parametrize(
+    ('partial_train', 'parts'),
+    [
+        (None, ['']),
+        ([], []),
+        (['blocks_ts.1', 'attn_s', 'pos_embed'], ['backbone.blocks_ts.1.', '.attn_s.', 'backbone.pos_embed']),
+        (['weight'], ['.weight']),  # the pose head stays frozen
+    ],
+)
+def test_only_the_head_and_named_parts_are_trained(partial_train, parts):
     model = small_model()
     before = trained(model)
-    freeze_backbone(model, None)
-    assert trained(model) == before
-
-
-def test_an_empty_list_trains_only_the_head():
-    model = small_model()
-    freeze_backbone(model, [])
-    assert trained(model) == {name for name, _ in model.named_parameters() if name.startswith('head.')} != set()
-
-
-def test_named_parts_and_the_head_are_trained():
-    model = small_model()
-    freeze_backbone(model, ['blocks_ts.1', 'attn_s', 'pos_embed'])
-    parts = 'backbone.blocks_ts.1.', '.attn_s.', 'backbone.pos_embed'
-    expected = {n for n, _ in model.named_parameters() if n.startswith('head.') or any(part in n for part in parts)}
-    assert trained(model) == expected
-
-
-def test_the_pose_head_stays_frozen():
-    model = small_model()
-    freeze_backbone(model, ['weight'])
-    assert 'backbone.norm.weight' in trained(model)
-    assert 'backbone.head.weight' not in trained(model)
-
-
-def test_a_model_without_backbone_is_frozen_except_for_its_head():
-    model = Flat()
-    freeze_backbone(model, ['temp'])
-    assert trained(model) == {'temp_embed', 'head.fc.weight', 'head.fc.bias'}
+    freeze_backbone(model, partial_train)
+    assert trained(model) == {n for n in before if n.startswith('head.') or any(part in n for part in parts)}
 
 
 @pytest.mark.parametrize('part', ['blocks_xy', 'head', 'backbone'])
