@@ -31,11 +31,14 @@ def messages() -> Iterator[None]:
 
 
 class _Console(logging.Handler):
-    """Prints messages to stdout, above a progress bar."""
+    """Prints messages to stdout, above a progress bar. Work goes on when nobody reads them any more (`| head`)."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(record.getMessage(), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def peak_process_memory() -> int:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -84,3 +86,12 @@ def test_mistakes_are_reported(tmp_path, refused, folder):
     (tmp_path / 'empty').mkdir()
     make_run(tmp_path / 'done', [0.5])
     assert f'{tmp_path / folder} ' in refused(compare.main, tmp_path / 'done', tmp_path / folder)
+
+
+def test_output_that_nobody_reads(tmp_path):
+    """As in `compare RUN RUN | head -1`: two tables are two messages."""
+    command = [sys.executable, '-m', 'lib.tools.compare', make_run(tmp_path / 'a'), make_run(tmp_path / 'b', depth=4)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ''
+    assert process.wait() == 0
