@@ -31,14 +31,18 @@ def messages() -> Iterator[None]:
 
 
 class _Console(logging.Handler):
-    """Prints messages to stdout, above a progress bar. Work goes on when nobody reads them any more (`| head`)."""
-
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            tqdm.write(record.getMessage(), file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write(record.getMessage())
+
+
+def write(text: str) -> None:
+    """Writes a line to stdout, above a progress bar. Work goes on when nobody reads it any more (`| head`)."""
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def peak_process_memory() -> int:

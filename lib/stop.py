@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
+from lib import console
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED = 75  # exit code of a stopped run, resumable by the same command
 # Under torchrun, Ctrl-C reaches the processes twice: from the terminal and from torchrun. Signals within this time
@@ -62,7 +64,7 @@ class StopSignal:
                 continue
             if not self.requested:
                 self.requested, first = True, time.monotonic()
-                print('\nstopping; a second signal ends the process at once', flush=True)
+                console.write('\nstopping; a second signal ends the process at once')
             elif time.monotonic() - first >= SECONDS_PER_REQUEST:
                 os._exit(STOPPED)
 

@@ -134,18 +134,30 @@ def test_a_signal_during_validation_saves_the_epoch_so_far(kind, call, command, 
     tiny.assert_same_run(whole(kind), tmp_path / 'run')
 
 
-def test_a_second_signal_exits_at_once():
-    """Even during a long call in the main thread, such as a backward pass."""
+@pytest.mark.parametrize('is_read', [True, False])
+def test_a_second_signal_exits_at_once(is_read):
+    """Even during a long call in the main thread, such as a backward pass, and when nobody reads the output any more.
+
+    Ctrl-C also ends the reader in `train_action_vanilla.py | tee log`.
+    """
     code = 'with StopSignal():\n    print("ready", flush=True)\n    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'
     code = f'import hashlib\nfrom lib.stop import StopSignal\n{code}'
     pipes = {'stdout': subprocess.PIPE, 'text': True, 'cwd': Path(files.__file__).parents[1]}
-    with subprocess.Popen([sys.executable, '-c', code], **pipes) as process:
+    process = subprocess.Popen([sys.executable, '-c', code], **pipes)
+    try:
         assert process.stdout.readline() == 'ready\n'
+        if not is_read:
+            process.stdout.close()
         process.send_signal(signal.SIGTERM)
-        assert 'a second signal' in process.stdout.readline() + process.stdout.readline()
+        if is_read:
+            assert 'a second signal' in process.stdout.readline() + process.stdout.readline()
+        else:
+            time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 75
+    finally:
+        process.kill()
 
 
 @of_one

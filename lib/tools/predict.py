@@ -110,7 +110,8 @@ def predict(args: argparse.Namespace) -> None:
         raise UserError(f'--stride {args.stride}: give 1 to {longest_stride} frames, at most the length of a window.')
     if args.out:
         check_new(args.out, 'predictions.json', 'timeline*.png')
-    checkpoint = open_checkpoint(args.checkpoint, ['train.compile=false', *args.set])  # a few clips at most
+    # Compiling would take longer than predicting.
+    checkpoint = open_checkpoint(args.checkpoint, ['train.compile=false', *args.set])
     names, subjects = checkpoint.class_names, []
     for path in args.inputs:
         for annotation in read_input(path, args.layout, img_shape, args.split):
